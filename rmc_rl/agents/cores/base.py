@@ -1,0 +1,214 @@
+"""
+The Core contract: what a recurrent memory is, how it is unrolled over episodes, and how it is found by name.
+
+Shapes: ``B`` batch, ``T`` time, ``F`` features read per step, ``O`` features written per step,
+``S`` numbers carried from step to step.
+
+The split of the work (one step in the core, resets and unroll around it) follows Sonnet's ``RNNCore`` and
+Haiku's ``ResetCore``; the state is one flat vector per sequence, so that whoever stores states needs to know nothing of cores.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from rmc_rl.errors import UsageError, check_keywords, require, unknown
+
+
+class Core(nn.Module, ABC):
+    """
+    A recurrent memory: reads ``F`` features and its state at each step, writes ``O`` features and the next state.
+
+    A new core is a subclass with :meth:`initial_state` and :meth:`step`. :meth:`forward` may be overridden for
+    speed, never for meaning: it equals a loop over :meth:`step`, values and gradients.
+
+    :param input_size: ``F``, features read per step
+    :param output_size: ``O``, features written per step
+    :param state_size: ``S``, numbers carried from step to step, per sequence; 0 for a core without memory
+    """
+
+    def __init__(self, input_size: int, output_size: int, state_size: int):
+        super().__init__()
+        self.input_size = input_size
+        self.output_size = output_size
+        self.state_size = state_size
+        self._looks: dict[str, list[Tensor]] | None = None
+
+    @abstractmethod
+    def initial_state(self, batch_size: int) -> Tensor:
+        """
+        The state before the first step of an episode.
+
+        :param batch_size: ``B``
+        :return: ``(B, S)``, on the core's device and of its dtype
+        """
+
+    @abstractmethod
+    def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """
+        One step in time.
+
+        :param x: features, ``(B, F)``
+        :param state: ``(B, S)``
+        :return: output ``(B, O)`` and next state ``(B, S)``
+        """
+
+    def forward(self, inputs: Tensor, state: Tensor, starts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """
+        Many steps in time, with episodes that may start anywhere.
+
+        :param inputs: features, ``(T, B, F)``
+        :param state: ``(B, S)``, before the first step
+        :param starts: ``(T, B)`` bool; where true, row ``b`` opens a new episode at step ``t``: its state becomes the
+            initial one before the step. None: no episode starts
+        :return: outputs ``(T, B, O)`` and the state after the last step ``(B, S)``
+        """
+        return self.unroll(self.step, inputs, state, starts)
+
+    def unroll(
+        self,
+        step: Callable[..., tuple[Tensor, Tensor]],
+        inputs: Tensor | tuple[Tensor, ...],
+        state: Tensor,
+        starts: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """
+        The one loop over time, for :meth:`forward` and for cores that compute what depends on inputs alone beforehand.
+
+        :param step: called with a time slice of each tensor of ``inputs`` and the state; returns output and next state
+        :param inputs: ``(T, B, ...)``, one tensor or several
+        :param state: ``(B, S)``, before the first step
+        :param starts: ``(T, B)`` bool, see :meth:`forward`
+        :return: outputs ``(T, B, O)`` and the state after the last step ``(B, S)``
+        """
+        sequences = inputs if isinstance(inputs, tuple) else (inputs,)
+        fresh = None if starts is None else self.initial_state(state.shape[0])
+        outputs = []
+        for t in range(sequences[0].shape[0]):
+            if starts is not None and fresh is not None:
+                # a choice, not a product with 0: exact, and its gradient reaches a learned initial state
+                state = torch.where(starts[t].unsqueeze(-1), fresh, state)
+            output, state = step(*(sequence[t] for sequence in sequences), state)
+            outputs.append(output)
+        return torch.stack(outputs), state
+
+    def inspect(self, inputs: Tensor, state: Tensor, starts: Tensor | None = None) -> dict[str, Tensor]:
+        """
+        Run :meth:`step` over a sequence and return what people look at; the normal path is not slowed by it.
+
+        :param inputs: features, ``(T, B, F)``
+        :param state: ``(B, S)``, before the first step
+        :param starts: ``(T, B)`` bool, see :meth:`forward`
+        :return: ``output`` ``(T, B, O)``, ``state`` ``(T, B, S)`` after each step, and what the core shows of itself
+            (names and shapes in its docstring), each ``(T, B, ...)``
+        """
+
+        def step(x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+            output, state = self.step(x, state)
+            self.show("state", state)
+            return output, state
+
+        self._looks = {}
+        try:
+            outputs, _ = self.unroll(step, inputs, state, starts)
+            return {"output": outputs, **{name: torch.stack(values) for name, values in self._looks.items()}}
+        finally:
+            self._looks = None
+
+    def show(self, name: str, value: Tensor) -> None:
+        """
+        Called by a core within its step: keeps a tensor for :meth:`inspect`, does nothing otherwise.
+
+        :param name: the name under which :meth:`inspect` returns it
+        :param value: ``(B, ...)``
+        """
+        if self._looks is not None:
+            self._looks.setdefault(name, []).append(value)
+
+
+CoreType = TypeVar("CoreType", bound=type[Core])
+
+_CORES: dict[str, type[Core]] = {}
+
+
+def register_core(name: str) -> Callable[[CoreType], CoreType]:
+    """
+    Class decorator: makes a core known by name, as in ``policy_kwargs=dict(core="rmc")``.
+
+    :param name: the name
+    :raises UsageError: where another class already has the name
+    """
+
+    def register(core: CoreType) -> CoreType:
+        known = _CORES.get(name)
+        if known is not None and (known.__module__, known.__qualname__) != (core.__module__, core.__qualname__):
+            raise UsageError(f"a core's name must be new, got '{name}', which is {known.__module__}.{known.__qualname__}")
+        _CORES[name] = core
+        return core
+
+    return register
+
+
+def core_names() -> list[str]:
+    """The registered names, sorted."""
+    return sorted(_CORES)
+
+
+def core_class(core: str | type[Core]) -> type[Core]:
+    """
+    Find a core's class.
+
+    :param core: a registered name, or a subclass of :class:`Core`
+    :raises UsageError: for an unknown name or something that is not a core
+    """
+    if isinstance(core, str):
+        if core not in _CORES:
+            raise unknown("core", core, _CORES)
+        return _CORES[core]
+    if not (isinstance(core, type) and issubclass(core, Core)):
+        raise UsageError(f"core must be a registered name or a subclass of Core, got {core!r}")
+    return core
+
+
+def make_core(core: str | type[Core], input_size: int, kwargs: dict[str, Any] | None = None) -> Core:
+    """
+    Build a core.
+
+    :param core: a registered name, or a subclass of :class:`Core`
+    :param input_size: ``F``, features read per step
+    :param kwargs: the core's own arguments
+    :raises UsageError: for an unknown name, an unknown argument or a value that breaks the core's rules
+    """
+    cls, kwargs = core_class(core), dict(kwargs or {})
+    check_keywords(f"argument of core {cls.__name__}", cls, kwargs, given=("input_size",))
+    return cls(input_size, **kwargs)
+
+
+def require_whole(name: str, value: object, at_least: int = 1) -> None:
+    """
+    Check that a size is a whole number.
+
+    :param name: the argument's name
+    :param value: the value received
+    :param at_least: the smallest valid value
+    :raises UsageError: where it is not
+    """
+    valid = isinstance(value, int) and not isinstance(value, bool) and value >= at_least
+    require(valid, f"{name} must be a whole number of at least {at_least}", value)
+
+
+def require_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """
+    Check that an argument is one of a few words.
+
+    :param name: the argument's name
+    :param value: the value received
+    :param choices: the valid words
+    :raises UsageError: where it is not, with the nearest word
+    """
+    choices = list(choices)
+    if value not in choices:
+        raise unknown(name, value, choices)

@@ -1,0 +1,339 @@
+"""
+Policies that think with a core, for sb3-contrib's ``RecurrentPPO``.
+
+Shapes: ``B`` sequences (environments, while acting), ``T`` steps of each, ``F`` features, ``S`` size of a core's state.
+
+sb3-contrib carries the state of a recurrent policy as a pair of tensors ``(n_layers, B, hidden_size)``. The flat state
+of a core is cut in two halves to fill it: ``(1, B, ceil(S / 2))`` twice, nothing stored twice, any core fits.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import Tensor, nn
+
+from rmc_rl.agents.cores import Core, make_core
+from rmc_rl.agents.cores.base import require_choice
+from rmc_rl.errors import UsageError, require
+
+CRITICS = ("shared", "separate", "memoryless")
+
+StatePair = tuple[Tensor, ...]  # two halves of a flat state, each (1, B, ceil(S / 2))
+
+
+class StateShape(NamedTuple):
+    """What sb3-contrib's algorithm reads off ``policy.lstm_actor`` to lay out its storage."""
+
+    num_layers: int
+    hidden_size: int
+
+
+def split_state(state: Tensor) -> StatePair:
+    """
+    Cut flat states into the pair that sb3-contrib carries.
+
+    :param state: ``(B, S)``
+    :return: two tensors ``(1, B, ceil(S / 2))``; an odd ``S`` is padded with one zero
+    """
+    if state.shape[1] % 2:
+        state = nn.functional.pad(state, (0, 1))
+    first, second = state.unsqueeze(0).chunk(2, dim=-1) if state.shape[1] else (state.unsqueeze(0),) * 2
+    return first.contiguous(), second.contiguous()
+
+
+def join_state(pair: StatePair, state_size: int) -> Tensor:
+    """
+    The reverse of :func:`split_state`.
+
+    :param pair: two tensors ``(1, B, ceil(S / 2))``
+    :param state_size: ``S``
+    :return: ``(B, S)``
+    :raises UsageError: where the pair is not of this shape
+    """
+    first, second = pair
+    expected = (state_size + 1) // 2
+    fits = all(half.dim() == 3 and half.shape[0] == 1 and half.shape[2] == expected for half in pair)
+    require(fits, f"a state must be a pair of arrays (1, n_envs, {expected})", tuple(tuple(half.shape) for half in pair))
+    return torch.cat([first[0], second[0]], dim=-1)[:, :state_size]
+
+
+class MlpMemoryPolicy(RecurrentActorCriticPolicy):
+    """
+    Actor and critic that read a core's output; the core reads the features of the observation.
+
+    Used as ``RecurrentPPO(MlpMemoryPolicy, env, policy_kwargs=dict(core="rmc", core_kwargs=dict(num_slots=4)))``.
+    Code it follows: ``sb3_contrib.common.recurrent.policies.RecurrentActorCriticPolicy``, whose LSTMs it replaces.
+
+    Differences from sb3-contrib's policies:
+
+    * ``critic`` takes the place of ``shared_lstm`` and ``enable_critic_lstm``. With "shared" both losses train the core
+      (there, the critic's gradient is cut off).
+    * An episode starts from the core's own initial state, in training and in :meth:`predict`; there, from zeros.
+    * Orthogonal initialisation (``ortho_init``) leaves the core's own weights alone, as there.
+    * MultiBinary actions work: the buffer keeps them as int8, which the Bernoulli distribution does not take.
+
+    :param observation_space: Observation space
+    :param action_space: Action space
+    :param lr_schedule: Learning rate schedule (could be constant)
+    :param core: a registered name ("rmc", "memoryless" ...) or a subclass of :class:`~rmc_rl.agents.cores.Core`
+    :param core_kwargs: the core's own arguments
+    :param critic: "shared" (one core for actor and critic), "separate" (a core of its own) or "memoryless" (a linear layer)
+    :param net_arch: layers after the core, as in SB3. Default: two layers of 64 each for actor and critic,
+        none after a ``NatureCNN``
+    :param activation_fn: Activation function
+    :param ortho_init: Whether to use or not orthogonal initialization
+    :param use_sde: Whether to use State Dependent Exploration or not
+    :param log_std_init: Initial value for the log standard deviation
+    :param full_std: Whether to use (n_features x n_actions) parameters for the std instead of only (n_features,) with gSDE
+    :param use_expln: Use ``expln()`` instead of ``exp()`` to ensure a positive standard deviation
+    :param squash_output: Whether to squash the output using a tanh function, with gSDE
+    :param features_extractor_class: Features extractor to use
+    :param features_extractor_kwargs: Keyword arguments to pass to the features extractor
+    :param share_features_extractor: If True, actor and critic share the features extractor
+    :param normalize_images: Whether to divide images by 255
+    :param optimizer_class: The optimizer to use, ``torch.optim.Adam`` by default
+    :param optimizer_kwargs: Additional keyword arguments, excluding the learning rate, to pass to the optimizer
+    :raises UsageError: for an unknown core, core argument or critic, a value that breaks the core's rules, or a shared
+        critic with two features extractors
+    """
+
+    core: Core
+    critic_core: Core | None
+    critic: nn.Linear | None
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Schedule,
+        core: str | type[Core] = "rmc",
+        core_kwargs: dict[str, Any] | None = None,
+        critic: str = "shared",
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        activation_fn: type[nn.Module] = nn.Tanh,
+        ortho_init: bool = True,
+        use_sde: bool = False,
+        log_std_init: float = 0.0,
+        full_std: bool = True,
+        use_expln: bool = False,
+        squash_output: bool = False,
+        features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
+        features_extractor_kwargs: dict[str, Any] | None = None,
+        share_features_extractor: bool = True,
+        normalize_images: bool = True,
+        optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+    ):
+        require_choice("critic", critic, CRITICS)
+        if critic == "shared" and not share_features_extractor:
+            raise UsageError("critic must be 'separate' or 'memoryless' with share_features_extractor=False, got 'shared'")
+        self._core_arguments = dict(core=core, core_kwargs=dict(core_kwargs or {}), critic=critic)
+        # Not RecurrentActorCriticPolicy's, which would build LSTMs
+        super(RecurrentActorCriticPolicy, self).__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            net_arch=net_arch,
+            activation_fn=activation_fn,
+            ortho_init=ortho_init,
+            use_sde=use_sde,
+            log_std_init=log_std_init,
+            full_std=full_std,
+            use_expln=use_expln,
+            squash_output=squash_output,
+            features_extractor_class=features_extractor_class,
+            features_extractor_kwargs=features_extractor_kwargs,
+            share_features_extractor=share_features_extractor,
+            normalize_images=normalize_images,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+        )
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        # before super()'s, which builds the layers after the core and the optimizer of all parameters
+        core, kwargs, critic = self._core_arguments.values()
+        self.core = make_core(core, self.features_dim, kwargs)
+        self.critic_core = make_core(core, self.features_dim, kwargs) if critic == "separate" else None
+        # to the width of the core's output, for actor and critic are built alike from there
+        self.critic = nn.Linear(self.features_dim, self.core.output_size) if critic == "memoryless" else None
+        self.lstm_output_dim = self.core.output_size
+        half = (self.core.state_size + 1) // 2
+        self.lstm_actor: Any = StateShape(num_layers=1, hidden_size=half)
+        self.lstm_hidden_state_shape = (1, 1, half)
+        super()._build(lr_schedule)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        data = super()._get_constructor_parameters()
+        return data | self._core_arguments | dict(share_features_extractor=self.share_features_extractor)
+
+    def initial_states(self, n_envs: int) -> RNNStates:
+        """
+        The states before the first step of an episode.
+
+        :param n_envs: ``B``
+        :return: for actor and critic a pair of tensors ``(1, B, ceil(S / 2))`` each
+        """
+        actor = split_state(self.core.initial_state(n_envs))
+        critic = actor if self.critic_core is None else split_state(self.critic_core.initial_state(n_envs))
+        return RNNStates(actor, critic)
+
+    @staticmethod
+    def _remember(core: Core, features: Tensor, states: StatePair, episode_starts: Tensor) -> tuple[Tensor, StatePair]:
+        """
+        Run a core over sequences.
+
+        :param features: ``(B * T, F)``, the steps of a sequence one after another
+        :param states: before the first step, a pair ``(1, B, ceil(S / 2))``
+        :param episode_starts: ``(B * T,)``, not 0 where a step opens an episode
+        :return: outputs ``(B * T, O)`` and the states after the last step
+        """
+        state = join_state(states, core.state_size)
+        # (B * T, F) -> (B, T, F) -> (T, B, F)
+        sequences = features.reshape(len(state), -1, core.input_size).transpose(0, 1)
+        starts = episode_starts.reshape(len(state), -1).transpose(0, 1) > 0.5
+        outputs, state = core(sequences, state, starts)
+        # (T, B, O) -> (B, T, O) -> (B * T, O)
+        return outputs.transpose(0, 1).flatten(0, 1), split_state(state)
+
+    def _latents(self, obs: PyTorchObs, states: RNNStates, episode_starts: Tensor) -> tuple[Tensor, Tensor, RNNStates]:
+        """Actor's and critic's last hidden layer for ``B * T`` observations, and the states after them."""
+        features = self.extract_features(obs)
+        actor_features, critic_features = features if isinstance(features, tuple) else (features, features)
+        actor, actor_states = self._remember(self.core, actor_features, states.pi, episode_starts)
+        critic, critic_states = actor, actor_states
+        if self.critic_core is not None:
+            critic, critic_states = self._remember(self.critic_core, critic_features, states.vf, episode_starts)
+        elif self.critic is not None:
+            critic = self.critic(critic_features)
+        return (
+            self.mlp_extractor.forward_actor(actor),
+            self.mlp_extractor.forward_critic(critic),
+            RNNStates(actor_states, critic_states),
+        )
+
+    def forward(  # type: ignore[override]  # as in sb3-contrib: a recurrent policy returns its states as well
+        self, obs: PyTorchObs, lstm_states: RNNStates, episode_starts: Tensor, deterministic: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor, RNNStates]:
+        """
+        Act.
+
+        :param obs: observations, ``(B, *observation_shape)``
+        :param lstm_states: the states after the step before
+        :param episode_starts: ``(B,)``, not 0 where an observation is an episode's first: the core then starts anew
+        :param deterministic: take the likeliest action instead of a sample
+        :return: actions ``(B, *action_shape)``, values ``(B, 1)``, log-probabilities ``(B,)``, next states
+        """
+        latent_pi, latent_vf, states = self._latents(obs, lstm_states, episode_starts)
+        distribution = self._get_action_dist_from_latent(latent_pi)
+        actions = distribution.get_actions(deterministic=deterministic)
+        log_prob = distribution.log_prob(actions)
+        actions = actions.reshape(-1, *(self.action_space.shape or ()))
+        return actions, self.value_net(latent_vf), log_prob, states
+
+    def get_distribution(  # type: ignore[override]
+        self, obs: PyTorchObs, lstm_states: StatePair, episode_starts: Tensor
+    ) -> tuple[Distribution, StatePair]:
+        """
+        The distribution of actions.
+
+        :param obs: observations, ``(B, *observation_shape)``
+        :param lstm_states: the actor's states after the step before
+        :param episode_starts: ``(B,)``
+        :return: distribution and next states of the actor
+        """
+        features = super(ActorCriticPolicy, self).extract_features(obs, self.pi_features_extractor)
+        latent, states = self._remember(self.core, features, lstm_states, episode_starts)
+        return self._get_action_dist_from_latent(self.mlp_extractor.forward_actor(latent)), states
+
+    def predict_values(self, obs: PyTorchObs, lstm_states: StatePair, episode_starts: Tensor) -> Tensor:  # type: ignore[override]
+        """
+        The values of observations.
+
+        :param obs: observations, ``(B, *observation_shape)``
+        :param lstm_states: the critic's states after the step before
+        :param episode_starts: ``(B,)``
+        :return: ``(B, 1)``
+        """
+        features = super(ActorCriticPolicy, self).extract_features(obs, self.vf_features_extractor)
+        if self.critic is not None:
+            latent = self.critic(features)
+        else:
+            latent, _ = self._remember(self.critic_core or self.core, features, lstm_states, episode_starts)
+        return self.value_net(self.mlp_extractor.forward_critic(latent))
+
+    def evaluate_actions(  # type: ignore[override]
+        self, obs: PyTorchObs, actions: Tensor, lstm_states: RNNStates, episode_starts: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """
+        Values and probabilities of steps that were taken.
+
+        :param obs: observations, ``(B * T, *observation_shape)``, the steps of a sequence one after another
+        :param actions: ``(B * T, *action_shape)``
+        :param lstm_states: the states before the first step of each sequence
+        :param episode_starts: ``(B * T,)``, not 0 where a step opens an episode
+        :return: values ``(B * T, 1)``, log-probabilities ``(B * T,)`` and entropies ``(B * T,)``, the last None for gSDE
+            with squashed output
+        """
+        latent_pi, latent_vf, _ = self._latents(obs, lstm_states, episode_starts)
+        distribution = self._get_action_dist_from_latent(latent_pi)
+        if isinstance(self.action_space, spaces.MultiBinary):
+            actions = actions.float()
+        return self.value_net(latent_vf), distribution.log_prob(actions), distribution.entropy()
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """
+        Act on observations of one environment or several.
+
+        :param observation: of one environment, or a batch of ``B``
+        :param state: what the call before returned; None: the core's initial state
+        :param episode_start: ``(B,)`` bool, true where an observation is an episode's first; None: nowhere.
+            Without it a state is carried across episodes
+        :param deterministic: take the likeliest action instead of a sample
+        :return: actions, and the state to pass with the next observation
+        :raises UsageError: for the state of another core or another number of environments
+        """
+        if isinstance(observation, tuple):
+            raise UsageError("observation must be an array or a dict, got a tuple: unpack it, `obs, info = env.reset()`")
+        batch, _ = self.obs_to_tensor(observation)
+        n_envs = len(next(iter(batch.values())) if isinstance(batch, dict) else batch)
+        if state is None:
+            state = tuple(half.detach().cpu().numpy() for half in self.initial_states(n_envs).pi)
+        elif state[0].shape[1] != n_envs:
+            raise UsageError(f"state must be that of the {n_envs} environments observed, got that of {state[0].shape[1]}")
+        return super().predict(observation, state, episode_start, deterministic)
+
+
+class CnnMemoryPolicy(MlpMemoryPolicy):
+    """
+    :class:`MlpMemoryPolicy` for images: the core reads the features of a ``NatureCNN``.
+
+    Its parameters are those of :class:`MlpMemoryPolicy`, ``features_extractor_class`` has another default.
+    """
+
+    def __init__(self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN, **kwargs: Any):
+        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)
+
+
+class MultiInputMemoryPolicy(MlpMemoryPolicy):
+    """
+    :class:`MlpMemoryPolicy` for ``Dict`` observations: the core reads the features of a ``CombinedExtractor``.
+
+    Its parameters are those of :class:`MlpMemoryPolicy`, ``features_extractor_class`` has another default.
+    """
+
+    def __init__(self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor, **kwargs: Any):
+        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)

@@ -1,0 +1,155 @@
+"""
+The batched-world contract: many copies of a world in a few tensors, and the single NumPy world made from the same code.
+
+Shapes: ``B`` worlds side by side (``num_envs``).
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from torch import Tensor
+
+from rmc_rl.errors import check_keywords, require
+
+
+class BatchedWorld(VectorEnv[Tensor, Tensor | np.ndarray, Tensor], ABC):
+    """
+    ``B`` copies of a world, whose state, observations and rewards are tensors with a leading dimension ``B``.
+
+    A world is a subclass with three methods, :meth:`_begin`, :meth:`_advance` and :meth:`_observe`; this class does
+    seeding, autoreset and the Gymnasium interface. Episodes reset in the step that ends them
+    (``AutoresetMode.SAME_STEP``): the observation returned is the new episode's first, the ended one's last is in
+    ``info["final_obs"]``, valid where ``info["_final_obs"]``. On the CPU both keys are there only when an episode
+    ended; elsewhere always, so that no step waits for the device.
+
+    One generator draws for all copies: ``reset(seed=...)`` fixes the whole batch, and a copy's episodes depend on ``B``.
+
+    :param num_envs: ``B``
+    :param observation_space: of one copy
+    :param action_space: of one copy
+    :param device: where the tensors live
+    :param render_mode: None or one of ``metadata["render_modes"]``
+    :raises UsageError: for ``num_envs`` below 1 or an unknown render mode
+    """
+
+    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": [], "render_fps": 4}
+
+    def __init__(
+        self,
+        num_envs: int,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        device: torch.device | str = "cpu",
+        render_mode: str | None = None,
+    ):
+        require(isinstance(num_envs, int) and num_envs >= 1, "num_envs must be a whole number of at least 1", num_envs)
+        modes = [None, *self.metadata["render_modes"]]
+        require(render_mode in modes, f"render_mode must be one of {modes}", render_mode)
+        self.num_envs = num_envs
+        self.single_observation_space, self.single_action_space = observation_space, action_space
+        self.observation_space = batch_space(observation_space, num_envs)
+        self.action_space = batch_space(action_space, num_envs)
+        self.device = torch.device(device)
+        self.render_mode = render_mode
+        self.generator = torch.Generator(self.device)
+        self._is_seeded = self._is_reset = False
+
+    @abstractmethod
+    def _begin(self, rows: Tensor) -> None:
+        """
+        Begin a new episode in some copies and leave the others as they are.
+
+        :param rows: ``(B,)`` bool; all of them at the first call
+        """
+
+    @abstractmethod
+    def _advance(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """
+        One step of all copies, without autoreset.
+
+        :param actions: ``(B, *action_shape)``
+        :return: rewards ``(B,)`` float32, terminated ``(B,)`` bool, truncated ``(B,)`` bool
+        """
+
+    @abstractmethod
+    def _observe(self) -> Tensor:
+        """What the agents see now, ``(B, *observation_shape)``, in memory of its own."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Tensor, dict[str, Any]]:
+        """
+        Begin a new episode in all copies.
+
+        :param seed: fixes everything random from here on; None goes on with the present generator
+        :param options: unused
+        :return: observations ``(B, *observation_shape)`` and an empty info
+        """
+        super().reset(seed=seed)
+        if seed is not None or not self._is_seeded:
+            self.generator.manual_seed(int(self.np_random.integers(2**62)))
+            self._is_seeded = True
+        self._begin(torch.ones(self.num_envs, dtype=torch.bool, device=self.device))
+        self._is_reset = True
+        return self._observe(), {}
+
+    def step(self, actions: Tensor | np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
+        """
+        One step of all copies; episodes that end begin anew at once.
+
+        :param actions: ``(B, *action_shape)``, a tensor or an array
+        :return: observations, rewards ``(B,)``, terminated ``(B,)``, truncated ``(B,)``, info
+        :raises gymnasium.error.ResetNeeded: before the first reset
+        """
+        if not self._is_reset:
+            raise gymnasium.error.ResetNeeded("reset() must be called before step()")
+        rewards, terminated, truncated = self._advance(torch.as_tensor(actions, device=self.device))
+        done = terminated | truncated
+        if self.device.type == "cpu" and not done.any():
+            return self._observe(), rewards, terminated, truncated, {}
+        info = {"final_obs": self._observe(), "_final_obs": done}
+        self._begin(done)
+        return self._observe(), rewards, terminated, truncated, info
+
+
+class SingleWorld(gymnasium.Env[Any, Any]):
+    """
+    One copy of a batched world as an ordinary Gymnasium environment with NumPy observations.
+
+    A subclass names its ``World`` and the world's ``metadata``.
+
+    :param render_mode: None or one of ``metadata["render_modes"]``
+    :param kwargs: the world's own keywords
+    :raises UsageError: for a keyword the world does not have, or a value it does not take
+    """
+
+    World: ClassVar[type[BatchedWorld]]
+
+    def __init__(self, render_mode: str | None = None, **kwargs: Any):
+        check_keywords(f"keyword of {self.World.__name__}", self.World, kwargs, given=("num_envs", "render_mode"))
+        self.world = self.World(num_envs=1, render_mode=render_mode, **kwargs)
+        self.render_mode = render_mode
+        self.observation_space = self.world.single_observation_space
+        self.action_space = self.world.single_action_space
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        observation, _ = self.world.reset(seed=seed, options=options)
+        return observation[0].cpu().numpy()[()], {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.world.step(np.asarray(action)[None])
+        done = bool(terminated | truncated)
+        last = info["final_obs"] if done else observation
+        return last[0].cpu().numpy()[()], float(reward), bool(terminated), bool(truncated), {}
+
+    def render(self) -> Any:
+        frames = self.world.render()
+        return None if frames is None else frames[0]
+
+    def close(self) -> None:
+        self.world.close()

@@ -1,0 +1,13 @@
+"""The worlds of this package, by id."""
+
+import gymnasium
+
+# id -> (module, name of the single world's class, name of the batched world's class)
+WORLDS = {"rmc_rl/Copy-v0": ("rmc_rl.envs.copy", "CopyEnv", "CopyWorld")}
+
+
+def register_worlds() -> None:
+    """Make every world known to ``gymnasium.make`` and ``gymnasium.make_vec``."""
+    for world_id, (module, single, batched) in WORLDS.items():
+        if world_id not in gymnasium.registry:
+            gymnasium.register(world_id, f"{module}:{single}", vector_entry_point=f"{module}:{batched}")

@@ -1,0 +1,123 @@
+"""A Gymnasium vector environment as an SB3 ``VecEnv``, with episode statistics."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
+
+from rmc_rl.errors import require
+
+
+def to_numpy(value: Any) -> Any:
+    """Tensors, arrays and dictionaries of them as NumPy arrays."""
+    if isinstance(value, dict):
+        return {key: to_numpy(item) for key, item in value.items()}
+    return value.cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+
+
+def row(value: Any, index: int) -> Any:
+    """One copy's part of a batched observation."""
+    return {key: item[index] for key, item in value.items()} if isinstance(value, dict) else value[index]
+
+
+class SameStepVecEnv(VecEnv):
+    """
+    Copies of an environment that step as one, under SB3's interface.
+
+    Does what SB3's ``Monitor`` does as well: ``info["episode"]`` holds return ``r``, length ``l`` in steps and seconds
+    ``t`` when an episode ends. Infos hold nothing else than this, ``terminal_observation`` and ``TimeLimit.truncated``:
+    a dictionary for each of thousands of copies would cost more than the step.
+
+    :param vector: the environment; it must reset in the step that ends an episode and give ``final_obs``
+    :raises UsageError: for another autoreset mode
+    """
+
+    def __init__(self, vector: VectorEnv[Any, Any, Any]):
+        mode = vector.metadata.get("autoreset_mode")
+        require(mode == AutoresetMode.SAME_STEP, "a vector environment must have AutoresetMode.SAME_STEP", mode)
+        self.vector = vector
+        self.returns = np.zeros(vector.num_envs)
+        self.lengths = np.zeros(vector.num_envs, dtype=int)
+        self.started = time.time()
+        super().__init__(vector.num_envs, vector.single_observation_space, vector.single_action_space)
+
+    def observation(self, observation: Any) -> VecEnvObs:
+        """The agent's view of a batched observation. To be overridden."""
+        return to_numpy(observation)
+
+    def reward(self, rewards: np.ndarray) -> np.ndarray:
+        """
+        The rewards the agent trains on; statistics count the unchanged ones. To be overridden.
+
+        :param rewards: ``(B,)``, the environment's own
+        :return: ``(B,)`` float32, in memory that the caller may write to
+        """
+        return rewards.astype(np.float32)
+
+    def episode_over(self, terminated: np.ndarray, truncated: np.ndarray, info: dict[str, Any]) -> np.ndarray:
+        """Which episodes are over, ``(B,)`` bool: those count in the statistics and have a ``final_obs``. To be overridden."""
+        return terminated | truncated
+
+    def reset(self) -> VecEnvObs:
+        observation, _ = self.vector.reset(seed=self._seeds[0])
+        self._reset_seeds()
+        self._reset_options()
+        self.returns[:], self.lengths[:] = 0, 0
+        return self.observation(observation)
+
+    def step_async(self, actions: np.ndarray) -> None:
+        self._actions = actions
+
+    def step_wait(self) -> VecEnvStepReturn:
+        observation, rewards, terminated, truncated, info = self.vector.step(self._actions)
+        observations = self.observation(observation)
+        rewards, terminated, truncated = to_numpy(rewards), to_numpy(terminated), to_numpy(truncated)
+        self.returns += rewards
+        self.lengths += 1
+        dones = terminated | truncated
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        if dones.any():
+            over = self.episode_over(terminated, truncated, info)
+            final = self.observation(info["final_obs"]) if over.any() else observations
+            for index in np.flatnonzero(dones):
+                # a done that ends no episode (a lost life) is followed by the observation it ends with
+                infos[index]["terminal_observation"] = row(final if over[index] else observations, index)
+                infos[index]["TimeLimit.truncated"] = bool(truncated[index] and not terminated[index])
+                if over[index]:
+                    infos[index]["episode"] = {
+                        "r": float(self.returns[index]),
+                        "l": int(self.lengths[index]),
+                        "t": round(time.time() - self.started, 6),
+                    }
+                    self.returns[index], self.lengths[index] = 0, 0
+        return observations, self.reward(rewards), dones, infos
+
+    def close(self) -> None:
+        self.vector.close()
+
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        frames = self.vector.render()
+        return [None] * self.num_envs if frames is None else list(frames)
+
+    # The copies are one object: what SB3 asks of each is asked of it once.
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        return [getattr(self.vector, attr_name) for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        setattr(self.vector, attr_name, value)
+
+    def env_method(self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any) -> list[Any]:
+        result = getattr(self.vector, method_name)(*method_args, **method_kwargs)
+        return [result for _ in self._get_indices(indices)]
+
+    def env_is_wrapped(self, wrapper_class: type[gymnasium.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None) -> list[bool]:
+        # true of Monitor, for its work is done here: SB3's evaluation then reads info["episode"]
+        return [issubclass(wrapper_class, Monitor) for _ in self._get_indices(indices)]

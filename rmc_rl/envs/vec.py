@@ -1,0 +1,116 @@
+"""From an environment's id to an SB3 ``VecEnv``, by the fastest native route."""
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import ale_py
+import gymnasium
+import torch
+from gymnasium.envs.registration import EnvSpec, load_env_creator
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+
+from rmc_rl.envs.atari import AtariVecEnv, is_atari
+from rmc_rl.envs.registration import WORLDS
+from rmc_rl.envs.same_step import SameStepVecEnv
+from rmc_rl.errors import UsageError, check_keywords, require, unknown
+
+gymnasium.register_envs(ale_py)
+
+# ale-py's own keywords, for an id of ale-py; what the caller fills in
+_ATARI_GIVEN = ("self", "spec", "num_envs")
+
+
+def find_spec(env_id: str) -> EnvSpec:
+    """
+    Look an id up.
+
+    :param env_id: any registered Gymnasium id, or ``module:id``, whose module is imported first
+    :raises UsageError: for an unknown id, with the nearest known one
+    """
+    require(isinstance(env_id, str) and env_id != "", "env must be the id of an environment", env_id)
+    module, _, name = env_id.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise UsageError(f"env '{env_id}' names a module that cannot be imported: {error}") from None
+    if name not in gymnasium.registry:
+        raise unknown("env", name, gymnasium.registry)
+    return gymnasium.registry[name]
+
+
+def env_family(env_id: str) -> str:
+    """
+    The family of worlds that an id belongs to, which decides its route and its default configuration.
+
+    :param env_id: any registered Gymnasium id
+    :return: "atari", "rmc_rl" or "gymnasium"
+    :raises UsageError: for an unknown id
+    """
+    spec = find_spec(env_id)
+    if is_atari(spec):
+        return "atari"
+    return "rmc_rl" if spec.id in WORLDS else "gymnasium"
+
+
+def make_vec(
+    env_id: str,
+    n_envs: int = 1,
+    seed: int | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    processes: bool = False,
+    device: torch.device | str = "cpu",
+) -> VecEnv:
+    """
+    Copies of an environment as an SB3 ``VecEnv`` with episode statistics.
+
+    Ids of ale-py run on :class:`~rmc_rl.envs.atari.AtariVecEnv`, ``rmc_rl/*`` on their batched world, any other
+    Gymnasium id on SB3's ``DummyVecEnv`` or ``SubprocVecEnv``.
+
+    :param env_id: any registered Gymnasium id, or ``module:id``
+    :param n_envs: copies
+    :param seed: fixes everything random in the copies; None: another sequence each time
+    :param env_kwargs: keywords of the environment
+    :param processes: a process for each copy instead of a loop; only for ids that are neither ``ALE/*`` nor ``rmc_rl/*``
+    :param device: where a batched world of ``rmc_rl/*`` keeps its tensors
+    :raises UsageError: for an unknown id or keyword, or a value the environment does not take
+    """
+    require(isinstance(n_envs, int) and n_envs >= 1, "n_envs must be a whole number of at least 1", n_envs)
+    spec, keywords, kind = find_spec(env_id), dict(env_kwargs or {}), f"keyword of {env_id}"
+    vec_env: VecEnv
+    if is_atari(spec):
+        check_keywords(kind, AtariVecEnv.__init__, keywords, given=_ATARI_GIVEN)
+        vec_env = AtariVecEnv(spec, n_envs, **keywords)
+    elif spec.id in WORLDS:
+        module, _, batched = WORLDS[spec.id]
+        world = getattr(importlib.import_module(module), batched)
+        check_keywords(kind, world, keywords, given=("num_envs", "device"))
+        vec_env = SameStepVecEnv(world(n_envs, device=device, **keywords))
+    else:
+        vec_env = _make_gymnasium(spec, env_id, n_envs, keywords, processes)
+    vec_env.seed(seed)
+    return vec_env
+
+
+def _make_gymnasium(spec: EnvSpec, env_id: str, n_envs: int, keywords: dict[str, Any], processes: bool) -> VecEnv:
+    """Copies of an environment that has no batched form."""
+    try:
+        creator = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
+        if creator is not None:
+            named = {name: value for name, value in keywords.items() if name != "max_episode_steps"}  # gymnasium.make's own
+            check_keywords(f"keyword of {env_id}", creator, named)
+        return make_vec_env(env_id, n_envs, vec_env_cls=SubprocVecEnv if processes else DummyVecEnv, env_kwargs=keywords)
+    except (ImportError, gymnasium.error.Error) as error:
+        raise UsageError(f"env '{env_id}' cannot be made: {_one_line(error)}") from None
+    except UsageError:
+        raise
+    except (TypeError, ValueError, AssertionError) as error:
+        if not keywords:
+            raise
+        raise UsageError(f"env '{env_id}' cannot be made with {keywords}: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,64 @@
+"""What a user is told about a mistake: one line with the rule, the value received and the nearest valid name."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+
+class UsageError(ValueError):
+    """A mistake of the caller. The command line prints its one line and exits with status 2."""
+
+
+def unknown(kind: str, name: object, valid: Iterable[str]) -> UsageError:
+    """
+    The error for a name that is not in a known set.
+
+    :param kind: what the name should have been, for example ``"core"``
+    :param name: the name received
+    :param valid: every name that would have been accepted
+    :return: the error, which names the nearest valid name, or all of them where none is near
+    """
+    names = sorted(valid)
+    by_lower_case = {candidate.lower(): candidate for candidate in names}
+    near = difflib.get_close_matches(str(name).lower(), by_lower_case, n=1, cutoff=0.5)
+    if near:
+        hint = f"did you mean '{by_lower_case[near[0]]}'?"
+    elif len(names) <= 30:
+        hint = "valid: " + (", ".join(names) or "none")
+    else:
+        hint = f"none of the {len(names)} valid names is near"
+    return UsageError(f"unknown {kind} '{name}'; {hint}")
+
+
+def require(condition: bool, rule: str, value: object) -> None:
+    """
+    Check an argument.
+
+    :param condition: whether the argument keeps the rule
+    :param rule: the rule, as in ``"num_slots must be at least 1"``
+    :param value: the value received
+    :raises UsageError: where the condition is false
+    """
+    if not condition:
+        raise UsageError(f"{rule}, got {value!r}")
+
+
+def check_keywords(kind: str, function: Callable[..., Any], keywords: Mapping[str, Any], given: Iterable[str] = ()) -> None:
+    """
+    Check that a function accepts the keywords it is about to be called with.
+
+    :param kind: what the keywords are called where the user writes them, for example ``"core argument"``
+    :param function: the function or class that will be called
+    :param keywords: the keywords the user gave
+    :param given: names of parameters that the caller fills in itself, so that a user may not
+    :raises UsageError: for a keyword that the function does not have, with the nearest one it has
+    """
+    parameters = inspect.signature(function).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    valid = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    valid = [name for name in valid if name not in set(given)]
+    for name in keywords:
+        if name not in valid:
+            raise unknown(kind, name, valid)
