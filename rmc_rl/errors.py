@@ -44,6 +44,33 @@ def require(condition: bool, rule: str, value: object) -> None:
         raise UsageError(f"{rule}, got {value!r}")
 
 
+def require_whole(name: str, value: object, at_least: int = 1) -> None:
+    """
+    Check that a size is a whole number.
+
+    :param name: the argument's name
+    :param value: the value received
+    :param at_least: the smallest valid value
+    :raises UsageError: where it is not
+    """
+    valid = isinstance(value, int) and not isinstance(value, bool) and value >= at_least
+    require(valid, f"{name} must be a whole number of at least {at_least}", value)
+
+
+def require_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """
+    Check that an argument is one of a few words.
+
+    :param name: the argument's name
+    :param value: the value received
+    :param choices: the valid words
+    :raises UsageError: where it is not, with the nearest word
+    """
+    choices = list(choices)
+    if value not in choices:
+        raise unknown(name, value, choices)
+
+
 def check_keywords(kind: str, function: Callable[..., Any], keywords: Mapping[str, Any], given: Iterable[str] = ()) -> None:
     """
     Check that a function accepts the keywords it is about to be called with.

@@ -21,8 +21,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
 from rmc_rl.agents.cores import Core, make_core
-from rmc_rl.agents.cores.base import require_choice
-from rmc_rl.errors import UsageError, require
+from rmc_rl.errors import UsageError, require, require_choice
 
 CRITICS = ("shared", "separate", "memoryless")
 

@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 
 from rmc_rl.envs.same_step import SameStepVecEnv
-from rmc_rl.errors import UsageError, require
+from rmc_rl.errors import UsageError, require, require_whole
 
 
 def is_atari(spec: EnvSpec) -> bool:
@@ -84,9 +84,10 @@ class AtariVecEnv(SameStepVecEnv):
             max_num_frames_per_episode = spec.kwargs["max_num_frames_per_episode"]
         counts = dict(num_envs=num_envs, img_height=img_height, img_width=img_width, stack_num=stack_num, frameskip=frameskip)
         counts |= dict(max_num_frames_per_episode=max_num_frames_per_episode)
-        for name, least, values in (("at least 1", 1, counts), ("at least 0", 0, dict(noop_max=noop_max, num_threads=num_threads))):
-            for key, value in values.items():
-                require(isinstance(value, int) and value >= least, f"{key} must be a whole number of {name}", value)
+        for name, value in counts.items():
+            require_whole(name, value)
+        for name, value in dict(noop_max=noop_max, num_threads=num_threads).items():
+            require_whole(name, value, at_least=0)
         probable = isinstance(repeat_action_probability, int | float) and 0 <= repeat_action_probability <= 1
         require(probable, "repeat_action_probability must lie in [0, 1]", repeat_action_probability)
 

@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from rmc_rl.errors import check_keywords, require
+from rmc_rl.errors import check_keywords, require, require_whole
 
 
 class BatchedWorld(VectorEnv[Tensor, Tensor | np.ndarray, Tensor], ABC):
@@ -48,7 +48,7 @@ class BatchedWorld(VectorEnv[Tensor, Tensor | np.ndarray, Tensor], ABC):
         device: torch.device | str = "cpu",
         render_mode: str | None = None,
     ):
-        require(isinstance(num_envs, int) and num_envs >= 1, "num_envs must be a whole number of at least 1", num_envs)
+        require_whole("num_envs", num_envs)
         modes = [None, *self.metadata["render_modes"]]
         require(render_mode in modes, f"render_mode must be one of {modes}", render_mode)
         self.num_envs = num_envs

@@ -13,7 +13,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from rmc_rl.envs.base import BatchedWorld, SingleWorld
-from rmc_rl.errors import require
+from rmc_rl.errors import require_whole
 
 _SEEN, _RIGHT, _WRONG = (70, 110, 200), (60, 160, 75), (200, 60, 60)  # RGB of a rendered cell
 _PAPER, _GRID, _NOW = (250, 250, 250), (225, 225, 225), (255, 236, 170)
@@ -74,7 +74,7 @@ class CopyWorld(BatchedWorld):
         render_mode: str | None = None,
     ):
         for name, value, least in (("n_symbols", n_symbols, 2), ("length", length, 1), ("delay", delay, 1)):
-            require(isinstance(value, int) and value >= least, f"{name} must be a whole number of at least {least}", value)
+            require_whole(name, value, least)
         super().__init__(num_envs, spaces.Discrete(n_symbols + 2), spaces.Discrete(n_symbols), device, render_mode)
         self.n_symbols, self.length, self.delay = n_symbols, length, delay
         self.blank, self.marker = n_symbols, n_symbols + 1

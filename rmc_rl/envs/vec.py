@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from rmc_rl.envs.atari import AtariVecEnv, is_atari
 from rmc_rl.envs.registration import WORLDS
 from rmc_rl.envs.same_step import SameStepVecEnv
-from rmc_rl.errors import UsageError, check_keywords, require, unknown
+from rmc_rl.errors import UsageError, check_keywords, require, require_whole, unknown
 
 gymnasium.register_envs(ale_py)
 
@@ -77,7 +77,7 @@ def make_vec(
     :param device: where a batched world of ``rmc_rl/*`` keeps its tensors
     :raises UsageError: for an unknown id or keyword, or a value the environment does not take
     """
-    require(isinstance(n_envs, int) and n_envs >= 1, "n_envs must be a whole number of at least 1", n_envs)
+    require_whole("n_envs", n_envs)
     spec, keywords, kind = find_spec(env_id), dict(env_kwargs or {}), f"keyword of {env_id}"
     vec_env: VecEnv
     if is_atari(spec):

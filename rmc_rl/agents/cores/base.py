@@ -9,13 +9,13 @@ Haiku's ``ResetCore``; the state is one flat vector per sequence, so that whoeve
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from rmc_rl.errors import UsageError, check_keywords, require, unknown
+from rmc_rl.errors import UsageError, check_keywords, unknown
 
 
 class Core(nn.Module, ABC):
@@ -185,30 +185,3 @@ def make_core(core: str | type[Core], input_size: int, kwargs: dict[str, Any] | 
     cls, kwargs = core_class(core), dict(kwargs or {})
     check_keywords(f"argument of core {cls.__name__}", cls, kwargs, given=("input_size",))
     return cls(input_size, **kwargs)
-
-
-def require_whole(name: str, value: object, at_least: int = 1) -> None:
-    """
-    Check that a size is a whole number.
-
-    :param name: the argument's name
-    :param value: the value received
-    :param at_least: the smallest valid value
-    :raises UsageError: where it is not
-    """
-    valid = isinstance(value, int) and not isinstance(value, bool) and value >= at_least
-    require(valid, f"{name} must be a whole number of at least {at_least}", value)
-
-
-def require_choice(name: str, value: object, choices: Iterable[str]) -> None:
-    """
-    Check that an argument is one of a few words.
-
-    :param name: the argument's name
-    :param value: the value received
-    :param choices: the valid words
-    :raises UsageError: where it is not, with the nearest word
-    """
-    choices = list(choices)
-    if value not in choices:
-        raise unknown(name, value, choices)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rmc_rl.agents.cores.base import Core, register_core, require_choice, require_whole
-from rmc_rl.errors import UsageError, require
+from rmc_rl.agents.cores.base import Core, register_core
+from rmc_rl.errors import UsageError, require, require_choice, require_whole
 
 GATE_STYLES = ("unit", "memory", "none")
 READOUTS = ("flatten", "mean", "attention")

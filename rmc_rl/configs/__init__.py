@@ -1,0 +1,1 @@
+"""YAML files: the defaults of every verb, core and family of worlds."""

@@ -1,0 +1,294 @@
+"""
+Train an agent with a memory by recurrent PPO: python -m rmc_rl.train key=value ...
+
+  python -m rmc_rl.train env_kwargs.n_symbols=4 env_kwargs.length=3 env_kwargs.delay=5   a small copy task, minutes
+  python -m rmc_rl.train env=ALE/Pong-v5 core=rmc core.num_slots=8                       Atari
+  python -m rmc_rl.train env=CartPole-v1 core=memoryless total_timesteps=50000           any Gymnasium id
+  python -m rmc_rl.train -m seed=0,1,2 core=rmc,memoryless                               a sweep, one run after another
+
+A run lies in runs/<env>/<core>/<stamp>-seed<k>: config.yaml, model.zip, best/model.zip, checkpoints/, TensorBoard's
+events and progress.csv. Ctrl-C saves the model and ends with status 130. A mistake on the command line ends with 2.
+"""
+
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from omegaconf import DictConfig, OmegaConf
+from sb3_contrib import RecurrentPPO
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import TensorBoardOutputFormat, configure
+from stable_baselines3.common.preprocessing import is_image_space
+from tqdm import tqdm
+
+from rmc_rl.agents import CnnMemoryPolicy, MlpMemoryPolicy, MultiInputMemoryPolicy
+from rmc_rl.cli import find_device, run_verb, say
+from rmc_rl.envs import make_vec
+from rmc_rl.envs.vec import env_family
+from rmc_rl.errors import UsageError, require
+from rmc_rl.runs import Run, save_model
+
+EPISODES_FOR_BEST = 100  # as many as SB3 averages its ep_rew_mean over
+
+
+def _whole(least: int) -> tuple[Callable[[Any], bool], str]:
+    return lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= least, f"a whole number of at least {least}"
+
+
+def _number(low: float, high: float = np.inf, open_low: bool = False) -> tuple[Callable[[Any], bool], str]:
+    def valid(value: Any) -> bool:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        return (value > low if open_low else value >= low) and value <= high
+
+    rule = "a number " + ("above" if open_low else "of at least") + f" {low:g}"
+    return valid, rule if high == np.inf else f"{rule} and at most {high:g}"
+
+
+def _or_null(rule: tuple[Callable[[Any], bool], str]) -> tuple[Callable[[Any], bool], str]:
+    return lambda v: v is None or rule[0](v), f"{rule[1]}, or null"
+
+
+_TRUTH: tuple[Callable[[Any], bool], str] = (lambda v: isinstance(v, bool), "true or false")
+
+# key -> what its value must be; keys of the core and of the environment are checked by these themselves
+RULES = {
+    "n_envs": _whole(1),
+    "processes": _TRUTH,
+    "total_timesteps": _whole(1),
+    "seed": _whole(0),
+    "checkpoint_every": _or_null(_whole(1)),
+    "policy.ortho_init": _TRUTH,
+    "policy.log_std_init": _number(-np.inf),
+    "algo.learning_rate": _number(0, open_low=True),
+    "algo.n_steps": _whole(1),
+    "algo.batch_size": _whole(2),
+    "algo.n_epochs": _whole(1),
+    "algo.gamma": _number(0, 1),
+    "algo.gae_lambda": _number(0, 1),
+    "algo.clip_range": _number(0, open_low=True),
+    "algo.clip_range_vf": _or_null(_number(0, open_low=True)),
+    "algo.normalize_advantage": _TRUTH,
+    "algo.ent_coef": _number(0),
+    "algo.vf_coef": _number(0),
+    "algo.max_grad_norm": _number(0, open_low=True),
+    "algo.use_sde": _TRUTH,
+    "algo.sde_sample_freq": _whole(-1),
+    "algo.target_kl": _or_null(_number(0, open_low=True)),
+}
+
+
+def check_config(config: DictConfig) -> None:
+    """
+    Check every value that neither the core nor the environment checks.
+
+    :param config: resolved
+    :raises UsageError: for the first value that breaks its rule
+    """
+    for node in ("algo", "policy", "core", "env_kwargs"):
+        require(OmegaConf.is_dict(config[node]), f"{node} must hold keys, as in {node}.key=value", config[node])
+    for key, (valid, rule) in RULES.items():
+        value = OmegaConf.select(config, key)
+        require(valid(value), f"{key} must be {rule}", value)
+    transitions = config.n_envs * config.algo.n_steps
+    if transitions % config.algo.batch_size:
+        divisors = [size for size in range(2, transitions + 1) if transitions % size == 0]
+        near = sorted(sorted(divisors, key=lambda size: abs(size - config.algo.batch_size))[:4])
+        raise UsageError(
+            f"algo.batch_size must divide the {transitions} transitions of a rollout (n_envs {config.n_envs} * "
+            f"algo.n_steps {config.algo.n_steps}), got {config.algo.batch_size}; near it: {', '.join(map(str, near))}"
+        )
+
+
+def make_model(config: DictConfig) -> RecurrentPPO:
+    """
+    The agent and its environment.
+
+    :param config: resolved
+    :raises UsageError: for a mistake in the configuration
+    """
+    check_config(config)
+    device = find_device(config.device)
+    env_kwargs = {str(key): value for key, value in _plain(config.env_kwargs).items()}
+    env = make_vec(config.env, config.n_envs, seed=config.seed, env_kwargs=env_kwargs, processes=config.processes)
+    policy: type[MlpMemoryPolicy] = MlpMemoryPolicy
+    if isinstance(env.observation_space, spaces.Dict):
+        policy = MultiInputMemoryPolicy
+    elif is_image_space(env.observation_space):
+        policy = CnnMemoryPolicy
+    core_kwargs = _plain(config.core)
+    core = core_kwargs.pop("name")
+    return RecurrentPPO(
+        policy,
+        env,
+        seed=config.seed,
+        device=device,
+        policy_kwargs=dict(core=core, core_kwargs=core_kwargs, **_plain(config.policy)),
+        stats_window_size=EPISODES_FOR_BEST,
+        **_plain(config.algo),
+    )
+
+
+def parameter_counts(model: BaseAlgorithm) -> dict[str, int]:
+    """
+    How many trainable numbers each part of a policy has.
+
+    :param model: the agent
+    :return: name of the part -> count; parts without any are left out
+    """
+    counts: dict[str, int] = {}
+    for name, parameter in model.policy.named_parameters():
+        part = name.split(".")[0]
+        counts[part] = counts.get(part, 0) + parameter.numel()
+    return counts
+
+
+class RunCallback(BaseCallback):
+    """
+    Shows a progress bar with the episode return and saves models into the run's folder.
+
+    :param run: the run
+    :param config: its configuration, which goes to TensorBoard as text
+    """
+
+    def __init__(self, run: Run, config: DictConfig):
+        super().__init__()
+        self.run, self.config = run, config
+        self.best = -np.inf
+        self.next_checkpoint = config.checkpoint_every or np.inf
+        self.bar: tqdm[Any] | None = None
+
+    def _on_training_start(self) -> None:
+        for output in self.logger.output_formats:
+            if isinstance(output, TensorBoardOutputFormat):
+                output.writer.add_text("config", f"```yaml\n{OmegaConf.to_yaml(self.config)}\n```")
+        # into a file the bar would write a line at each refresh: once in a while is enough there
+        interval = 0.2 if sys.stderr.isatty() else 30
+        self.bar = tqdm(total=self.config.total_timesteps, unit="step", mininterval=interval, dynamic_ncols=True)
+
+    def _on_step(self) -> bool:
+        if self.bar is not None:
+            self.bar.update(self.training_env.num_envs)
+        return True
+
+    def _on_rollout_end(self) -> None:
+        returns = episode_returns(self.model)
+        if returns:
+            mean = float(np.mean(returns))
+            if self.bar is not None:
+                self.bar.set_postfix({"return": f"{mean:.3g}"}, refresh=False)
+            if len(returns) == EPISODES_FOR_BEST and mean > self.best:
+                self.best = mean
+                save_model(self.model, self.run.model_path("best"))
+        if self.num_timesteps >= self.next_checkpoint:
+            save_model(self.model, self.run.checkpoint_path(self.num_timesteps))
+            self.next_checkpoint += self.config.checkpoint_every
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+def episode_returns(model: BaseAlgorithm) -> list[float]:
+    """
+    The returns of the last training episodes.
+
+    :param model: the agent
+    :return: at most ``EPISODES_FOR_BEST`` of them, the last one last
+    """
+    infos: deque[dict[str, Any]] = model.ep_info_buffer or deque()
+    return [info["r"] for info in infos]
+
+
+class Stopped(Exception):
+    """
+    The user, or the system, asked training to stop.
+
+    :param signum: the signal that said so
+    """
+
+    def __init__(self, signum: int):
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """SIGINT (Ctrl-C) and SIGTERM raise :class:`Stopped` once; further ones are ignored until the end of the block."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        for name in before:
+            signal.signal(name, signal.SIG_IGN)
+        raise Stopped(signum)
+
+    before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for name in before:
+            signal.signal(name, stop)
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+
+def train(config: DictConfig) -> int:
+    """
+    Train an agent as the configuration says.
+
+    :param config: resolved; see ``configs/train.yaml``
+    :return: exit status: 0, or 128 and the number of the signal that stopped the training
+    :raises UsageError: for a mistake in the configuration, before anything is written
+    """
+    model = make_model(config)
+    run = Run.create(config.runs_dir, config.env, config.core.name, config.seed)
+    run.write_config(config)
+    counts = parameter_counts(model)
+    say(OmegaConf.to_yaml(config).rstrip())
+    say(f"parameters: {sum(counts.values()):,} ({', '.join(f'{name} {count:,}' for name, count in counts.items())})")
+    say(f"device: {model.device}")
+    say(f"run: {run.path}")
+
+    model.set_logger(configure(str(run.path), ["csv", "tensorboard"]))
+    callback = RunCallback(run, config)
+    status = 0
+    with stopped_by_signals():
+        try:
+            model.learn(config.total_timesteps, callback=callback)
+        except Stopped as stop:
+            status = 128 + stop.signum
+            callback.close()
+            say(f"stopped by {stop} after {model.num_timesteps:,} steps")
+        finally:  # after a crash as well
+            callback.close()
+            save_model(model, run.model_path("last"))
+            model.logger.close()
+            with suppress(OSError, EOFError):  # worker processes may have been stopped by the same signal
+                model.get_env().close()  # type: ignore[union-attr]
+    returns = episode_returns(model)
+    if returns:
+        say(f"return: {np.mean(returns):.3f}, mean of the last {len(returns)} training episodes")
+    say(f"model: {run.model_path('last')}")
+    say(f"next: python -m rmc_rl.evaluate run={run.path}")
+    return status
+
+
+def _plain(node: DictConfig) -> dict[str, Any]:
+    """A node of the configuration as plain dictionaries and lists, which models are saved with."""
+    return dict(OmegaConf.to_container(node, resolve=True))  # type: ignore[arg-type]
+
+
+def main() -> None:
+    """The command line."""
+    run_verb(train, "train", __doc__ or "", env_family)
+
+
+if __name__ == "__main__":
+    main()
