@@ -3,7 +3,7 @@
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -37,20 +37,22 @@ def run_verb(
     :param description: what ``--help`` says before the keys
     :param family_of: from an environment's id to the name of its defaults in ``configs/family``; None: the verb has none
     """
-    arguments = [_open(argument) for argument in sys.argv[1:]]
-    flags, _ = get_args_parser().parse_known_args(arguments)
+    arguments = sys.argv[1:]
+    flags = get_args_parser().parse_intermixed_args(arguments)
+    overrides = [_open(override) for override in flags.overrides]
     try:
         # a configuration of the user's own is Hydra's to check
         if not (flags.hydra_help or flags.config_dir or flags.config_name):
-            choices = _check(arguments, config_name, family_of)
+            choices = _check(overrides, bool(flags.multirun), config_name, family_of)
             if flags.help:
                 say(_help(config_name, description, choices))
                 return
             if "family" in choices:
-                arguments.append(f"family={choices['family']}")
+                overrides.append(f"family={choices['family']}")
     except UsageError as error:
         sys.exit(tell(error))
-    sys.argv[1:] = arguments
+    # Hydra wants its flags before the overrides, or after them, but not between
+    sys.argv[1:] = [argument for argument in arguments if argument not in flags.overrides] + overrides
 
     @hydra.main(version_base="1.3", config_path=f"pkg://{CONFIGS}", config_name=config_name)
     def job(config: DictConfig) -> None:
@@ -109,16 +111,15 @@ def _open(argument: str) -> str:
     return f"++{argument}" if argument.split("=")[0].split(".")[0] in OPEN_KEYS else argument
 
 
-def _check(arguments: list[str], config_name: str, family_of: Callable[[str], str] | None) -> dict[str, str]:
+def _check(lines: list[str], multirun: bool, config_name: str, family_of: Callable[[str], str] | None) -> dict[str, str]:
     """
     Find mistakes before Hydra does, which would answer in many lines.
 
     :return: what the command line chooses of each group of YAML files; in a sweep its first choice
     :raises UsageError: for the first mistake
     """
-    flags, _ = get_args_parser().parse_known_args(arguments)
     try:
-        overrides = OverridesParser.create().parse_overrides(flags.overrides)
+        overrides = [_parse(line) for line in lines]
         GlobalHydra.instance().clear()
         with initialize_config_module(CONFIGS, version_base="1.3"):
             base, loader = compose(config_name), GlobalHydra.instance().config_loader()
@@ -131,7 +132,7 @@ def _check(arguments: list[str], config_name: str, family_of: Callable[[str], st
                     if value not in groups[key]:
                         raise unknown(key, value, groups[key])
                 if override.is_sweep_override():
-                    require(bool(flags.multirun), f"{key} must have one value; a sweep over several needs -m", override.input_line)
+                    require(multirun, f"{key} must have one value; a sweep over several needs -m", override.input_line)
                 if groups[key]:
                     choices[key] = str(values[0])
             if family_of is not None and "family" not in given:
@@ -139,11 +140,14 @@ def _check(arguments: list[str], config_name: str, family_of: Callable[[str], st
                 require(len(families) == 1, "the environments of a sweep must be of one family of worlds", families)
                 choices["family"] = families[0]
             chosen = [f"{group}={choice}" for group, choice in choices.items()]
-            known = _keys(compose(config_name, overrides=chosen))
+            known = _keys(OmegaConf.to_container(compose(config_name, overrides=chosen)))
             for key in given:
                 if not (groups[key] or key in known or key.split(".")[0] in (*OPEN_KEYS, "hydra")):
-                    raise unknown("key", key, known)
-            compose(config_name, [str(o.input_line) for o in overrides if not (o.is_sweep_override() or groups[str(o.key_or_group)])] + chosen)
+                    node, _, leaf = key.rpartition(".")
+                    siblings = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == node]
+                    raise unknown(f"key of {node}", leaf, siblings) if node and siblings else unknown("key", key, known)
+            single = [o for o in overrides if not (o.is_sweep_override() or groups[str(o.key_or_group)])]
+            compose(config_name, overrides=[*chosen, *(str(override.input_line) for override in single)])
             return choices
     except (HydraException, OmegaConfBaseException) as error:
         raise UsageError(_first_line(error)) from None
@@ -156,7 +160,8 @@ def _help(config_name: str, description: str, choices: dict[str, str]) -> str:
         if group in choices:
             options = ", ".join(sorted(path.stem for path in (_config_folder() / group).glob("*.yaml")))
             of = " of core" if group == "core" else ""
-            files[f"{group}={choices[group]} sets these keys{of} ({group} is one of {options})"] = f"{group}/{choices[group]}.yaml"
+            title = f"{group}={choices[group]} sets these keys{of} ({group} is one of {options})"
+            files[title] = f"{group}/{choices[group]}.yaml"
     parts = [description.strip()]
     for title, name in files.items():
         # blocks begin at lines that are not indented
@@ -164,7 +169,8 @@ def _help(config_name: str, description: str, choices: dict[str, str]) -> str:
         shown = [block.rstrip() for block in blocks if not block.startswith(("defaults:", "hydra:", "# @package"))]
         parts.append(f"{title}:\n\n" + textwrap.indent("\n".join(shown), "  "))
     parts.append(
-        "Precedence, low to high: these files in this order, then the command line. env_kwargs takes any keyword of the environment.\n"
+        "Precedence, low to high: these files in this order, then the command line.\n"
+        "env_kwargs takes any keyword of the environment.\n"
         "--cfg job prints the configuration and ends. -m runs every combination of key=a,b,c. --hydra-help tells the rest."
     )
     return "\n\n".join(parts)
@@ -174,6 +180,13 @@ def _config_folder() -> Path:
     return Path(str(resources.files(CONFIGS)))
 
 
+def _parse(line: str) -> Override:
+    try:
+        return OverridesParser.create().parse_override(line)
+    except HydraException:
+        raise UsageError(f"an argument must read key=value, with Hydra's grammar for the value, got '{line}'") from None
+
+
 def _values(override: Override) -> list[Any]:
     """The values an override gives its key: several in a sweep."""
     value = override.value()
@@ -181,14 +194,11 @@ def _values(override: Override) -> list[Any]:
     return [getattr(item, "text", item) for item in values]
 
 
-def _keys(config: DictConfig, prefix: str = "") -> Iterable[str]:
+def _keys(node: Any, prefix: str = "") -> list[str]:
     """All keys of a configuration, dotted."""
-    keys = set()
-    for key in config:
-        name = f"{prefix}{key}"
-        keys.add(name)
-        if isinstance(config._get_node(key), DictConfig) and not OmegaConf.is_missing(config, key):
-            keys |= set(_keys(config[key], f"{name}."))
+    keys = []
+    for key, value in node.items() if isinstance(node, dict) else ():
+        keys += [f"{prefix}{key}", *_keys(value, f"{prefix}{key}.")]
     return keys
 
 

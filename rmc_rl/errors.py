@@ -21,7 +21,7 @@ def unknown(kind: str, name: object, valid: Iterable[str]) -> UsageError:
     """
     names = sorted(valid)
     by_lower_case = {candidate.lower(): candidate for candidate in names}
-    near = difflib.get_close_matches(str(name).lower(), by_lower_case, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(name).lower(), by_lower_case, n=1, cutoff=0.6)
     if near:
         hint = f"did you mean '{by_lower_case[near[0]]}'?"
     elif len(names) <= 30:

@@ -58,6 +58,13 @@ def _or_null(rule: tuple[Callable[[Any], bool], str]) -> tuple[Callable[[Any], b
 
 _TRUTH: tuple[Callable[[Any], bool], str] = (lambda v: isinstance(v, bool), "true or false")
 
+
+def _is_net_arch(value: Any) -> bool:
+    if OmegaConf.is_dict(value):
+        return set(value) <= {"pi", "vf"} and all(OmegaConf.is_list(item) and _is_net_arch(item) for item in value.values())
+    return value is None or (OmegaConf.is_list(value) and all(_whole(1)[0](item) for item in value))
+
+
 # key -> what its value must be; keys of the core and of the environment are checked by these themselves
 RULES = {
     "n_envs": _whole(1),
@@ -65,6 +72,7 @@ RULES = {
     "total_timesteps": _whole(1),
     "seed": _whole(0),
     "checkpoint_every": _or_null(_whole(1)),
+    "policy.net_arch": (_is_net_arch, "null, sizes of layers as [64, 64], or {pi: [64], vf: [64]}"),
     "policy.ortho_init": _TRUTH,
     "policy.log_std_init": _number(-np.inf),
     "algo.learning_rate": _number(0, open_low=True),
@@ -224,7 +232,7 @@ class Stopped(Exception):
 def stopped_by_signals() -> Iterator[None]:
     """SIGINT (Ctrl-C) and SIGTERM raise :class:`Stopped` once; further ones are ignored until the end of the block."""
 
-    def stop(signum: int, frame: FrameType | None) -> None:
+    def stop(signum: int, _frame: FrameType | None) -> None:
         for name in before:
             signal.signal(name, signal.SIG_IGN)
         raise Stopped(signum)

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from rmc_rl.agents.cores import RMC
-from rmc_rl.errors import UsageError
 
 REFERENCE = Path(os.environ.get("RMC_RL_REFERENCE") or Path(__file__).parent / "reference")
 CASES = sorted((REFERENCE / "rmc").glob("*.json"))
@@ -53,7 +52,10 @@ def test_equals_sonnet(path, dtype, unrolled):
             torch.testing.assert_close(value, expected, rtol=0, atol=output_error, msg=lambda m, n=name: f"{n}: {m}")
     torch.testing.assert_close(outputs, torch.tensor(arrays["out/output"], dtype=dtype), rtol=0, atol=output_error)
     torch.testing.assert_close(
-        last.view(arrays["out/memory"].shape[1:]), torch.tensor(arrays["out/memory"][-1], dtype=dtype), rtol=0, atol=output_error
+        last.view(arrays["out/memory"].shape[1:]),
+        torch.tensor(arrays["out/memory"][-1], dtype=dtype),
+        rtol=0,
+        atol=output_error,
     )
 
     (outputs**2).sum().backward()

@@ -7,7 +7,7 @@ sb3-contrib carries the state of a recurrent policy as a pair of tensors ``(n_la
 of a core is cut in two halves to fill it: ``(1, B, ceil(S / 2))`` twice, nothing stored twice, any core fits.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +33,14 @@ class StateShape(NamedTuple):
 
     num_layers: int
     hidden_size: int
+
+
+class CoreArguments(NamedTuple):
+    """What a policy was told of its core."""
+
+    core: str | type[Core]
+    core_kwargs: dict[str, Any]
+    critic: str
 
 
 def split_state(state: Tensor) -> StatePair:
@@ -94,7 +102,7 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
     :param full_std: Whether to use (n_features x n_actions) parameters for the std instead of only (n_features,) with gSDE
     :param use_expln: Use ``expln()`` instead of ``exp()`` to ensure a positive standard deviation
     :param squash_output: Whether to squash the output using a tanh function, with gSDE
-    :param features_extractor_class: Features extractor to use
+    :param features_extractor_class: Features extractor to use. Default: flattens the observation
     :param features_extractor_kwargs: Keyword arguments to pass to the features extractor
     :param share_features_extractor: If True, actor and critic share the features extractor
     :param normalize_images: Whether to divide images by 255
@@ -103,6 +111,8 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
     :raises UsageError: for an unknown core, core argument or critic, a value that breaks the core's rules, or a shared
         critic with two features extractors
     """
+
+    default_features_extractor: ClassVar[type[BaseFeaturesExtractor]] = FlattenExtractor
 
     core: Core
     critic_core: Core | None
@@ -124,7 +134,7 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
         full_std: bool = True,
         use_expln: bool = False,
         squash_output: bool = False,
-        features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
+        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
         features_extractor_kwargs: dict[str, Any] | None = None,
         share_features_extractor: bool = True,
         normalize_images: bool = True,
@@ -134,7 +144,7 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
         require_choice("critic", critic, CRITICS)
         if critic == "shared" and not share_features_extractor:
             raise UsageError("critic must be 'separate' or 'memoryless' with share_features_extractor=False, got 'shared'")
-        self._core_arguments = dict(core=core, core_kwargs=dict(core_kwargs or {}), critic=critic)
+        self._core_arguments = CoreArguments(core, dict(core_kwargs or {}), critic)
         # Not RecurrentActorCriticPolicy's, which would build LSTMs
         super(RecurrentActorCriticPolicy, self).__init__(
             observation_space,
@@ -148,7 +158,7 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
             full_std=full_std,
             use_expln=use_expln,
             squash_output=squash_output,
-            features_extractor_class=features_extractor_class,
+            features_extractor_class=features_extractor_class or self.default_features_extractor,
             features_extractor_kwargs=features_extractor_kwargs,
             share_features_extractor=share_features_extractor,
             normalize_images=normalize_images,
@@ -158,7 +168,7 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
 
     def _build(self, lr_schedule: Schedule) -> None:
         # before super()'s, which builds the layers after the core and the optimizer of all parameters
-        core, kwargs, critic = self._core_arguments.values()
+        core, kwargs, critic = self._core_arguments
         self.core = make_core(core, self.features_dim, kwargs)
         self.critic_core = make_core(core, self.features_dim, kwargs) if critic == "separate" else None
         # to the width of the core's output, for actor and critic are built alike from there
@@ -171,7 +181,7 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
-        return data | self._core_arguments | dict(share_features_extractor=self.share_features_extractor)
+        return data | self._core_arguments._asdict() | dict(share_features_extractor=self.share_features_extractor)
 
     def initial_states(self, n_envs: int) -> RNNStates:
         """
@@ -266,7 +276,8 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
             latent = self.critic(features)
         else:
             latent, _ = self._remember(self.critic_core or self.core, features, lstm_states, episode_starts)
-        return self.value_net(self.mlp_extractor.forward_critic(latent))
+        values: Tensor = self.value_net(self.mlp_extractor.forward_critic(latent))
+        return values
 
     def evaluate_actions(  # type: ignore[override]
         self, obs: PyTorchObs, actions: Tensor, lstm_states: RNNStates, episode_starts: Tensor
@@ -305,7 +316,7 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
         :return: actions, and the state to pass with the next observation
         :raises UsageError: for the state of another core or another number of environments
         """
-        if isinstance(observation, tuple):
+        if isinstance(observation, tuple):  # type: ignore[unreachable]
             raise UsageError("observation must be an array or a dict, got a tuple: unpack it, `obs, info = env.reset()`")
         batch, _ = self.obs_to_tensor(observation)
         n_envs = len(next(iter(batch.values())) if isinstance(batch, dict) else batch)
@@ -323,8 +334,7 @@ class CnnMemoryPolicy(MlpMemoryPolicy):
     Its parameters are those of :class:`MlpMemoryPolicy`, ``features_extractor_class`` has another default.
     """
 
-    def __init__(self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN, **kwargs: Any):
-        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)
+    default_features_extractor = NatureCNN
 
 
 class MultiInputMemoryPolicy(MlpMemoryPolicy):
@@ -334,5 +344,4 @@ class MultiInputMemoryPolicy(MlpMemoryPolicy):
     Its parameters are those of :class:`MlpMemoryPolicy`, ``features_extractor_class`` has another default.
     """
 
-    def __init__(self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor, **kwargs: Any):
-        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)
+    default_features_extractor = CombinedExtractor

@@ -119,21 +119,22 @@ class AtariVecEnv(SameStepVecEnv):
             self.observation_space = spaces.Box(0, 255, shape, np.uint8)
 
     def observation(self, observation: Any) -> VecEnvObs:
-        if self.grayscale:
-            return observation
-        # (B, stack, height, width, 3) -> (B, stack * 3, height, width)
-        frames = observation.transpose(0, 1, 4, 2, 3)
-        return np.ascontiguousarray(frames.reshape(len(frames), -1, *frames.shape[3:]))
+        frames = np.asarray(observation)
+        if not self.grayscale:
+            # (B, stack, height, width, 3) -> (B, stack * 3, height, width)
+            frames = frames.transpose(0, 1, 4, 2, 3)
+            frames = frames.reshape(len(frames), -1, *frames.shape[3:])
+        return frames
 
     def reward(self, rewards: np.ndarray) -> np.ndarray:
-        return super().reward(np.sign(rewards) if self.reward_clipping else rewards)
+        return np.sign(rewards).astype(np.float32) if self.reward_clipping else super().reward(rewards)
 
     def episode_over(self, terminated: np.ndarray, truncated: np.ndarray, info: dict[str, Any]) -> np.ndarray:
         if not self.episodic_life:
             return terminated | truncated
         # After a game the infos are the new game's, so its lives say nothing; but the frames played before it have grown.
         before = info["frame_number"] - info["episode_frame_number"]
-        over = before != self._frames_before_game
+        over: np.ndarray = before != self._frames_before_game
         self._frames_before_game = before
         return over
 

@@ -50,7 +50,8 @@ class SameStepVecEnv(VecEnv):
 
     def observation(self, observation: Any) -> VecEnvObs:
         """The agent's view of a batched observation. To be overridden."""
-        return to_numpy(observation)
+        observations: VecEnvObs = to_numpy(observation)
+        return observations
 
     def reward(self, rewards: np.ndarray) -> np.ndarray:
         """
@@ -59,7 +60,7 @@ class SameStepVecEnv(VecEnv):
         :param rewards: ``(B,)``, the environment's own
         :return: ``(B,)`` float32, in memory that the caller may write to
         """
-        return rewards.astype(np.float32)
+        return np.asarray(rewards, dtype=np.float32).copy()
 
     def episode_over(self, terminated: np.ndarray, truncated: np.ndarray, info: dict[str, Any]) -> np.ndarray:
         """Which episodes are over, ``(B,)`` bool: those count in the statistics and have a ``final_obs``. To be overridden."""
@@ -86,7 +87,7 @@ class SameStepVecEnv(VecEnv):
         if dones.any():
             over = self.episode_over(terminated, truncated, info)
             final = self.observation(info["final_obs"]) if over.any() else observations
-            for index in np.flatnonzero(dones):
+            for index in np.flatnonzero(dones).tolist():
                 # a done that ends no episode (a lost life) is followed by the observation it ends with
                 infos[index]["terminal_observation"] = row(final if over[index] else observations, index)
                 infos[index]["TimeLimit.truncated"] = bool(truncated[index] and not terminated[index])
@@ -103,7 +104,7 @@ class SameStepVecEnv(VecEnv):
         self.vector.close()
 
     def get_images(self) -> Sequence[np.ndarray | None]:
-        frames = self.vector.render()
+        frames: Any = self.vector.render()
         return [None] * self.num_envs if frames is None else list(frames)
 
     # The copies are one object: what SB3 asks of each is asked of it once.
@@ -114,10 +115,14 @@ class SameStepVecEnv(VecEnv):
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         setattr(self.vector, attr_name, value)
 
-    def env_method(self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any) -> list[Any]:
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
         result = getattr(self.vector, method_name)(*method_args, **method_kwargs)
         return [result for _ in self._get_indices(indices)]
 
-    def env_is_wrapped(self, wrapper_class: type[gymnasium.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None) -> list[bool]:
+    def env_is_wrapped(
+        self, wrapper_class: type[gymnasium.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
+    ) -> list[bool]:
         # true of Monitor, for its work is done here: SB3's evaluation then reads info["episode"]
         return [issubclass(wrapper_class, Monitor) for _ in self._get_indices(indices)]

@@ -12,7 +12,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -176,8 +175,8 @@ class RMC(Core):
 
     def _embed(self, x: Tensor) -> tuple[Tensor, ...]:
         """``(..., F)`` -> the input's rows ``(..., n, D)`` and, where there are gates, its part of them ``(..., 1, 2G)``."""
-        # (..., F) -> (..., n, F / n)
-        rows = self.project(x.unflatten(-1, (self.num_entities, -1)))
+        # (..., F) -> (..., n, F / n) -> (..., n, D)
+        rows = self.project(x.reshape(*x.shape[:-1], self.num_entities, -1))
         if self.gate_style == "none":
             return (rows,)
         return rows, self.gate_from_input(rows.flatten(-2)).unsqueeze(-2)
@@ -189,6 +188,7 @@ class RMC(Core):
         rows = torch.cat([memory, embedded[0]], dim=1)  # (B, N + n, D)
         attention = []
         for index, block in enumerate(self.blocks):
+            assert isinstance(block, _AttentionBlock)
             # after the last block only the slots are kept
             num_queries = self.num_slots if index == len(self.blocks) - 1 else rows.shape[1]
             read, weights = block.attend(rows, num_queries)
@@ -219,8 +219,8 @@ class RMC(Core):
             return memory.flatten(1)
         if self.readout == "mean":
             return memory.mean(1)
-        # (B, N, D) -> (B, H, N, V)
-        heads = memory.unflatten(-1, (self.num_heads, self.head_size)).transpose(1, 2)
+        # (B, N, D) -> (B, N, H, V) -> (B, H, N, V)
+        heads = memory.view(-1, self.num_slots, self.num_heads, self.head_size).transpose(1, 2)
         scores = (heads * self.read_query.unsqueeze(1)).sum(-1) * self.head_size**-0.5
         weights = torch.softmax(scores, dim=-1)  # (B, H, N)
         self.show("read", weights)
@@ -238,7 +238,7 @@ class RMC(Core):
         :return: the core, float32
         :raises UsageError: where a variable is missing, left over or of another shape than the arguments say
         """
-        named = {name.removesuffix(":0"): torch.as_tensor(np.asarray(array)) for name, array in weights.items()}
+        named = {name.removesuffix(":0"): torch.as_tensor(array) for name, array in weights.items()}
         mlp_key = "mlp/linear_0/w"
         prefixes = [name.removesuffix(mlp_key) for name in named if name.endswith(mlp_key)]
         require(len(prefixes) == 1, f"weights must hold one relational memory, so one variable '{mlp_key}'", prefixes)
@@ -290,7 +290,9 @@ class RMC(Core):
 
         modules = {module: numbered("linear", index) for index, module in enumerate(linears)}
         modules |= {f"mlp.{index}": f"mlp/linear_{index}" for index in range(len(self.mlp))}
-        names = {f"{ours}.{p}": f"{theirs}/{q}" for ours, theirs in modules.items() for p, q in (("weight", "w"), ("bias", "b"))}
+        names = {
+            f"{ours}.{p}": f"{theirs}/{q}" for ours, theirs in modules.items() for p, q in (("weight", "w"), ("bias", "b"))
+        }
         for index, norm in enumerate(norms):
             names[f"{norm}.weight"] = f"{numbered('layer_norm', index)}/gamma"
             names[f"{norm}.bias"] = f"{numbered('layer_norm', index)}/beta"
