@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from rmc_rl.agents.cores import RMC
+from rmc_rl.errors import UsageError
 
 REFERENCE = Path(os.environ.get("RMC_RL_REFERENCE") or Path(__file__).parent / "reference")
 CASES = sorted((REFERENCE / "rmc").glob("*.json"))
@@ -74,3 +75,83 @@ def test_equals_sonnet(path, dtype, unrolled):
         error = np.abs(gradient.detach().double().numpy() - expected).max()
         scale = np.abs(expected).max()
         assert error <= gradient_error * (scale if scale > 1e-12 else 1), (name, error, scale)
+
+
+def test_memory_starts_from_the_identity():
+    wide = RMC(3, num_slots=2, num_heads=1, head_size=4).initial_state(2).view(2, 2, 4)
+    assert wide.tolist() == [[[1, 0, 0, 0], [0, 1, 0, 0]]] * 2
+    many = RMC(3, num_slots=3, num_heads=1, head_size=2).initial_state(1).view(3, 2)
+    assert many.tolist() == [[1, 0], [0, 1], [0, 0]]
+
+
+def test_what_inspect_shows():
+    core = RMC(
+        6, num_slots=3, num_heads=2, head_size=5, num_blocks=2, num_entities=2, gate_style="memory", readout="attention"
+    )
+    looks = core.inspect(torch.randn(4, 7, 6), core.initial_state(7))
+    assert looks["attention"].shape == (4, 7, 2, 2, 3, 5)
+    assert looks["input_gate"].shape == looks["forget_gate"].shape == (4, 7, 3, 1)
+    assert looks["read"].shape == (4, 7, 2, 3)
+    for name in ("attention", "read"):
+        torch.testing.assert_close(looks[name].sum(-1), torch.ones_like(looks[name].sum(-1)))
+
+
+def test_readouts():
+    torch.manual_seed(0)
+    cores = {readout: RMC(3, num_slots=2, readout=readout) for readout in ("flatten", "mean", "attention")}
+    assert {readout: core.output_size for readout, core in cores.items()} == {"flatten": 128, "mean": 64, "attention": 64}
+    state = torch.randn(5, 128)
+    output, memory = cores["flatten"].step(torch.randn(5, 3), state)
+    assert output.equal(memory)
+    output, memory = cores["mean"].step(torch.randn(5, 3), state)
+    torch.testing.assert_close(output, memory.view(5, 2, 64).mean(1))
+    # a read attends: between the slots' smallest and largest numbers
+    output, memory = cores["attention"].step(torch.randn(5, 3), state)
+    low, high = memory.view(5, 2, 64).aminmax(dim=1)
+    assert (output >= low - 1e-6).all()
+    assert (output <= high + 1e-6).all()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (dict(num_slots=0), "num_slots must be a whole number of at least 1, got 0"),
+        (dict(head_size=2.5), r"head_size must be a whole number of at least 1, got 2\.5"),
+        (dict(num_heads=True), "num_heads must be a whole number of at least 1, got True"),
+        (dict(gate_style="units"), "unknown gate_style 'units'; did you mean 'unit'"),
+        (dict(readout="max"), "unknown readout 'max'; valid: attention, flatten, mean"),
+        (dict(forget_bias="1"), "forget_bias must be a number, got '1'"),
+        (dict(num_entities=4), "num_entities must divide the 6 features the core reads per step, got 4"),
+    ],
+)
+def test_rules(kwargs, message):
+    with pytest.raises(UsageError, match=message):
+        RMC(6, **kwargs)
+
+
+def test_from_sonnet_takes_names_as_tensorflow_writes_them():
+    case, arrays = load(CASES[0])
+    weights = {f"agent/core/{name.removeprefix('w/')}:0": array for name, array in arrays.items() if name.startswith("w/")}
+    core = RMC.from_sonnet(case["config"], weights)
+    assert core.num_slots == case["config"]["mem_slots"]
+
+    name = next(name for name in weights if name.endswith("/layer_norm/gamma:0"))
+    without = {other: array for other, array in weights.items() if other != name}
+    with pytest.raises(UsageError, match="must hold every variable of the original, '.*layer_norm/gamma' is missing"):
+        RMC.from_sonnet(case["config"], without)
+    with pytest.raises(UsageError, match=r"'layer_norm/gamma' must have shape"):
+        RMC.from_sonnet(case["config"], weights | {name: weights[name][:-1]})
+    with pytest.raises(UsageError, match=r"relational memory's variables alone, got \['extra/w'\]"):
+        RMC.from_sonnet(case["config"], weights | {name.replace("layer_norm/gamma:0", "extra/w"): weights[name]})
+    with pytest.raises(UsageError, match="one relational memory"):
+        RMC.from_sonnet(case["config"], {})
+
+
+def test_separate_weights_in_each_block_and_each_mlp_layer():
+    # a well-known port shares them by accident: [layer] * n
+    def count(**kwargs):
+        return sum(parameter.numel() for parameter in RMC(3, **kwargs).parameters())
+
+    block = 64 * 192 + 192 + 2 * 192 + 4 * 64
+    assert count(num_blocks=2) - count() == block
+    assert count(mlp_layers=3) - count() == 64 * 64 + 64

@@ -127,21 +127,16 @@ class AtariVecEnv(SameStepVecEnv):
         return frames
 
     def reward(self, rewards: np.ndarray) -> np.ndarray:
-        return np.sign(rewards).astype(np.float32) if self.reward_clipping else super().reward(rewards)
+        return super().reward(np.sign(rewards)) if self.reward_clipping else super().reward(rewards)
 
     def episode_over(self, terminated: np.ndarray, truncated: np.ndarray, info: dict[str, Any]) -> np.ndarray:
         if not self.episodic_life:
-            return terminated | truncated
+            return super().episode_over(terminated, truncated, info)
         # After a game the infos are the new game's, so its lives say nothing; but the frames played before it have grown.
         before = info["frame_number"] - info["episode_frame_number"]
         over: np.ndarray = before != self._frames_before_game
         self._frames_before_game = before
         return over
 
-    def reset(self) -> VecEnvObs:
-        observation, info = self.vector.reset(seed=self._seeds[0])
-        self._reset_seeds()
-        self._reset_options()
-        self.returns[:], self.lengths[:] = 0, 0
+    def began(self, info: dict[str, Any]) -> None:
         self._frames_before_game = info["frame_number"] - info["episode_frame_number"]
-        return self.observation(observation)

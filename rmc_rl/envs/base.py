@@ -138,14 +138,17 @@ class SingleWorld(gymnasium.Env[Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
-        observation, _ = self.world.reset(seed=seed, options=options)
-        return observation[0].cpu().numpy()[()], {}
+        self.world.reset(seed=seed, options=options)
+        return self._observation(), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        observation, reward, terminated, truncated, info = self.world.step(np.asarray(action)[None])
-        done = bool(terminated | truncated)
-        last = info["final_obs"] if done else observation
-        return last[0].cpu().numpy()[()], float(reward), bool(terminated), bool(truncated), {}
+        # without autoreset: the end of an episode stays to be seen and drawn
+        actions = torch.as_tensor(np.asarray(action)[None], device=self.world.device)
+        reward, terminated, truncated = self.world._advance(actions)
+        return self._observation(), float(reward), bool(terminated), bool(truncated), {}
+
+    def _observation(self) -> Any:
+        return self.world._observe()[0].cpu().numpy()[()]
 
     def render(self) -> Any:
         frames = self.world.render()

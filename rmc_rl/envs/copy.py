@@ -2,7 +2,7 @@
 The copying task as a reinforcement-learning problem: see symbols, wait, act them out in order.
 
 Task: Hochreiter & Schmidhuber, "Long short-term memory", 1997; with these sizes in Goyal et al., "Recurrent Independent
-Mechanisms", 2019, https://arxiv.org/abs/1909.10893 (section 4.1: 10 digits of 8 kinds, then a span of 50 in training, 200 in test).
+Mechanisms", 2019, https://arxiv.org/abs/1909.10893 (10 digits of 8 kinds, a span of 50 in training and of 200 in test).
 """
 
 from typing import Any

@@ -60,14 +60,19 @@ class SameStepVecEnv(VecEnv):
         :param rewards: ``(B,)``, the environment's own
         :return: ``(B,)`` float32, in memory that the caller may write to
         """
-        return np.asarray(rewards, dtype=np.float32).copy()
+        return np.array(rewards, dtype=np.float32)
 
     def episode_over(self, terminated: np.ndarray, truncated: np.ndarray, info: dict[str, Any]) -> np.ndarray:
         """Which episodes are over, ``(B,)`` bool: those count in the statistics and have a ``final_obs``. To be overridden."""
-        return terminated | truncated
+        over: np.ndarray = terminated | truncated
+        return over
+
+    def began(self, info: dict[str, Any]) -> None:
+        """Told the info of every reset. To be overridden."""
 
     def reset(self) -> VecEnvObs:
-        observation, _ = self.vector.reset(seed=self._seeds[0])
+        observation, info = self.vector.reset(seed=self._seeds[0])
+        self.began(info)
         self._reset_seeds()
         self._reset_options()
         self.returns[:], self.lengths[:] = 0, 0

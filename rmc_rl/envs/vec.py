@@ -104,10 +104,8 @@ def _make_gymnasium(spec: EnvSpec, env_id: str, n_envs: int, keywords: dict[str,
         return make_vec_env(env_id, n_envs, vec_env_cls=SubprocVecEnv if processes else DummyVecEnv, env_kwargs=keywords)
     except (ImportError, gymnasium.error.Error) as error:
         raise UsageError(f"env '{env_id}' cannot be made: {_one_line(error)}") from None
-    except UsageError:
-        raise
-    except (TypeError, ValueError, AssertionError) as error:
-        if not keywords:
+    except Exception as error:
+        if isinstance(error, UsageError) or not keywords:
             raise
         raise UsageError(f"env '{env_id}' cannot be made with {keywords}: {_one_line(error)}") from error
 

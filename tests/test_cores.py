@@ -1,0 +1,176 @@
+"""The contract every core keeps, whatever it computes."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+from rmc_rl.agents.cores import Core, core_names, make_core, register_core
+from rmc_rl.errors import UsageError
+
+INPUT, TIME, BATCH = 6, 7, 4
+# every registered core as it comes, and variants that take other paths
+CASES = {
+    **{name: (name, {}) for name in core_names()},
+    "rmc matrix memory-gate mean": ("rmc", dict(num_entities=2, gate_style="memory", readout="mean", num_blocks=2)),
+    "rmc no-gate attention": ("rmc", dict(gate_style="none", readout="attention", num_slots=3, key_size=5)),
+    "rmc one slot": ("rmc", dict(num_slots=1, num_heads=1, head_size=3, mlp_layers=1)),
+}
+
+
+@pytest.fixture(params=CASES, name="core")
+def make(request) -> Core:
+    torch.manual_seed(1)
+    name, kwargs = CASES[request.param]
+    return make_core(name, INPUT, kwargs).double()
+
+
+@pytest.fixture(name="data")
+def make_data(core):
+    torch.manual_seed(2)
+    inputs = torch.randn(TIME, BATCH, core.input_size, dtype=torch.double)
+    state = core.initial_state(BATCH) + 0.3 * torch.randn(BATCH, core.state_size, dtype=torch.double)
+    starts = torch.rand(TIME, BATCH) < 0.3
+    assert starts[1:].any()
+    return inputs, state, starts
+
+
+def loop(core, inputs, state, starts):
+    outputs = []
+    for x, start in zip(inputs, starts, strict=True):
+        state = torch.where(start.unsqueeze(-1), core.initial_state(len(state)), state)
+        output, state = core.step(x, state)
+        outputs.append(output)
+    return torch.stack(outputs), state
+
+
+def gradients(core, run, inputs, state):
+    inputs, state = inputs.clone().requires_grad_(), state.clone().requires_grad_()
+    core.zero_grad()
+    outputs, last = run(inputs, state)
+    weights = torch.linspace(-1, 1, outputs.numel(), dtype=outputs.dtype).view_as(outputs)
+    ((outputs * weights).sum() + (last**2).sum()).backward()
+    found = {name: parameter.grad.clone() for name, parameter in core.named_parameters()}
+    return found | {"inputs": inputs.grad} | ({"state": state.grad} if core.state_size else {})
+
+
+def test_sizes(core, data):
+    inputs, state, starts = data
+    outputs, last = core(inputs, state, starts)
+    assert outputs.shape == (TIME, BATCH, core.output_size)
+    assert last.shape == state.shape == (BATCH, core.state_size)
+    assert core.initial_state(3).shape == (3, core.state_size)
+
+
+def test_forward_equals_a_loop_over_step(core, data):
+    inputs, state, starts = data
+    torch.testing.assert_close(core(*data), loop(core, *data), rtol=0, atol=1e-12)
+    forward = gradients(core, lambda x, s: core(x, s, starts), inputs, state)
+    looped = gradients(core, lambda x, s: loop(core, x, s, starts), inputs, state)
+    for name, gradient in forward.items():
+        torch.testing.assert_close(gradient, looped[name], rtol=0, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_without_starts_no_episode_begins(core, data):
+    inputs, state, starts = data
+    torch.testing.assert_close(core(inputs, state), core(inputs, state, torch.zeros_like(starts)), rtol=0, atol=0)
+
+
+def test_a_start_inside_a_sequence_equals_a_new_sequence(core, data):
+    inputs, state, _ = data
+    starts = torch.zeros(TIME, BATCH, dtype=torch.bool)
+    starts[3, 1] = True
+    outputs, last = core(inputs, state, starts)
+    fresh, fresh_last = core(inputs[3:, 1:2], core.initial_state(1))
+    torch.testing.assert_close(outputs[3:, 1:2], fresh, rtol=0, atol=1e-12)
+    torch.testing.assert_close(last[1:2], fresh_last, rtol=0, atol=1e-12)
+    unbroken, _ = core(inputs, state)
+    torch.testing.assert_close(outputs[:3], unbroken[:3], rtol=0, atol=1e-12)
+    if core.state_size:
+        assert not torch.allclose(outputs[3:, 1], unbroken[3:, 1])
+
+
+def test_batch_rows_do_not_leak_into_each_other(core, data):
+    inputs, state, starts = data
+    outputs, _ = core(inputs, state, starts)
+    inputs = inputs.clone()
+    inputs[:, 2] += 1
+    changed, _ = core(inputs, state, starts)
+    others = [0, 1, 3]
+    torch.testing.assert_close(changed[:, others], outputs[:, others], rtol=0, atol=1e-12)
+    assert not torch.allclose(changed[:, 2], outputs[:, 2])
+
+
+def test_gradient_reaches_every_parameter(core, data):
+    inputs, state, starts = data
+    for name, gradient in gradients(core, lambda x, s: core(x, s, starts), inputs, state).items():
+        assert gradient.abs().max() > 1e-8, name
+
+
+def test_one_step_of_one_row(core):
+    x = torch.randn(1, 1, core.input_size, dtype=torch.double)
+    outputs, _ = core(x, core.initial_state(1), torch.ones(1, 1, dtype=torch.bool))
+    torch.testing.assert_close(outputs[0], core.step(x[0], core.initial_state(1))[0], rtol=0, atol=1e-12)
+
+
+def test_deterministic_in_training_mode(core, data):
+    core.train()
+    torch.testing.assert_close(core(*data), core(*data), rtol=0, atol=0)
+
+
+def test_float32_follows_float64(core, data):
+    inputs, state, starts = data
+    single = copy.deepcopy(core).float()
+    assert single.initial_state(1).dtype == torch.float32
+    outputs, _ = single(inputs.float(), state.float(), starts)
+    torch.testing.assert_close(outputs.double(), core(*data)[0], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda core: pickle.loads(pickle.dumps(core))], ids=["deepcopy", "pickle"])
+def test_copies_compute_the_same(core, data, copied):
+    torch.testing.assert_close(copied(core)(*data), core(*data), rtol=0, atol=0)
+
+
+def test_state_dict_round_trip(core, data):
+    other = copy.deepcopy(core)
+    for parameter in other.parameters():
+        parameter.data.normal_()
+    other.load_state_dict(core.state_dict())
+    torch.testing.assert_close(other(*data), core(*data), rtol=0, atol=0)
+
+
+def test_inspect_shows_what_forward_computes(core, data):
+    looks = core.inspect(*data)
+    outputs, last = core(*data)
+    torch.testing.assert_close(looks["output"], outputs, rtol=0, atol=1e-12)
+    torch.testing.assert_close(looks["state"][-1], last, rtol=0, atol=1e-12)
+    assert all(value.shape[:2] == (TIME, BATCH) for value in looks.values())
+    torch.testing.assert_close(core(*data), (outputs, last), rtol=0, atol=0)  # and leaves nothing behind
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_copy(core, data):
+    outputs, _ = copy.deepcopy(core).cuda()(*(tensor.cuda() for tensor in data))
+    torch.testing.assert_close(outputs.cpu(), core(*data)[0], rtol=0, atol=1e-9)
+
+
+def test_names_and_arguments_are_checked():
+    with pytest.raises(UsageError, match="unknown core 'rcm'; did you mean 'rmc'"):
+        make_core("rcm", INPUT)
+    with pytest.raises(UsageError, match="unknown argument of core RMC 'num_slot'; did you mean 'num_slots'"):
+        make_core("rmc", INPUT, dict(num_slot=2))
+    with pytest.raises(UsageError, match="subclass of Core, got 3"):
+        make_core(3, INPUT)
+    with pytest.raises(UsageError, match=r"width must be a whole number of at least 1, got 0\.5"):
+        make_core("memoryless", INPUT, dict(width=0.5))
+
+
+def test_a_name_is_registered_once():
+    with pytest.raises(UsageError, match="a core's name must be new, got 'rmc'"):
+
+        @register_core("rmc")
+        class Other(Core):
+            pass
+
+    assert make_core("rmc", INPUT).__class__.__name__ == "RMC"

@@ -1,0 +1,214 @@
+"""From an id to an SB3 VecEnv: the right route, the right ends of episodes, the right statistics."""
+
+import gymnasium
+import numpy as np
+import pytest
+from ale_py import AtariVectorEnv
+from gymnasium.vector import AutoresetMode
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
+
+from rmc_rl import make_vec
+from rmc_rl.envs.atari import AtariVecEnv
+from rmc_rl.envs.same_step import SameStepVecEnv
+from rmc_rl.envs.vec import env_family, find_spec
+from rmc_rl.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("env_id", "kind", "family"),
+    [
+        ("ALE/Pong-v5", AtariVecEnv, "atari"),
+        ("PongNoFrameskip-v4", AtariVecEnv, "atari"),
+        ("rmc_rl/Copy-v0", SameStepVecEnv, "rmc_rl"),
+        ("rmc_rl:rmc_rl/Copy-v0", SameStepVecEnv, "rmc_rl"),
+        ("CartPole-v1", DummyVecEnv, "gymnasium"),
+    ],
+)
+def test_routes(env_id, kind, family):
+    env = make_vec(env_id, 3, seed=1)
+    assert type(env) is kind
+    assert env_family(env_id) == family
+    assert env.reset().shape[0] == env.num_envs == 3
+    env.close()
+
+
+def test_processes():
+    env = make_vec("CartPole-v1", 2, seed=1, processes=True)
+    assert isinstance(env, SubprocVecEnv)
+    assert env.reset().shape == (2, 4)
+    env.close()
+
+
+@pytest.mark.parametrize("env_id", ["ALE/Pong-v5", "rmc_rl/Copy-v0", "CartPole-v1"])
+def test_the_seed_decides_everything(env_id):
+    def run(seed):
+        env = make_vec(env_id, 2, seed=seed)
+        observations = [env.reset()]
+        for step in range(40):
+            observations.append(env.step(np.array([step % 2, (step + 1) % 2]))[0])
+        env.close()
+        return np.stack(observations)
+
+    np.testing.assert_array_equal(run(1), run(1))
+    assert (run(1) != run(2)).any()
+
+
+@pytest.mark.parametrize(
+    ("env_id", "kwargs", "message"),
+    [
+        ("ALE/Pon-v5", {}, "unknown env 'ALE/Pon-v5'; did you mean 'ALE/Pong-v5'"),
+        ("CartPole", {}, "unknown env 'CartPole'; did you mean 'CartPole-v"),
+        ("no_such_module:X-v0", {}, "names a module that cannot be imported"),
+        ("Pong-v4", {}, "fixed frame skip, got 'Pong-v4'; did you mean 'ALE/Pong-v5'"),
+        ("ALE/Pong-v5", dict(frame_skip=2), "unknown keyword of ALE/Pong-v5 'frame_skip'; did you mean 'frameskip'"),
+        ("ALE/Pong-v5", dict(frameskip=0), "frameskip must be a whole number of at least 1, got 0"),
+        ("ALE/Pong-v5", dict(repeat_action_probability=2), r"must lie in \[0, 1\], got 2"),
+        ("rmc_rl/Copy-v0", dict(dealy=2), "unknown keyword of rmc_rl/Copy-v0 'dealy'; did you mean 'delay'"),
+        ("CartPole-v1", dict(sutton_barto=True), "did you mean 'sutton_barto_reward'"),
+        ("FrozenLake-v1", dict(map_name="9x9"), "cannot be made with {'map_name': '9x9'}"),
+    ],
+)
+def test_mistakes(env_id, kwargs, message):
+    with pytest.raises(UsageError, match=message) as mistake:
+        make_vec(env_id, 1, env_kwargs=kwargs)
+    assert "\n" not in str(mistake.value)
+
+
+def test_number_of_copies():
+    with pytest.raises(UsageError, match="n_envs must be a whole number of at least 1, got 0"):
+        make_vec("CartPole-v1", 0)
+
+
+def test_other_autoreset_modes_are_refused():
+    with pytest.raises(UsageError, match="SAME_STEP"):
+        SameStepVecEnv(gymnasium.make_vec("CartPole-v1", num_envs=1))
+
+
+def test_max_episode_steps_is_a_keyword_of_every_gymnasium_id():
+    env = make_vec("CartPole-v1", 1, env_kwargs=dict(max_episode_steps=3))
+    env.reset()
+    ends = [env.step(np.array([step % 2]))[2:] for step in range(3)]
+    assert [bool(dones[0]) for dones, _ in ends] == [False, False, True]
+    assert ends[-1][1][0]["TimeLimit.truncated"]
+
+
+class TestBatchedWorld:
+    def test_statistics_and_last_observations(self):
+        sizes = dict(n_symbols=4, length=3, delay=5)
+        env = make_vec("rmc_rl/Copy-v0", 3, seed=0, env_kwargs=sizes)
+        env.reset()
+        total = np.zeros(3)
+        for step in range(11):
+            observations, rewards, dones, infos = env.step(np.full(3, 1))
+            assert rewards.dtype == np.float32
+            total += rewards
+            assert dones.tolist() == [step == 10] * 3
+            assert all(("episode" in info) == (step == 10) for info in infos)
+        for index, info in enumerate(infos):
+            assert info["terminal_observation"] == 4  # blank
+            assert info["TimeLimit.truncated"] is False
+            assert info["episode"]["l"] == 11
+            assert info["episode"]["r"] == pytest.approx(total[index])
+        assert (observations < 4).all()
+
+    def test_sb3_interface(self):
+        env = make_vec("rmc_rl/Copy-v0", 2)
+        assert env.env_is_wrapped(Monitor) == [True, True]
+        assert env.env_is_wrapped(gymnasium.wrappers.TimeLimit) == [False, False]
+        assert env.get_attr("delay", [0]) == [50]
+        env.set_attr("render_mode", None)
+        assert env.get_images() == [None, None]
+        assert env.env_method("render", indices=[1]) == [None]
+
+    def test_rewards_may_be_written_to(self):
+        env = make_vec("rmc_rl/Copy-v0", 2, seed=0)
+        env.reset()
+        env.step(np.zeros(2, dtype=int))[1][:] += 1  # SB3 adds the value of a truncated episode's last state
+
+    def test_render(self):
+        env = make_vec("rmc_rl/Copy-v0", 2, env_kwargs=dict(render_mode="rgb_array"))
+        env.reset()
+        assert env.render().shape[2] == 3
+
+
+class TestAtari:
+    @staticmethod
+    def reference(game, **kwargs):
+        """ale-py itself, which resets a step after the end: the last observation is a step's own."""
+        return AtariVectorEnv(
+            game, 1, stack_num=1, autoreset_mode=AutoresetMode.NEXT_STEP, reward_clipping=False, num_threads=1, **kwargs
+        )
+
+    @pytest.mark.parametrize(
+        ("game", "env_id", "sticky", "frames"),
+        [
+            ("breakout", "ALE/Breakout-v5", 0.25, None),
+            ("breakout", "BreakoutNoFrameskip-v4", 0.0, None),
+            ("pong", "ALE/Pong-v5", 0.25, 403),
+            ("ms_pacman", "ALE/MsPacman-v5", 0.25, 603),
+        ],
+    )
+    def test_equals_ale(self, game, env_id, sticky, frames):
+        limit = {} if frames is None else dict(max_num_frames_per_episode=frames)
+        env = make_vec(env_id, 1, seed=4, env_kwargs=limit)
+        reference = self.reference(game, repeat_action_probability=sticky, **limit)
+        observation, (expected, _) = env.reset(), reference.reset(seed=4)
+        assert env.observation_space.shape == (1, 84, 84)
+        rng, score, length, episodes = np.random.default_rng(0), 0, 0, 0
+        while episodes < 2:
+            np.testing.assert_array_equal(observation, expected)
+            action = rng.integers(0, 4, 1)
+            observation, reward, done, (info,) = env.step(action)
+            expected, raw, terminated, truncated, _ = reference.step(action)
+            score, length = score + raw[0], length + 1
+            assert reward[0] == np.sign(raw[0])
+            assert done[0] == (terminated | truncated)[0]
+            if done[0]:
+                np.testing.assert_array_equal(info["terminal_observation"], expected[0])
+                assert info["TimeLimit.truncated"] == truncated[0] == (frames is not None)
+                assert (info["episode"]["r"], info["episode"]["l"]) == (score, length)
+                score, length, episodes = 0, 0, episodes + 1
+                expected, *_ = reference.step(action)  # begins the next episode
+            else:
+                assert info == {}
+
+    def test_a_lost_life_ends_an_episode_but_not_the_game(self):
+        env = make_vec("ALE/Breakout-v5", 2, seed=3, env_kwargs=dict(episodic_life=True))
+        whole = make_vec("ALE/Breakout-v5", 2, seed=3)
+        np.testing.assert_array_equal(env.reset(), whole.reset())
+        rng, lost, games = np.random.default_rng(0), np.zeros(2, dtype=int), 0
+        while games < 4:
+            actions = rng.integers(0, 4, 2)
+            observations, _, dones, infos = env.step(actions)
+            expected, _, ends, expected_infos = whole.step(actions)
+            np.testing.assert_array_equal(observations, expected)  # the same game, played on
+            for index in np.flatnonzero(dones):
+                over = bool(ends[index])
+                assert ("episode" in infos[index]) == over
+                assert not infos[index]["TimeLimit.truncated"]
+                last = expected_infos[index]["terminal_observation"] if over else observations[index]
+                np.testing.assert_array_equal(infos[index]["terminal_observation"], last)
+                lost[index] += 1
+                if over:
+                    assert infos[index]["episode"]["r"] == expected_infos[index]["episode"]["r"]
+                    assert lost[index] == 5
+                    lost[index], games = 0, games + 1
+            assert not (ends & ~dones).any()
+
+    def test_unclipped_rewards_and_other_shapes(self):
+        env = make_vec(
+            "ALE/MsPacman-v5", 2, seed=0, env_kwargs=dict(reward_clipping=False, grayscale=False, stack_num=2, img_height=60)
+        )
+        observation = env.reset()
+        assert observation.shape == (2, *env.observation_space.shape) == (2, 6, 60, 84)
+        rewards = [env.step(np.array([step % 9, step % 5]))[1] for step in range(100)]
+        assert np.max(rewards) >= 10
+
+    def test_normalised(self):
+        env = VecNormalize(make_vec("ALE/Pong-v5", 2, seed=0), norm_obs=False)
+        env.reset()
+        env.step(np.zeros(2, dtype=int))
+
+    def test_ids(self):
+        assert find_spec("ALE/Pong-v5").kwargs["repeat_action_probability"] == 0.25
