@@ -137,7 +137,7 @@ def test_from_sonnet_takes_names_as_tensorflow_writes_them():
 
     name = next(name for name in weights if name.endswith("/layer_norm/gamma:0"))
     without = {other: array for other, array in weights.items() if other != name}
-    with pytest.raises(UsageError, match="must hold every variable of the original, '.*layer_norm/gamma' is missing"):
+    with pytest.raises(UsageError, match=r"must hold every variable of the original, '.*layer_norm/gamma' is missing"):
         RMC.from_sonnet(case["config"], without)
     with pytest.raises(UsageError, match=r"'layer_norm/gamma' must have shape"):
         RMC.from_sonnet(case["config"], weights | {name: weights[name][:-1]})

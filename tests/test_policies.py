@@ -1,0 +1,344 @@
+"""The policies in the stock RecurrentPPO: every space, every critic, states, saving and loading."""
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from sb3_contrib import RecurrentPPO
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
+from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.envs import FakeImageEnv
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecNormalize
+
+from rmc_rl import CnnMemoryPolicy, Core, MlpMemoryPolicy, MultiInputMemoryPolicy, make_vec
+from rmc_rl.agents.policies import CRITICS, join_state, split_state
+from rmc_rl.errors import UsageError
+
+SMALL = dict(core="rmc", core_kwargs=dict(num_slots=2, num_heads=2, head_size=4))
+CORES = [SMALL, dict(core="memoryless", core_kwargs=dict(width=8))]
+
+
+class Echo(gymnasium.Env):
+    """Random observations and rewards for any pair of spaces; episodes of 7 steps, every other one truncated."""
+
+    def __init__(self, observation_space, action_space):
+        self.observation_space, self.action_space = observation_space, action_space
+        self.observation_space.seed(0)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time, self.episode = 0, getattr(self, "episode", 0) + 1
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        self.time += 1
+        done = self.time == 7
+        return self.observation_space.sample(), 1.0, done and self.episode % 2 == 0, done and self.episode % 2 == 1, {}
+
+
+VECTOR = spaces.Box(-1, 1, (3,), np.float32)
+ACTIONS = {
+    "Discrete": spaces.Discrete(3),
+    "MultiDiscrete": spaces.MultiDiscrete([3, 2]),
+    "MultiBinary": spaces.MultiBinary(4),
+    "Box": spaces.Box(-2, 2, (2,), np.float32),
+}
+OBSERVATIONS = {
+    "Box": (MlpMemoryPolicy, VECTOR),
+    "Discrete": (MlpMemoryPolicy, spaces.Discrete(5)),
+    "MultiDiscrete": (MlpMemoryPolicy, spaces.MultiDiscrete([3, 2])),
+    "MultiBinary": (MlpMemoryPolicy, spaces.MultiBinary(4)),
+    "image": (CnnMemoryPolicy, spaces.Box(0, 255, (1, 40, 40), np.uint8)),
+    "Dict": (MultiInputMemoryPolicy, spaces.Dict(a=VECTOR, b=spaces.Discrete(3), c=spaces.Box(0, 255, (36, 36, 3), np.uint8))),
+}
+
+
+def echo(observation_space=VECTOR, action_space=ACTIONS["Discrete"], n_envs=2):
+    return make_vec_env(lambda: Echo(observation_space, action_space), n_envs)
+
+
+def agent(env=None, policy=MlpMemoryPolicy, policy_kwargs=SMALL, **kwargs):
+    # 2 environments * 16 steps: episodes start in the middle of rollouts and of minibatches
+    defaults = dict(n_steps=16, batch_size=8, n_epochs=2, seed=0, device="cpu")
+    return RecurrentPPO(policy, env or echo(), policy_kwargs=policy_kwargs, **(defaults | kwargs))
+
+
+@pytest.mark.parametrize("policy_kwargs", CORES, ids=lambda kwargs: kwargs["core"])
+@pytest.mark.parametrize("action", ACTIONS)
+def test_actions(action, policy_kwargs):
+    env = echo(action_space=ACTIONS[action])
+    model = agent(env, policy_kwargs=policy_kwargs).learn(64)
+    evaluate_policy(model, env, 2)
+
+
+@pytest.mark.parametrize("policy_kwargs", CORES, ids=lambda kwargs: kwargs["core"])
+@pytest.mark.parametrize("observation", OBSERVATIONS)
+def test_observations(observation, policy_kwargs):
+    policy, space = OBSERVATIONS[observation]
+    env = echo(space)
+    if observation in ("image", "Dict"):
+        extractor = dict(features_dim=16) if observation == "image" else dict(cnn_output_dim=16)
+        policy_kwargs = policy_kwargs | dict(features_extractor_kwargs=extractor)
+    model = agent(env, policy, policy_kwargs).learn(64)
+    evaluate_policy(model, env, 2)
+
+
+@pytest.mark.parametrize("critic", CRITICS)
+@pytest.mark.parametrize("share_features_extractor", [True, False])
+@pytest.mark.parametrize("policy", ["mlp", "cnn"])
+def test_critics(critic, share_features_extractor, policy):
+    kwargs = SMALL | dict(critic=critic, share_features_extractor=share_features_extractor, net_arch=dict(pi=[], vf=[8]))
+    if policy == "cnn":
+        env = make_vec_env(lambda: FakeImageEnv(screen_height=40, screen_width=40, n_channels=3), 2)
+        kwargs |= dict(features_extractor_kwargs=dict(features_dim=16))
+    else:
+        env = echo()
+    cls = CnnMemoryPolicy if policy == "cnn" else MlpMemoryPolicy
+    if critic == "shared" and not share_features_extractor:
+        with pytest.raises(UsageError, match="'separate' or 'memoryless' with share_features_extractor=False, got 'shared'"):
+            agent(env, cls, kwargs)
+        return
+    model = agent(env, cls, kwargs).learn(64)
+    cores = [name for name, module in model.policy.named_modules() if isinstance(module, Core)]
+    assert cores == (["core", "critic_core"] if critic == "separate" else ["core"])
+
+
+@pytest.mark.parametrize("squash", [False, True])
+def test_gsde(squash):
+    env = echo(action_space=spaces.Box(-1, 1, (2,), np.float32))
+    kwargs = SMALL | dict(squash_output=squash, log_std_init=-2, full_std=False, use_expln=True)
+    agent(env, policy_kwargs=kwargs, use_sde=True, sde_sample_freq=4, clip_range_vf=0.1).learn(128)
+
+
+def test_vec_normalize_eval_callback_and_target_kl(tmp_path):
+    def wrap(training):
+        return VecNormalize(make_vec_env("CartPole-v1", 2), training=training, norm_reward=training)
+
+    callback = EvalCallback(wrap(False), n_eval_episodes=3, eval_freq=16, best_model_save_path=str(tmp_path), verbose=0)
+    agent(wrap(True), target_kl=0.01, learning_rate=lambda left: 1e-3 * left).learn(64, callback=callback)
+    RecurrentPPO.load(tmp_path / "best_model")
+
+
+@pytest.mark.parametrize("policy_kwargs", CORES, ids=lambda kwargs: kwargs["core"])
+def test_same_seed_same_numbers(policy_kwargs):
+    first, second = (agent(make_vec("CartPole-v1", 2), policy_kwargs=policy_kwargs).learn(64) for _ in range(2))
+    for name, parameter in first.policy.state_dict().items():
+        assert parameter.equal(second.policy.state_dict()[name]), name
+
+
+def test_a_core_of_ones_own():
+    class Sum(Core):
+        def __init__(self, input_size, scale=1.0):
+            super().__init__(input_size, output_size=input_size, state_size=input_size)
+            self.scale = torch.nn.Parameter(torch.tensor(scale))
+
+        def initial_state(self, batch_size):
+            return self.scale.new_zeros(batch_size, self.state_size)
+
+        def step(self, x, state):
+            state = state + self.scale * x
+            return state, state
+
+    model = agent(policy_kwargs=dict(core=Sum, core_kwargs=dict(scale=0.5))).learn(64)
+    assert model.policy.core.scale.item() != 0.5
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (dict(core="rmd"), "unknown core 'rmd'; did you mean 'rmc'"),
+        (dict(core_kwargs=dict(num_slot=3)), "unknown argument of core RMC 'num_slot'; did you mean 'num_slots'"),
+        (dict(core_kwargs=dict(num_slots=0)), "num_slots must be a whole number of at least 1, got 0"),
+        (dict(critic="share"), "unknown critic 'share'; did you mean 'shared'"),
+    ],
+)
+def test_mistakes_are_told_before_the_first_step(kwargs, message):
+    with pytest.raises(UsageError, match=message):
+        agent(policy_kwargs=kwargs)
+
+
+# What published code has failed
+
+
+def random_states(policy, n):
+    torch.manual_seed(3)
+    actor, critic = (tuple(torch.randn_like(half) for half in pair) for pair in policy.initial_states(n))
+    return RNNStates(actor, actor if policy.critic_core is None else critic)
+
+
+@pytest.mark.parametrize("critic", CRITICS)
+def test_the_core_drives_policy_and_value(critic):
+    policy = agent(policy_kwargs=SMALL | dict(critic=critic)).policy
+    observations, starts = torch.zeros(2, 3), torch.zeros(2)
+    first, second = policy.initial_states(2), random_states(policy, 2)
+    one, other = (
+        policy.get_distribution(observations, states.pi, starts)[0].distribution.logits for states in (first, second)
+    )
+    assert (one - other).abs().min() > 1e-6
+    one, other = (policy.predict_values(observations, states.vf, starts) for states in (first, second))
+    assert one.equal(other) if critic == "memoryless" else (one - other).abs().min() > 1e-6
+    _, one, _, _ = policy(observations, first, starts)
+    _, other, _, _ = policy(observations, second, starts)
+    assert one.equal(other) if critic == "memoryless" else (one - other).abs().min() > 1e-6
+
+
+@pytest.mark.parametrize("policy_kwargs", CORES, ids=lambda kwargs: kwargs["core"])
+@pytest.mark.parametrize("critic", CRITICS)
+def test_every_core_parameter_gets_a_gradient_from_one_update(critic, policy_kwargs):
+    model = agent(
+        policy_kwargs=policy_kwargs | dict(critic=critic, ortho_init=False), n_epochs=1, batch_size=32, ent_coef=0.01
+    )
+    model.learn(32)
+    cores = {name: p for name, p in model.policy.named_parameters() if name.split(".")[0] in ("core", "critic_core")}
+    assert any(name.startswith("critic_core") for name in cores) == (critic == "separate")
+    for name, parameter in cores.items():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_both_losses_train_a_shared_core():
+    policy = agent().policy
+    for part in ("values", "log_prob"):
+        policy.zero_grad()
+        states, starts = random_states(policy, 2), torch.zeros(2)
+        values, log_prob, _ = policy.evaluate_actions(torch.randn(2, 3), torch.zeros(2), states, starts)
+        (values if part == "values" else log_prob).sum().backward()
+        assert all(parameter.grad.abs().max() > 0 for parameter in policy.core.parameters()), part
+
+
+def test_orthogonal_initialisation_leaves_the_core_alone():
+    def is_orthogonal(weight, gain):
+        return torch.allclose(weight.T @ weight, gain**2 * torch.eye(weight.shape[1]), atol=1e-4)
+
+    policy = agent().policy
+    assert is_orthogonal(policy.mlp_extractor.policy_net[0].weight, gain=2**0.5)
+    assert not is_orthogonal(policy.core.project.weight, gain=2**0.5)
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("policy_kwargs", CORES, ids=lambda kwargs: kwargs["core"])
+@pytest.mark.parametrize("critic", CRITICS)
+def test_acting_step_by_step_equals_evaluating_the_sequence(critic, policy_kwargs, action):
+    policy = agent(echo(action_space=ACTIONS[action]), policy_kwargs=policy_kwargs | dict(critic=critic)).policy
+    n_envs, n_steps = 3, 9
+    torch.manual_seed(0)
+    observations = torch.randn(n_steps, n_envs, 3)
+    starts = (torch.rand(n_steps, n_envs) < 0.3).float()
+    assert starts[1:].any()
+    states = before = random_states(policy, n_envs)
+    acted = []
+    with torch.no_grad():
+        for t in range(n_steps):
+            value_alone = policy.predict_values(observations[t], states.vf, starts[t])
+            actions, values, log_prob, states = policy(observations[t], states, starts[t])
+            torch.testing.assert_close(value_alone, values)
+            acted.append((actions, values.flatten(), log_prob))
+    actions, values, log_prob = (torch.stack(tensors) for tensors in zip(*acted, strict=True))
+
+    def by_sequence(tensor):  # (T, B, ...) -> (B * T, ...)
+        return tensor.transpose(0, 1).flatten(0, 1)
+
+    if action == "MultiBinary":
+        actions = actions.to(torch.int8)  # as sb3-contrib's buffer keeps them
+    found = policy.evaluate_actions(by_sequence(observations), by_sequence(actions), before, by_sequence(starts))
+    torch.testing.assert_close(found[0].flatten(), by_sequence(values), rtol=0, atol=1e-5)
+    torch.testing.assert_close(found[1], by_sequence(log_prob), rtol=0, atol=1e-5)
+
+
+# States
+
+
+@pytest.mark.parametrize("size", [0, 1, 6, 7])
+def test_a_state_survives_the_pair(size):
+    state = torch.randn(3, size)
+    pair = split_state(state)
+    assert [half.shape for half in pair] == [(1, 3, (size + 1) // 2)] * 2
+    assert join_state(pair, size).equal(state)
+
+
+def test_a_pair_of_another_core_is_refused():
+    with pytest.raises(UsageError, match=r"state must be a pair of arrays \(1, n_envs, 4\)"):
+        join_state(split_state(torch.zeros(3, 6)), 7)
+
+
+def test_predict_without_state_starts_from_the_initial_state():
+    model = agent(echo(n_envs=3))
+    observation = np.ones((3, 3), np.float32)
+    anywhere = tuple(np.random.default_rng(0).normal(size=(1, 3, 8)).astype(np.float32) for _ in range(2))
+    _, expected = model.predict(observation, state=anywhere, episode_start=np.ones(3, bool), deterministic=True)
+    for start in (None, np.zeros(3, bool), np.ones(3, bool)):
+        _, state = model.predict(observation, episode_start=start, deterministic=True)
+        for half, wanted in zip(state, expected, strict=True):
+            np.testing.assert_allclose(half, wanted, atol=1e-6)
+    _, carried = model.predict(observation, state=anywhere, deterministic=True)
+    assert not np.allclose(carried[0], expected[0])
+
+
+def test_predict_for_one_environment():
+    model = agent(echo(n_envs=3))
+    action, state = model.predict(np.ones(3, np.float32))
+    assert np.shape(action) == ()
+    assert state[0].shape == (1, 1, 8)
+
+
+def test_predict_mistakes():
+    model = agent(echo(n_envs=3))
+    _, state = model.predict(np.ones((3, 3), np.float32))
+    with pytest.raises(UsageError, match="state must be that of the 2 environments observed, got that of 3"):
+        model.predict(np.ones((2, 3), np.float32), state=state)
+    with pytest.raises(UsageError, match="unpack it"):
+        model.predict((np.ones(3, np.float32), {}))
+
+
+# Saving and loading
+
+
+def actions_of(model, observations):
+    state, actions = None, []
+    for t, observation in enumerate(observations):
+        action, state = model.predict(observation, state=state, episode_start=np.full(2, t == 4), deterministic=True)
+        actions.append(action)
+    return np.stack(actions), state
+
+
+@pytest.mark.parametrize("policy_kwargs", CORES, ids=lambda kwargs: kwargs["core"])
+@pytest.mark.parametrize("critic", CRITICS)
+def test_save_and_load(critic, policy_kwargs, tmp_path):
+    env = echo(action_space=ACTIONS["Box"])
+    model = agent(env, policy_kwargs=policy_kwargs | dict(critic=critic)).learn(64)
+    observations = np.random.default_rng(0).normal(size=(8, 2, 3)).astype(np.float32)
+    expected, expected_state = actions_of(model, observations)
+    model.save(tmp_path / "model")
+    loaded = RecurrentPPO.load(tmp_path / "model", env=env, device="cpu")
+    found, state = actions_of(loaded, observations)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(np.stack(state), np.stack(expected_state))
+    for name, tensor in model.policy.optimizer.state_dict()["state"][0].items():
+        torch.testing.assert_close(loaded.policy.optimizer.state_dict()["state"][0][name], tensor)
+    loaded.learn(64)  # goes on
+
+    model.policy.save(tmp_path / "policy")
+    policy = type(model.policy).load(tmp_path / "policy", device="cpu")
+    np.testing.assert_array_equal(actions_of(policy, observations)[0], expected)
+
+
+def test_loads_in_a_process_that_imports_nothing_of_ours(tmp_path, python):
+    model = agent().learn(32)
+    model.save(tmp_path / "model")
+    observations = np.random.default_rng(0).normal(size=(8, 2, 3)).astype(np.float32)
+    np.save(tmp_path / "observations.npy", observations)
+    script = (
+        "import numpy as np\nfrom sb3_contrib import RecurrentPPO\n"
+        "model, state = RecurrentPPO.load('model.zip', device='cpu'), None\n"
+        "for t, observation in enumerate(np.load('observations.npy')):\n"
+        "    action, state = model.predict(observation, state=state, episode_start=np.full(2, t == 4), deterministic=True)\n"
+        "    print(*action)\n"
+    )
+    result = python("-c", script)
+    assert result.returncode == 0, result.stderr
+    found = [[int(word) for word in line.split()] for line in result.stdout.splitlines()]
+    np.testing.assert_array_equal(found, actions_of(model, observations)[0])
