@@ -4,7 +4,7 @@ A run's folder: what lies in it, how it is written and read back.
     runs/<env>/<core>/<stamp>-seed<k>/
       config.yaml            the resolved configuration, and under ``run`` versions, git commit and command line
       model.zip              the last policy
-      best/model.zip         the policy with the highest mean return over the last 100 training episodes
+      best/model.zip         the policy with the highest mean return over 100 training episodes, the ones before it was saved
       checkpoints/           one model every ``checkpoint_every`` steps
       events.out.tfevents*   TensorBoard; progress.csv holds the same numbers
       evaluations/           what ``rmc_rl.evaluate`` found

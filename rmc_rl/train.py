@@ -192,7 +192,8 @@ class RunCallback(BaseCallback):
             mean = float(np.mean(returns))
             if self.bar is not None:
                 self.bar.set_postfix({"return": f"{mean:.3g}"}, refresh=False)
-            if len(returns) == EPISODES_FOR_BEST and mean > self.best:
+            # few episodes say little: until there are enough, the latest policy counts as the best
+            if len(returns) < EPISODES_FOR_BEST or mean > self.best:
                 self.best = mean
                 save_model(self.model, self.run.model_path("best"))
         if self.num_timesteps >= self.next_checkpoint:

@@ -1,0 +1,276 @@
+"""The command line as a person meets it: runs, mistakes, help, Ctrl-C."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+from sb3_contrib import RecurrentPPO
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from rmc_rl import __version__, evaluate, train
+from rmc_rl.evaluate import summarise
+from rmc_rl.runs import Run
+
+COPY = ["env_kwargs.n_symbols=4", "env_kwargs.length=3", "env_kwargs.delay=5", "device=cpu"]
+TINY = [*COPY, "n_envs=4", "algo.n_steps=22", "algo.batch_size=44", "algo.n_epochs=1", "core.num_heads=2", "core.head_size=4"]
+
+
+@pytest.fixture(name="call")
+def make_call(monkeypatch, tmp_path, capsys):
+    """Call a verb in an empty folder: exit status, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(verb, *arguments):
+        monkeypatch.setattr(sys, "argv", [f"{verb.__name__}.py", *arguments])
+        status = 0
+        try:
+            verb.main()
+        except SystemExit as end:
+            status = end.code
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return call
+
+
+def only_run(core="rmc", env="rmc_rl-Copy-v0") -> Run:
+    (path,) = Path("runs", env, core).iterdir()
+    return Run.open(path)
+
+
+def test_a_run_and_its_evaluation(call):
+    status, out, err = call(train, *TINY, "total_timesteps=1000", "checkpoint_every=300", "seed=3")
+    assert status == 0, err
+    run = only_run()
+    assert run.path.name.endswith("-seed3")
+    assert f"run: {run.path}" in out
+    assert "num_slots: 4" in out  # the resolved configuration
+    assert re.search(r"parameters: [\d,]+ \(core [\d,]+, mlp_extractor", out)
+    assert "return=" in err  # the progress bar
+
+    config = run.read_config()
+    assert config.env_kwargs == dict(n_symbols=4, length=3, delay=5)
+    assert config.n_envs == 4
+    assert config.run.versions.torch
+    assert config.run.command.endswith("seed=3") or "pytest" in config.run.command
+    assert {path.name for path in (run.path / "checkpoints").iterdir()} == {f"model_{n}_steps.zip" for n in (352, 616, 968)}
+    assert not list(run.path.rglob("*.partial"))
+    with open(run.path / "progress.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 12
+    assert rows[-1]["rollout/ep_rew_mean"]
+    events = EventAccumulator(str(run.path)).Reload()
+    assert {"rollout/ep_rew_mean", "rollout/ep_len_mean", "train/loss", "train/approx_kl", "time/fps"} <= set(
+        events.Tags()["scalars"]
+    )
+    assert "config/text_summary" in events.Tags()["tensors"]
+    assert RecurrentPPO.load(run.model_path("last")).num_timesteps == 1056
+    assert RecurrentPPO.load(run.model_path("best")).num_timesteps <= 1056
+
+    status, out, err = call(evaluate, f"run={run.path}", "episodes=20", "env_kwargs.delay=3")
+    assert status == 0, err
+    assert re.search(r"return: mean \d\.\d+, standard deviation \d\.\d+, 95 % interval \[\d\.\d+, \d\.\d+\]", out)
+    assert "length: mean 9.000, standard deviation 0.000" in out
+    (path,) = (run.path / "evaluations").iterdir()
+    assert str(path) in out
+    result = json.loads(path.read_text())
+    assert result["env_kwargs"] == dict(n_symbols=4, length=3, delay=3)
+    assert len(result["return"]["each"]) == result["episodes"] == 20
+    assert result["return"]["mean"] == pytest.approx(np.mean(result["return"]["each"]))
+    status, _, _ = call(evaluate, f"run={run.path}", "model=best", "deterministic=false", "episodes=3")
+    assert status == 0
+
+
+def test_the_same_seed_gives_the_same_numbers(call):
+    for seed in (1, 1, 2):
+        assert call(train, *TINY, "total_timesteps=300", f"seed={seed}")[0] == 0
+    runs = sorted(Path("runs/rmc_rl-Copy-v0/rmc").iterdir())
+    assert len(runs) == 3
+    weights = [RecurrentPPO.load(run / "model.zip").policy.state_dict() for run in runs]
+    by_seed = {run.name.split("seed")[1]: weight for run, weight in zip(runs, weights, strict=True)}
+    one, other = (weight for run, weight in zip(runs, weights, strict=True) if "seed1" in run.name)
+    assert all(one[name].equal(other[name]) for name in one)
+    assert not all(one[name].equal(by_seed["2"][name]) for name in one)
+
+
+def test_atari_by_its_id(call):
+    arguments = ["env=ALE/Pong-v5", "core=memoryless", "n_envs=2", "algo.n_steps=8", "algo.batch_size=8", "device=cpu"]
+    status, out, err = call(train, *arguments, "total_timesteps=32", "algo.n_epochs=1")
+    assert status == 0, err
+    assert "learning_rate: 0.00025" in out  # Atari's own default
+    model = RecurrentPPO.load(only_run("memoryless", "ALE-Pong-v5").model_path())
+    assert model.observation_space.shape == (1, 84, 84)  # no frame stack
+    assert type(model.policy).__name__ == "CnnMemoryPolicy"
+
+
+def test_any_gymnasium_id(call):
+    arguments = ["env=CartPole-v1", "core=memoryless", "n_envs=2", "algo.n_steps=16", "algo.batch_size=16"]
+    status, out, err = call(train, *arguments, "total_timesteps=64", "policy.critic=separate", "policy.net_arch=[8]")
+    assert status == 0, err
+    assert "critic_core" in out
+
+
+def test_a_sweep(call):
+    status, _, err = call(
+        train, "-m", "seed=1,2", "core=rmc,memoryless", *COPY, "n_envs=4", "algo.batch_size=44", "total_timesteps=88"
+    )
+    assert status == 0, err
+    assert len(list(Path("runs/rmc_rl-Copy-v0/rmc").iterdir())) == 2
+    assert len(list(Path("runs/rmc_rl-Copy-v0/memoryless").iterdir())) == 2
+
+
+MISTAKES = {
+    "env=ALE/Pon-v5": "unknown env 'ALE/Pon-v5'; did you mean 'ALE/Pong-v5'?",
+    "core=rcm": "unknown core 'rcm'; did you mean 'rmc'?",
+    "algo.nsteps=3": "unknown key of algo 'nsteps'; did you mean 'n_steps'?",
+    "n_env=3": "unknown key 'n_env'; did you mean 'n_envs'?",
+    "core.width=3": "unknown key of core 'width'; valid: forget_bias, gate_style, head_size",
+    "core.num_slots=0": "num_slots must be a whole number of at least 1, got 0",
+    "core.gate_style=units": "unknown gate_style 'units'; did you mean 'unit'?",
+    "policy.critic=share": "unknown critic 'share'; did you mean 'shared'?",
+    "policy.net_arch=64": "policy.net_arch must be null, sizes of layers as [64, 64], or {pi: [64], vf: [64]}, got 64",
+    "algo.gamma=1.5": "algo.gamma must be a number of at least 0 and at most 1, got 1.5",
+    "algo.learning_rate=0": "algo.learning_rate must be a number above 0, got 0",
+    "algo.batch_size=1000": "algo.batch_size must divide the",
+    "algo.target_kl=-1": "algo.target_kl must be a number above 0, or null, got -1",
+    "algo=3": "algo must hold keys, as in algo.key=value, got 3",
+    "n_envs=many": "n_envs must be a whole number of at least 1, got 'many'",
+    "total_timesteps=0": "total_timesteps must be a whole number of at least 1, got 0",
+    "seed=-1": "seed must be a whole number of at least 0, got -1",
+    "processes=yes_please": "processes must be true or false, got 'yes_please'",
+    "device=cuda:99": "device must be one this machine has (auto, cpu",
+    "env_kwargs.dealy=3": "unknown keyword of rmc_rl/Copy-v0 'dealy'; did you mean 'delay'?",
+    "env_kwargs.delay=0": "delay must be a whole number of at least 1, got 0",
+    "env_kwargs=3": "env_kwargs must hold keys, as in env_kwargs.key=value, got 3",
+    "seed=1,2": "seed must have one value; a sweep over several needs -m",
+    "seed": "an argument must read key=value",
+    "algo.n_steps=[1": "an argument must read key=value",
+}
+
+
+@pytest.mark.parametrize("argument", MISTAKES)
+def test_a_mistake_gets_one_line_and_status_2(call, argument):
+    status, out, err = call(train, argument)
+    assert status == 2
+    assert out == ""
+    assert err.startswith(f"error: {MISTAKES[argument]}")
+    assert err.count("\n") == 1
+    assert not Path("runs").exists()
+
+
+def test_a_sweep_over_two_families_is_a_mistake(call):
+    status, _, err = call(train, "-m", "env=rmc_rl/Copy-v0,ALE/Pong-v5")
+    assert (status, err.startswith("error: the environments of a sweep must be of one family")) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "run must be the folder of a run, as in run="),
+        (["run=nowhere"], "run must be the folder of a run, one with a config.yaml, got 'nowhere'"),
+        (["run=old", "model=beste"], "unknown model 'beste'; did you mean 'best'?"),
+        (["run=old"], "model must have been saved by the run, got 'last', and there is no "),
+        (["episodes=0"], "episodes must be a whole number of at least 1, got 0"),
+        (["deterministic=maybe"], "deterministic must be true or false, got 'maybe'"),
+        (["episode=3"], "unknown key 'episode'; did you mean 'episodes'?"),
+    ],
+)
+def test_mistakes_in_evaluating(call, arguments, message):
+    Path("old").mkdir()
+    Path("old/config.yaml").write_text("env: rmc_rl/Copy-v0\nenv_kwargs: {}\n")
+    status, _, err = call(evaluate, *arguments)
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith(f"error: {message}")
+
+
+def test_evaluating_on_other_spaces_is_a_mistake(call):
+    assert call(train, *TINY, "total_timesteps=88")[0] == 0
+    status, _, err = call(evaluate, f"run={only_run().path}", "env_kwargs.n_symbols=5")
+    assert status == 2
+    assert err.startswith("error: env_kwargs must leave the observation_space as it was in training")
+
+
+@pytest.mark.parametrize("verb", [train, evaluate])
+def test_help_tells_the_keys_and_what_they_mean(call, verb):
+    status, out, _ = call(verb, "--help")
+    assert status == 0
+    assert "env_kwargs" in out
+    assert "# last or best" in out or "# shared, separate or memoryless" in out
+    assert "hydra:" not in out
+
+
+def test_help_follows_the_command_line(call):
+    _, out, _ = call(train, "--help", "env=ALE/Pong-v5", "core=memoryless")
+    assert "family=atari" in out
+    assert "core=memoryless" in out
+    assert "width: 64" in out
+
+
+def test_the_configuration_can_be_printed_alone(call):
+    status, out, _ = call(train, "env=ALE/Pong-v5", "--cfg", "job")
+    config = OmegaConf.create(out)
+    assert (status, config.algo.clip_range, config.core.name) == (0, 0.1, "rmc")
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_leaves_its_model(tmp_path, number, status):
+    arguments = [sys.executable, "-m", "rmc_rl.train", *TINY, "total_timesteps=100000000"]
+    process = subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not [path for path in tmp_path.glob("runs/*/*/*/progress.csv") if path.stat().st_size]:
+            assert time.monotonic() < deadline, "training has not begun"
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.1)
+        os.kill(process.pid, number)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == status, err
+    assert "Traceback" not in err
+    assert f"stopped by {number.name}" in out
+    (model,) = tmp_path.glob("runs/*/*/*/model.zip")
+    assert RecurrentPPO.load(model).num_timesteps > 0
+
+
+def test_a_crash_leaves_the_model_and_a_traceback(call, monkeypatch):
+    def crash(_callback):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(train.RunCallback, "_on_rollout_end", crash)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(RuntimeError, match="a bug"):
+        call(train, *TINY, "total_timesteps=1000")
+    RecurrentPPO.load(only_run().model_path())
+
+
+def test_runs_without_arguments(python, tmp_path):
+    # as a module, as users start it; the default is the copy task at full size
+    result = python("-m", "rmc_rl.train", "total_timesteps=1", "device=cpu")
+    assert result.returncode == 0, result.stderr
+    assert "env: rmc_rl/Copy-v0" in result.stdout
+    assert list(tmp_path.glob("runs/rmc_rl-Copy-v0/rmc/*/model.zip"))
+
+
+def test_bootstrap():
+    found = summarise([0.0, 1.0] * 50)
+    assert (found["mean"], round(found["std"], 4)) == (0.5, 0.5025)
+    low, high = found["interval"]
+    assert 0.39 < low < 0.42  # 0.5 -+ 1.96 * 0.05
+    assert 0.58 < high < 0.61
+    assert summarise([3.0])["interval"] == [3.0, 3.0]
+    assert summarise([1.0, 2.0, 5.0]) == summarise([1.0, 2.0, 5.0])
+
+
+def test_version():
+    assert re.fullmatch(r"\d+\.\d+\.\d+", __version__)
