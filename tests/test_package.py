@@ -1,0 +1,98 @@
+"""The package as it is installed, its YAML files, and the README."""
+
+import inspect
+import re
+import shlex
+import subprocess
+import sys
+import zipfile
+
+import gymnasium
+import pytest
+import yaml
+from hydra import compose, initialize_config_module
+
+import rmc_rl
+from rmc_rl import evaluate, train
+from rmc_rl.agents.cores import core_class, core_names
+from rmc_rl.envs import WORLDS
+
+FAMILIES = ["atari", "gymnasium", "rmc_rl"]
+
+
+def test_the_wheel_holds_one_package_with_its_yaml_files(checkout, tmp_path):
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(checkout)]
+    built = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert built.returncode == 0, built.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names} == {"rmc_rl", f"rmc_rl-{rmc_rl.__version__}.dist-info"}
+    in_checkout = {str(path.relative_to(checkout)) for path in (checkout / "rmc_rl").rglob("*") if path.suffix in (".yaml", ".py")}
+    assert in_checkout | {"rmc_rl/py.typed"} <= set(names)
+
+
+@pytest.mark.parametrize("name", ["agents", "envs", "configs"])
+def test_the_links_at_the_top(checkout, name):
+    link = checkout / name
+    assert link.is_symlink()
+    assert link.resolve() == checkout / "rmc_rl" / name
+
+
+def test_importing_registers_the_worlds():
+    assert set(WORLDS) <= set(gymnasium.registry)
+    assert set(rmc_rl.__all__) <= set(dir(rmc_rl))
+
+
+def test_every_yaml_file_is_used(checkout):
+    configs = checkout / "rmc_rl" / "configs"
+    found = {str(path.relative_to(configs)) for path in configs.rglob("*.yaml")}
+    cores, families = ({f"{group}/{name}.yaml" for name in names} for group, names in (("core", core_names()), ("family", FAMILIES)))
+    assert found == {"common.yaml", "train.yaml", "evaluate.yaml"} | cores | families
+
+
+@pytest.mark.parametrize("core", core_names())
+@pytest.mark.parametrize("family", FAMILIES)
+def test_configurations_compose_and_agree_with_the_code(core, family):
+    with initialize_config_module("rmc_rl.configs", version_base="1.3"):
+        config = compose("train", overrides=[f"core={core}", f"family={family}"])
+    train.check_config(config)
+    defaults = {name: p.default for name, p in inspect.signature(core_class(core)).parameters.items() if name != "input_size"}
+    assert dict(config.core) == dict(name=core) | defaults
+
+
+def readme(checkout):
+    return (checkout / "README.md").read_text()
+
+
+def test_readme_python_blocks_run(checkout, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", readme(checkout), re.DOTALL)
+    assert len(blocks) >= 3
+    names = {"__name__": "readme"}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+
+
+def test_readme_command_lines_are_accepted(checkout, monkeypatch, capsys):
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", readme(checkout), re.DOTALL))
+    lines = re.findall(r"^(?:scripts/train|python -m rmc_rl\.(?:train|evaluate))\b.*", blocks, re.MULTILINE)
+    assert len(lines) >= 5
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        verb = evaluate if "rmc_rl.evaluate" in words else train
+        arguments = words[1:] if words[0] == "scripts/train" else words[3:]
+        arguments = [argument.replace("<folder>", "folder") for argument in arguments if argument != "-m"]
+        arguments = [re.sub(r"=([^,{}\[\]]+),.*", r"=\1", argument) for argument in arguments]  # of a sweep, the first run
+        monkeypatch.setattr(sys, "argv", ["verb", *arguments, "--cfg", "job"])
+        verb.main()
+        assert yaml.safe_load(capsys.readouterr().out), line
+
+
+def test_readme_names_every_core_and_world(checkout):
+    text = readme(checkout)
+    for name in (*core_names(), *WORLDS):
+        assert f"`{name}`" in text, name
+
+
+def test_changelog_has_this_version(checkout):
+    assert f"## {rmc_rl.__version__}" in (checkout / "CHANGELOG.md").read_text()
