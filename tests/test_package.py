@@ -27,7 +27,9 @@ def test_the_wheel_holds_one_package_with_its_yaml_files(checkout, tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names} == {"rmc_rl", f"rmc_rl-{rmc_rl.__version__}.dist-info"}
-    in_checkout = {str(path.relative_to(checkout)) for path in (checkout / "rmc_rl").rglob("*") if path.suffix in (".yaml", ".py")}
+    in_checkout = {
+        str(path.relative_to(checkout)) for path in (checkout / "rmc_rl").rglob("*") if path.suffix in (".yaml", ".py")
+    }
     assert in_checkout | {"rmc_rl/py.typed"} <= set(names)
 
 
@@ -46,7 +48,9 @@ def test_importing_registers_the_worlds():
 def test_every_yaml_file_is_used(checkout):
     configs = checkout / "rmc_rl" / "configs"
     found = {str(path.relative_to(configs)) for path in configs.rglob("*.yaml")}
-    cores, families = ({f"{group}/{name}.yaml" for name in names} for group, names in (("core", core_names()), ("family", FAMILIES)))
+    cores, families = (
+        {f"{group}/{name}.yaml" for name in names} for group, names in (("core", core_names()), ("family", FAMILIES))
+    )
     assert found == {"common.yaml", "train.yaml", "evaluate.yaml"} | cores | families
 
 

@@ -290,6 +290,10 @@ def test_predict_mistakes():
     _, state = model.predict(np.ones((3, 3), np.float32))
     with pytest.raises(UsageError, match="state must be that of the 2 environments observed, got that of 3"):
         model.predict(np.ones((2, 3), np.float32), state=state)
+    with pytest.raises(UsageError, match="state must be that of the 6 environments observed, got that of 3"):
+        model.predict(np.ones((6, 3), np.float32), state=state)  # not two steps of 3 environments
+    with pytest.raises(UsageError, match="episode_start must be that of the 3 environments observed, got that of 6"):
+        model.predict(np.ones((3, 3), np.float32), state=state, episode_start=np.zeros(6, bool))
     with pytest.raises(UsageError, match="unpack it"):
         model.predict((np.ones(3, np.float32), {}))
 

@@ -72,6 +72,10 @@ def join_state(pair: StatePair, state_size: int) -> Tensor:
     return torch.cat([first[0], second[0]], dim=-1)[:, :state_size]
 
 
+def _batch_size(obs: PyTorchObs) -> int:
+    return len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
+
+
 class MlpMemoryPolicy(RecurrentActorCriticPolicy):
     """
     Actor and critic that read a core's output; the core reads the features of the observation.
@@ -318,13 +322,20 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
         """
         if isinstance(observation, tuple):  # type: ignore[unreachable]
             raise UsageError("observation must be an array or a dict, got a tuple: unpack it, `obs, info = env.reset()`")
-        batch, _ = self.obs_to_tensor(observation)
-        n_envs = len(next(iter(batch.values())) if isinstance(batch, dict) else batch)
         if state is None:
+            n_envs = _batch_size(self.obs_to_tensor(observation)[0])
             state = tuple(half.detach().cpu().numpy() for half in self.initial_states(n_envs).pi)
-        elif state[0].shape[1] != n_envs:
-            raise UsageError(f"state must be that of the {n_envs} environments observed, got that of {state[0].shape[1]}")
         return super().predict(observation, state, episode_start, deterministic)
+
+    def _predict(  # type: ignore[override]
+        self, observation: PyTorchObs, lstm_states: StatePair, episode_starts: Tensor, deterministic: bool = False
+    ) -> tuple[Tensor, StatePair]:
+        n_envs = _batch_size(observation)
+        for name, found in (("state", lstm_states[0].shape[1]), ("episode_start", episode_starts.numel())):
+            if found != n_envs:
+                raise UsageError(f"{name} must be that of the {n_envs} environments observed, got that of {found}")
+        distribution, states = self.get_distribution(observation, lstm_states, episode_starts)
+        return distribution.get_actions(deterministic=deterministic), states
 
 
 class CnnMemoryPolicy(MlpMemoryPolicy):

@@ -81,12 +81,13 @@ class CopyWorld(BatchedWorld):
         self.recall_step = length + delay  # the first step whose action counts
         self.symbols = torch.zeros(num_envs, length, dtype=torch.long, device=self.device)
         self.time = torch.zeros(num_envs, dtype=torch.long, device=self.device)
-        self.answers = torch.full_like(self.symbols, -1)  # -1: not answered yet
+        self.answers = torch.full_like(self.symbols, -1)  # kept for pictures alone; -1: not answered yet
 
     def _begin(self, rows: Tensor) -> None:
         drawn = torch.randint(self.n_symbols, self.symbols.shape, generator=self.generator, device=self.device)
         self.symbols = torch.where(rows.unsqueeze(-1), drawn, self.symbols)
-        self.answers = torch.where(rows.unsqueeze(-1), -1, self.answers)
+        if self.render_mode is not None:
+            self.answers = torch.where(rows.unsqueeze(-1), -1, self.answers)
         self.time = torch.where(rows, 0, self.time)
 
     def _advance(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
