@@ -179,7 +179,9 @@ class RunCallback(BaseCallback):
                 output.writer.add_text("config", f"```yaml\n{OmegaConf.to_yaml(self.config)}\n```")
         # into a file the bar would write a line at each refresh: once in a while is enough there
         interval = 0.2 if sys.stderr.isatty() else 30
-        self.bar = tqdm(total=self.config.total_timesteps, unit="step", mininterval=interval, dynamic_ncols=True)
+        rollout = self.config.n_envs * self.config.algo.n_steps
+        total = -(-self.config.total_timesteps // rollout) * rollout  # the last rollout is played to its end
+        self.bar = tqdm(total=total, unit=" steps", mininterval=interval, dynamic_ncols=True)
 
     def _on_step(self) -> bool:
         if self.bar is not None:
