@@ -59,10 +59,14 @@ def _or_null(rule: tuple[Callable[[Any], bool], str]) -> tuple[Callable[[Any], b
 _TRUTH: tuple[Callable[[Any], bool], str] = (lambda v: isinstance(v, bool), "true or false")
 
 
+def _is_layers(value: Any) -> bool:
+    return value is None or (OmegaConf.is_list(value) and all(_whole(1)[0](item) for item in value))
+
+
 def _is_net_arch(value: Any) -> bool:
     if OmegaConf.is_dict(value):
         return set(value) <= {"pi", "vf"} and all(OmegaConf.is_list(item) and _is_net_arch(item) for item in value.values())
-    return value is None or (OmegaConf.is_list(value) and all(_whole(1)[0](item) for item in value))
+    return _is_layers(value)
 
 
 # key -> what its value must be; keys of the core and of the environment are checked by these themselves
@@ -72,6 +76,7 @@ RULES = {
     "total_timesteps": _whole(1),
     "seed": _whole(0),
     "checkpoint_every": _or_null(_whole(1)),
+    "policy.encoder": (_is_layers, "null or sizes of layers, as in [64]"),
     "policy.net_arch": (_is_net_arch, "null, sizes of layers as [64, 64], or {pi: [64], vf: [64]}"),
     "policy.ortho_init": _TRUTH,
     "policy.log_std_init": _number(-np.inf),

@@ -138,6 +138,7 @@ MISTAKES = {
     "core.gate_style=units": "unknown gate_style 'units'; did you mean 'unit'?",
     "policy.critic=share": "unknown critic 'share'; did you mean 'shared'?",
     "policy.net_arch=64": "policy.net_arch must be null, sizes of layers as [64, 64], or {pi: [64], vf: [64]}, got 64",
+    "policy.encoder=64": "policy.encoder must be null or sizes of layers, as in [64], got 64",
     "algo.gamma=1.5": "algo.gamma must be a number of at least 0 and at most 1, got 1.5",
     "algo.learning_rate=0": "algo.learning_rate must be a number above 0, got 0",
     "algo.batch_size=1000": "algo.batch_size must divide the",

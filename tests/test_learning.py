@@ -83,9 +83,9 @@ def test_cart_pole_without_velocities(core):
         max_grad_norm=1,
         seed=1,
         device="cpu",
-        policy_kwargs=dict(core=core, net_arch=dict(pi=[], vf=[64]), ortho_init=False),
+        policy_kwargs=dict(core=core, encoder=[64], net_arch=dict(pi=[], vf=[64]), ortho_init=False),
     )
-    model.learn(100_000)
+    model.learn(60_000)
     evaluated = cart_pole(4, training=False)
     evaluated.obs_rms = env.obs_rms
     reached, _ = evaluate_policy(model, evaluated, 20)

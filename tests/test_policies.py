@@ -107,6 +107,17 @@ def test_critics(critic, share_features_extractor, policy):
     assert cores == (["core", "critic_core"] if critic == "separate" else ["core"])
 
 
+@pytest.mark.parametrize("share_features_extractor", [True, False])
+@pytest.mark.parametrize("policy", ["mlp", "cnn"])
+def test_encoder(policy, share_features_extractor):
+    kwargs = SMALL | dict(critic="separate", encoder=[24, 12], share_features_extractor=share_features_extractor)
+    cls, space = OBSERVATIONS["Box" if policy == "mlp" else "image"]
+    model = agent(echo(space), cls, kwargs).learn(32)
+    assert model.policy.core.input_size == 12
+    encoders = {name.split(".layers")[0] for name, _ in model.policy.named_parameters() if ".layers." in name}
+    assert len(encoders) == (1 if share_features_extractor else 2)
+
+
 @pytest.mark.parametrize("squash", [False, True])
 def test_gsde(squash):
     env = echo(action_space=spaces.Box(-1, 1, (2,), np.float32))
@@ -153,6 +164,7 @@ def test_a_core_of_ones_own():
         (dict(core="rmd"), "unknown core 'rmd'; did you mean 'rmc'"),
         (dict(core_kwargs=dict(num_slot=3)), "unknown argument of core RMC 'num_slot'; did you mean 'num_slots'"),
         (dict(core_kwargs=dict(num_slots=0)), "num_slots must be a whole number of at least 1, got 0"),
+        (dict(encoder=[64, 0]), "each size in encoder must be a whole number of at least 1, got 0"),
         (dict(critic="share"), "unknown critic 'share'; did you mean 'shared'"),
     ],
 )
