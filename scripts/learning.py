@@ -12,7 +12,6 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from omegaconf import OmegaConf
 
 from rmc_rl.evaluate import summarise
 from rmc_rl.runs import Run
@@ -39,7 +38,7 @@ def main() -> None:
     for path in sorted(path.parent for folder in arguments.folders for path in folder.rglob("config.yaml")):
         run = Run.open(path)
         config = run.read_config()
-        keywords = ", ".join(f"{key}={value}" for key, value in OmegaConf.to_container(config.env_kwargs).items())
+        keywords = ", ".join(f"{key}={value}" for key, value in config.env_kwargs.items())
         groups[f"{config.env} {keywords}".strip(), config.core.name].append(read(run))
         commits.add(config.run.git_commit)
 
