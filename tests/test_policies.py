@@ -358,3 +358,26 @@ def test_loads_in_a_process_that_imports_nothing_of_ours(tmp_path, python):
     assert result.returncode == 0, result.stderr
     found = [[int(word) for word in line.split()] for line in result.stdout.splitlines()]
     np.testing.assert_array_equal(found, actions_of(model, observations)[0])
+
+
+def test_plays_pong_in_a_process_that_imports_nothing_of_ours(tmp_path, python):
+    play = (
+        "from ale_py import AtariVectorEnv\n"
+        "def play(model):\n"
+        "    env = AtariVectorEnv('pong', 2, stack_num=1, repeat_action_probability=0.25, autoreset_mode='SameStep')\n"
+        "    (observation, _), state, actions = env.reset(seed=7), None, []\n"
+        "    for step in range(60):\n"
+        "        action, state = model.predict(observation, state=state, episode_start=[step == 0] * 2, deterministic=True)\n"
+        "        observation, *_ = env.step(action)\n"
+        "        actions.append((action.tolist(), round(float(state[0].sum()), 3)))\n"  # equal states, too
+        "    return actions\n"
+    )
+    model = agent(make_vec("ALE/Pong-v5", 2, seed=0), CnnMemoryPolicy).learn(64)
+    names: dict = {}
+    exec(play, names)
+    expected = names["play"](model)
+    model.save(tmp_path / "model")
+    load = "import sys\nfrom sb3_contrib import RecurrentPPO\nmodel = RecurrentPPO.load('model.zip', device='cpu')\n"
+    result = python("-c", load + play + "print(play(model))")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == str(expected)
