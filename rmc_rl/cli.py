@@ -1,12 +1,14 @@
 """What the verbs (``rmc_rl.train``, ``rmc_rl.evaluate``) share: Hydra, with a user's mistakes told in one line."""
 
+import itertools
 import re
+import signal
 import sys
 import textwrap
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 import torch
@@ -14,7 +16,7 @@ from hydra import compose, initialize_config_module
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -23,6 +25,8 @@ from rmc_rl.errors import UsageError, require, unknown
 
 CONFIGS = "rmc_rl.configs"
 OPEN_KEYS = ("env_kwargs",)  # nodes that take keys unknown to us
+PATHS = ("run", "runs_dir")  # keys whose values are paths
+MOST_CHECKED = 100  # runs of a sweep that are checked before the first begins
 MISTAKE = 2  # exit status
 
 
@@ -37,22 +41,27 @@ def run_verb(
     :param description: what ``--help`` says before the keys
     :param family_of: from an environment's id to the name of its defaults in ``configs/family``; None: the verb has none
     """
+    parser = get_args_parser()
     arguments = sys.argv[1:]
-    flags = get_args_parser().parse_intermixed_args(arguments)
-    overrides = [_open(override) for override in flags.overrides]
     try:
-        # a configuration of the user's own is Hydra's to check
-        if not (flags.hydra_help or flags.config_dir or flags.config_name):
-            choices = _check(overrides, bool(flags.multirun), config_name, family_of)
+        parser.error = _refuse  # type: ignore[method-assign]  # argparse would print its whole usage
+        flags = parser.parse_intermixed_args(arguments)
+        lines = [_open(line, bool(flags.multirun)) for line in flags.overrides]
+        require(
+            not (flags.multirun and flags.cfg), "--cfg shows the configuration of one run, so it goes without -m", arguments
+        )
+        # what shows no configuration of ours, or reads one of the user's own, is left to Hydra
+        if not (flags.hydra_help or flags.shell_completion or flags.config_name or flags.config_path):
+            choices = _check(lines, bool(flags.multirun), config_name, family_of, own_files=bool(flags.config_dir))
             if flags.help:
                 say(_help(config_name, description, choices))
                 return
-            if "family" in choices:
-                overrides.append(f"family={choices['family']}")
+            if not any(line.lstrip("+").startswith("family=") for line in lines) and "family" in choices:
+                lines.append(f"family={choices['family']}")
     except UsageError as error:
         sys.exit(tell(error))
     # Hydra wants its flags before the overrides, or after them, but not between
-    sys.argv[1:] = [argument for argument in arguments if argument not in flags.overrides] + overrides
+    sys.argv[1:] = [argument for argument in arguments if argument not in flags.overrides] + lines
 
     @hydra.main(version_base="1.3", config_path=f"pkg://{CONFIGS}", config_name=config_name)
     def job(config: DictConfig) -> None:
@@ -66,7 +75,10 @@ def run_verb(
         if status:
             sys.exit(status)
 
-    job()
+    try:
+        job()
+    except KeyboardInterrupt:  # before there was anything to save
+        sys.exit(128 + signal.SIGINT)
 
 
 def tell(error: UsageError) -> int:
@@ -76,7 +88,7 @@ def tell(error: UsageError) -> int:
     :param error: the mistake
     :return: the exit status for it
     """
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     return MISTAKE
 
 
@@ -106,51 +118,91 @@ def find_device(name: object) -> torch.device:
     return torch.device(str(name))
 
 
-def _open(argument: str) -> str:
-    """``env_kwargs.delay=5`` -> ``++env_kwargs.delay=5``: Hydra's way to set a key that may be new."""
-    return f"++{argument}" if argument.split("=")[0].split(".")[0] in OPEN_KEYS else argument
+def _refuse(message: str) -> NoReturn:
+    raise UsageError(f"{message}; --help lists what there is")
 
 
-def _check(lines: list[str], multirun: bool, config_name: str, family_of: Callable[[str], str] | None) -> dict[str, str]:
+def _open(line: str, multirun: bool) -> str:
+    """
+    Save a user two details of Hydra's grammar.
+
+    ``env_kwargs.delay=5`` becomes ``++env_kwargs.delay=5``, Hydra's way to set a key that may be new; a path with
+    characters that mean something to Hydra gets quotes.
+    """
+    key, equals, value = line.partition("=")
+    if key.split(".")[0] in OPEN_KEYS:
+        return f"++{line}"
+    if key in PATHS and not multirun and re.search(r"[^\w./:-]", value) and value[0] not in "\"'$":
+        value = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'{key}{equals}"{value}"'
+    return line
+
+
+def _check(
+    lines: list[str], multirun: bool, config_name: str, family_of: Callable[[str], str] | None, own_files: bool
+) -> dict[str, str]:
     """
     Find mistakes before Hydra does, which would answer in many lines.
 
-    :return: what the command line chooses of each group of YAML files; in a sweep its first choice
+    :param own_files: the user has added a folder of YAML files, so names and keys may be new
+    :return: what the command line chooses of each group of YAML files, for the first run of a sweep
     :raises UsageError: for the first mistake
     """
     try:
-        overrides = [_parse(line) for line in lines]
         GlobalHydra.instance().clear()
         with initialize_config_module(CONFIGS, version_base="1.3"):
-            base, loader = compose(config_name), GlobalHydra.instance().config_loader()
-            given = {str(override.key_or_group): _values(override) for override in overrides}
-            groups = {key: loader.get_group_options(key) for key in (*given, "core", "family")}
-            choices = {"core": base.core.name} if "core" in base else {}
+            parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+            overrides = [_parse(parser, line) for line in lines]
+            multirun = multirun or any(override.key_or_group == "hydra.mode" for override in overrides)
+            if own_files:  # then only the environment's own part matters
+                lines = [line for line in lines if line.startswith("env=")]
+                overrides = [_parse(parser, line) for line in lines]
             for override in overrides:
-                key, values = str(override.key_or_group), _values(override)
-                for value in values if groups[key] else ():
-                    if value not in groups[key]:
-                        raise unknown(key, value, groups[key])
                 if override.is_sweep_override():
-                    require(multirun, f"{key} must have one value; a sweep over several needs -m", override.input_line)
-                if groups[key]:
-                    choices[key] = str(values[0])
-            if family_of is not None and "family" not in given:
-                families = sorted({family_of(str(env_id)) for env_id in given.get("env", [base.env])})
-                require(len(families) == 1, "the environments of a sweep must be of one family of worlds", families)
-                choices["family"] = families[0]
-            chosen = [f"{group}={choice}" for group, choice in choices.items()]
-            known = _keys(OmegaConf.to_container(compose(config_name, overrides=chosen)))
-            for key in given:
-                if not (groups[key] or key in known or key.split(".")[0] in (*OPEN_KEYS, "hydra")):
-                    node, _, leaf = key.rpartition(".")
-                    siblings = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == node]
-                    raise unknown(f"key of {node}", leaf, siblings) if node and siblings else unknown("key", key, known)
-            single = [o for o in overrides if not (o.is_sweep_override() or groups[str(o.key_or_group)])]
-            compose(config_name, overrides=[*chosen, *(str(override.input_line) for override in single)])
-            return choices
+                    rule = f"{override.key_or_group} must have one value; a sweep over several needs -m"
+                    require(multirun, rule, override.input_line)
+            jobs = itertools.product(*(_runs(override) for override in overrides))
+            checked = [_check_run(list(job), config_name, family_of) for job in itertools.islice(jobs, MOST_CHECKED)]
+            given = any(override.key_or_group == "family" for override in overrides)
+            families = sorted({choices["family"] for choices in checked if "family" in choices})
+            require(given or len(families) < 2, "the environments of a sweep must be of one family of worlds", families)
+            return checked[0]
     except (HydraException, OmegaConfBaseException) as error:
         raise UsageError(_first_line(error)) from None
+
+
+def _runs(override: Override) -> list[str]:
+    """An override as it stands for each run of a sweep."""
+    if override.is_sweep_override():
+        return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+    return [str(override.input_line)]
+
+
+def _check_run(lines: list[str], config_name: str, family_of: Callable[[str], str] | None) -> dict[str, str]:
+    """Find the mistakes in the command line of one run; returns its choices of YAML files."""
+    loader = GlobalHydra.instance().config_loader()
+    overrides = OverridesParser.create().parse_overrides(lines)
+    choices, chosen = {}, []
+    for override in overrides:
+        key, value = str(override.key_or_group), override.value()
+        options = loader.get_group_options(key)
+        if options:
+            choices[key] = str(getattr(value, "text", value))
+            chosen.append(str(override.input_line))
+            if choices[key] not in options:
+                raise unknown(key, choices[key], options)
+    known = _keys(OmegaConf.to_container(compose(config_name, overrides=chosen)))
+    for override in overrides:
+        key = str(override.key_or_group)
+        if key not in choices and key not in known and key.split(".")[0] not in (*OPEN_KEYS, "hydra"):
+            node, _, leaf = key.rpartition(".")
+            siblings = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == node]
+            raise unknown(f"key of {node}", leaf, siblings) if node and siblings else unknown("key", key, known)
+    config = compose(config_name, overrides=lines)
+    if family_of is not None:
+        choices.setdefault("family", family_of(config.env))
+        choices.setdefault("core", config.core.name if OmegaConf.is_dict(config.core) else "")
+    return choices
 
 
 def _help(config_name: str, description: str, choices: dict[str, str]) -> str:
@@ -180,18 +232,12 @@ def _config_folder() -> Path:
     return Path(str(resources.files(CONFIGS)))
 
 
-def _parse(line: str) -> Override:
+def _parse(parser: OverridesParser, line: str) -> Override:
     try:
-        return OverridesParser.create().parse_override(line)
+        return parser.parse_override(line)
     except HydraException:
-        raise UsageError(f"an argument must read key=value, with Hydra's grammar for the value, got '{line}'") from None
-
-
-def _values(override: Override) -> list[Any]:
-    """The values an override gives its key: several in a sweep."""
-    value = override.value()
-    values = value.list if isinstance(value, ChoiceSweep) else [value]
-    return [getattr(item, "text", item) for item in values]
+        rule = "an argument must read key=value; a value with spaces, commas, brackets or equal signs needs quotes of its own"
+        raise UsageError(f"{rule}, as in 'key=\"a=b\"', got '{line}'") from None
 
 
 def _keys(node: Any, prefix: str = "") -> list[str]:

@@ -71,6 +71,17 @@ def require_choice(name: str, value: object, choices: Iterable[str]) -> None:
         raise unknown(name, value, choices)
 
 
+def require_truth(name: str, value: object) -> None:
+    """
+    Check that an argument is true or false.
+
+    :param name: the argument's name
+    :param value: the value received
+    :raises UsageError: where it is not
+    """
+    require(isinstance(value, bool), f"{name} must be true or false", value)
+
+
 def check_keywords(kind: str, function: Callable[..., Any], keywords: Mapping[str, Any], given: Iterable[str] = ()) -> None:
     """
     Check that a function accepts the keywords it is about to be called with.

@@ -9,6 +9,7 @@ The interval printed is a 95 % percentile bootstrap of the mean over the episode
 
 import json
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
@@ -17,8 +18,8 @@ from stable_baselines3.common.evaluation import evaluate_policy
 
 from rmc_rl.cli import find_device, run_verb, say
 from rmc_rl.envs import make_vec
-from rmc_rl.errors import UsageError, require, require_whole
-from rmc_rl.runs import Run, stamp, write_atomically
+from rmc_rl.errors import UsageError, require, require_truth, require_whole
+from rmc_rl.runs import Run, written_whole
 
 RESAMPLES = 10_000  # of the bootstrap; Efron & Tibshirani 1993, chapter 13, find 1000 enough for 95 % intervals
 
@@ -32,8 +33,9 @@ def summarise(values: list[float], seed: int = 0) -> dict[str, Any]:
     :return: ``mean``, ``std`` (of the episodes, with n - 1), ``interval`` (95 % percentile bootstrap of the mean), ``each``
     """
     sample = np.asarray(values, dtype=float)
-    draws = np.random.default_rng(seed).integers(len(sample), size=(RESAMPLES, len(sample)))
-    low, high = np.percentile(sample[draws].mean(1), [2.5, 97.5])
+    rng = np.random.default_rng(seed)
+    means = [sample[rng.integers(len(sample), size=len(sample))].mean() for _ in range(RESAMPLES)]
+    low, high = np.percentile(means, [2.5, 97.5])
     std = float(sample.std(ddof=1)) if len(sample) > 1 else 0.0
     return {"mean": float(sample.mean()), "std": std, "interval": [float(low), float(high)], "each": sample.tolist()}
 
@@ -49,8 +51,10 @@ def evaluate(config: DictConfig) -> int:
     for key in ("episodes", "n_envs"):
         require_whole(key, config[key])
     require_whole("seed", config.seed, at_least=0)
-    require(isinstance(config.deterministic, bool), "deterministic must be true or false", config.deterministic)
-    require(config.run is not None, "run must be the folder of a run, as in run=runs/<env>/<core>/<stamp>-seed0", config.run)
+    require_truth("deterministic", config.deterministic)
+    require(OmegaConf.is_dict(config.env_kwargs), "env_kwargs must hold keys, as in env_kwargs.key=value", config.env_kwargs)
+    rule = "run must be the folder of a run, as in run=runs/<env>/<core>/<stamp>-seed0"
+    require(isinstance(config.run, str), rule, config.run)
     device = find_device(config.device)
     run = Run.open(config.run)
     model_path = run.model_path(config.model)
@@ -60,7 +64,11 @@ def evaluate(config: DictConfig) -> int:
     merged = OmegaConf.merge(trained.env_kwargs, config.env_kwargs)
     env_kwargs = {str(key): value for key, value in OmegaConf.to_container(merged).items()}  # type: ignore[union-attr]
     env = make_vec(trained.env, min(config.n_envs, config.episodes), seed=config.seed, env_kwargs=env_kwargs)
-    model = RecurrentPPO.load(model_path, device=device)
+    env = RecurrentPPO._wrap_env(env, verbose=0, monitor_wrapper=False)  # as in training: channels of images first
+    try:
+        model = RecurrentPPO.load(model_path, device=device)
+    except (ValueError, BadZipFile) as error:
+        raise UsageError(f"model must be a saved model, got '{model_path}': {error}") from None
     for name in ("observation_space", "action_space"):
         seen, needed = getattr(env, name), getattr(model, name)
         require(seen == needed, f"env_kwargs must leave the {name} as it was in training, {needed}", seen)
@@ -86,8 +94,9 @@ def evaluate(config: DictConfig) -> int:
         found = result[name]
         low, high = found["interval"]
         say(f"{name}: mean {found['mean']:.3f}, standard deviation {found['std']:.3f}, 95 % interval [{low:.3f}, {high:.3f}]")
-    path = run.path / "evaluations" / f"{stamp()}.json"
-    write_atomically(path, json.dumps(result, indent=1).encode())
+    path = run.new_evaluation()
+    with written_whole(path) as file:
+        file.write(json.dumps(result, indent=1).encode())
     say(f"written: {path}")
     return 0
 

@@ -4,25 +4,30 @@ A run's folder: what lies in it, how it is written and read back.
     runs/<env>/<core>/<stamp>-seed<k>/
       config.yaml            the resolved configuration, and under ``run`` versions, git commit and command line
       model.zip              the last policy
-      best/model.zip         the policy with the highest mean return over 100 training episodes, the ones before it was saved
+      best/model.zip         the policy with the highest mean return over the last 100 training episodes, once there were 100
       checkpoints/           one model every ``checkpoint_every`` steps
       events.out.tfevents*   TensorBoard; progress.csv holds the same numbers
       evaluations/           what ``rmc_rl.evaluate`` found
 """
 
+import itertools
 import os
 import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import metadata
+from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from stable_baselines3.common.base_class import BaseAlgorithm
+from yaml import YAMLError
 
 from rmc_rl.errors import UsageError, require_choice
 
@@ -54,17 +59,15 @@ class Run:
         :param env: the environment's id; ``/`` and ``:`` become ``-`` in its folder's name
         :param core: the core's name
         :param seed: the run's seed
+        :raises UsageError: where the folder cannot be made
         """
         parent = Path(root) / env.replace("/", "-").replace(":", "-") / core
         name = f"{stamp()}-seed{seed}"
-        for attempt in range(1, 1000):  # two runs may start in the same second
-            path = parent / (name if attempt == 1 else f"{name}-{attempt}")
-            try:
-                path.mkdir(parents=True)
-                return cls(path)
-            except FileExistsError:
-                continue
-        raise RuntimeError(f"no free name for a run in {parent}")
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            return cls(_claim(parent / name, Path.mkdir))
+        except OSError as error:
+            raise UsageError(f"runs_dir must be a folder that can be written to, got '{root}': {error}") from None
 
     @classmethod
     def open(cls, path: str | Path) -> "Run":
@@ -102,6 +105,12 @@ class Run:
         """
         return self.path / "checkpoints" / f"model_{timesteps}_steps.zip"
 
+    def new_evaluation(self) -> Path:
+        """An empty file for the result of an evaluation."""
+        folder = self.path / "evaluations"
+        folder.mkdir(exist_ok=True)
+        return _claim(folder / f"{stamp()}.json", lambda path: path.touch(exist_ok=False))
+
     def write_config(self, config: DictConfig) -> None:
         """
         Keep a configuration, with what is needed to repeat the run.
@@ -115,41 +124,61 @@ class Run:
             "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         }
         keys = OmegaConf.to_container(config, resolve=True)
-        write_atomically(self.config_path, OmegaConf.to_yaml({**keys, "run": record}).encode())  # type: ignore[dict-item]
+        with written_whole(self.config_path) as file:
+            file.write(OmegaConf.to_yaml({**keys, "run": record}).encode())  # type: ignore[dict-item]
 
     def read_config(self) -> DictConfig:
-        """The configuration the run was made with."""
-        config = OmegaConf.load(self.config_path)
-        if not isinstance(config, DictConfig):
-            raise UsageError(f"a run's config.yaml must hold keys and values, got '{self.config_path}'")
+        """
+        The configuration the run was made with.
+
+        :raises UsageError: where the file is not one of ours
+        """
+        try:
+            config = OmegaConf.load(self.config_path)
+        except (YAMLError, UnicodeDecodeError) as error:
+            raise UsageError(f"a run's config.yaml must be YAML, got '{self.config_path}': {error}") from None
+        if not (isinstance(config, DictConfig) and {"env", "env_kwargs", "core"} <= set(config)):
+            raise UsageError(f"a run's config.yaml must hold env, env_kwargs and core, got '{self.config_path}'")
         return config
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[BufferedIOBase]:
+    """
+    A file that is written whole or not at all: what is there under its name is never half of it.
+
+    :param path: the file, whose folder is made where it is missing
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def save_model(model: BaseAlgorithm, path: Path) -> None:
     """
-    Save a model whole or not at all: a file that is there is never half written.
+    Save a model whole or not at all.
 
     :param model: the model
     :param path: the file, whose folder is made where it is missing
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    with written_whole(path) as file:
         model.save(file)
-    os.replace(partial, path)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """
-    Write a file whole or not at all.
-
-    :param path: the file, whose folder is made where it is missing
-    :param data: its content
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(data)
-    os.replace(partial, path)
+def _claim(path: Path, make: Callable[[Path], None]) -> Path:
+    """Make a file or folder under a name, or the name with a number where it is taken."""
+    for attempt in itertools.count(2):
+        try:
+            make(path)
+            return path
+        except FileExistsError:
+            path = path.with_name(f"{path.stem.split('_')[0]}_{attempt}{path.suffix}")
+    raise AssertionError("there is always another number")
 
 
 def git_commit() -> str | None:

@@ -10,6 +10,8 @@ A run lies in runs/<env>/<core>/<stamp>-seed<k>: config.yaml, model.zip, best/mo
 events and progress.csv. Ctrl-C saves the model and ends with status 130. A mistake on the command line ends with 2.
 """
 
+import math
+import shlex
 import signal
 import sys
 from collections import deque
@@ -36,27 +38,32 @@ from rmc_rl.errors import UsageError, require
 from rmc_rl.runs import Run, save_model
 
 EPISODES_FOR_BEST = 100  # as many as SB3 averages its ep_rew_mean over
+MOST_SEED = 2**31 - 1  # ale-py's seeds are C integers, one for each copy of the game
+SMALLEST_CNN_IMAGE = 36  # pixels, of height and width: what the three convolutions of a NatureCNN need
 
 
-def _whole(least: int) -> tuple[Callable[[Any], bool], str]:
+Rule = tuple[Callable[[Any], bool], str]  # whether a value is valid, and how to say what is
+
+
+def _whole(least: int) -> Rule:
     return lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= least, f"a whole number of at least {least}"
 
 
-def _number(low: float, high: float = np.inf, open_low: bool = False) -> tuple[Callable[[Any], bool], str]:
+def _number(low: float, high: float = np.inf, open_low: bool = False) -> Rule:
     def valid(value: Any) -> bool:
         if isinstance(value, bool) or not isinstance(value, int | float):
             return False
-        return (value > low if open_low else value >= low) and value <= high
+        return math.isfinite(value) and (value > low if open_low else value >= low) and value <= high
 
     rule = "a number " + ("above" if open_low else "of at least") + f" {low:g}"
     return valid, rule if high == np.inf else f"{rule} and at most {high:g}"
 
 
-def _or_null(rule: tuple[Callable[[Any], bool], str]) -> tuple[Callable[[Any], bool], str]:
+def _or_null(rule: Rule) -> Rule:
     return lambda v: v is None or rule[0](v), f"{rule[1]}, or null"
 
 
-_TRUTH: tuple[Callable[[Any], bool], str] = (lambda v: isinstance(v, bool), "true or false")
+_TRUTH: Rule = (lambda v: isinstance(v, bool), "true or false")
 
 
 def _is_layers(value: Any) -> bool:
@@ -70,7 +77,9 @@ def _is_net_arch(value: Any) -> bool:
 
 
 # key -> what its value must be; keys of the core and of the environment are checked by these themselves
-RULES = {
+RULES: dict[str, Rule] = {
+    "core.name": (lambda v: isinstance(v, str), "the name of a core"),
+    "runs_dir": (lambda v: isinstance(v, str) and v != "", "a folder"),
     "n_envs": _whole(1),
     "processes": _TRUTH,
     "total_timesteps": _whole(1),
@@ -110,7 +119,9 @@ def check_config(config: DictConfig) -> None:
     for key, (valid, rule) in RULES.items():
         value = OmegaConf.select(config, key)
         require(valid(value), f"{key} must be {rule}", value)
+    require(config.seed <= MOST_SEED - config.n_envs, f"seed must be at most {MOST_SEED} less n_envs", config.seed)
     transitions = config.n_envs * config.algo.n_steps
+    require(transitions >= 2, "n_envs * algo.n_steps must be at least 2", transitions)
     if transitions % config.algo.batch_size:
         divisors = [size for size in range(2, transitions + 1) if transitions % size == 0]
         near = sorted(sorted(divisors, key=lambda size: abs(size - config.algo.batch_size))[:4])
@@ -131,15 +142,12 @@ def make_model(config: DictConfig) -> RecurrentPPO:
     device = find_device(config.device)
     env_kwargs = {str(key): value for key, value in _plain(config.env_kwargs).items()}
     env = make_vec(config.env, config.n_envs, seed=config.seed, env_kwargs=env_kwargs, processes=config.processes)
-    policy: type[MlpMemoryPolicy] = MlpMemoryPolicy
-    if isinstance(env.observation_space, spaces.Dict):
-        policy = MultiInputMemoryPolicy
-    elif is_image_space(env.observation_space):
-        policy = CnnMemoryPolicy
+    if config.algo.use_sde:
+        require(isinstance(env.action_space, spaces.Box), "algo.use_sde needs Box actions", env.action_space)
     core_kwargs = _plain(config.core)
     core = core_kwargs.pop("name")
     return RecurrentPPO(
-        policy,
+        choose_policy(env.observation_space),
         env,
         seed=config.seed,
         device=device,
@@ -147,6 +155,23 @@ def make_model(config: DictConfig) -> RecurrentPPO:
         stats_window_size=EPISODES_FOR_BEST,
         **_plain(config.algo),
     )
+
+
+def choose_policy(space: spaces.Space[Any]) -> type[MlpMemoryPolicy]:
+    """
+    The policy for an observation space.
+
+    :param space: the space; images may have their channels first or last
+    :return: ``MultiInputMemoryPolicy`` for ``Dict``, ``CnnMemoryPolicy`` for images that are large enough for its
+        convolutions, ``MlpMemoryPolicy`` for everything else, small images included
+    """
+    if isinstance(space, spaces.Dict):
+        return MultiInputMemoryPolicy
+    if is_image_space(space):
+        assert space.shape is not None
+        if sorted(space.shape)[1] >= SMALLEST_CNN_IMAGE:  # channels are the smallest dimension
+            return CnnMemoryPolicy
+    return MlpMemoryPolicy
 
 
 def parameter_counts(model: BaseAlgorithm) -> dict[str, int]:
@@ -283,6 +308,8 @@ def train(config: DictConfig) -> int:
             callback.close()
             say(f"stopped by {stop} after {model.num_timesteps:,} steps")
         finally:  # after a crash as well
+            for signum in (signal.SIGINT, signal.SIGTERM):  # a Ctrl-C from here on must not lose the model
+                signal.signal(signum, signal.SIG_IGN)
             callback.close()
             save_model(model, run.model_path("last"))
             model.logger.close()
@@ -292,7 +319,7 @@ def train(config: DictConfig) -> int:
     if returns:
         say(f"return: {np.mean(returns):.3f}, mean of the last {len(returns)} training episodes")
     say(f"model: {run.model_path('last')}")
-    say(f"next: python -m rmc_rl.evaluate run={run.path}")
+    say(f"next: python -m rmc_rl.evaluate {shlex.quote(f'run={run.path}')}")
     return status
 
 

@@ -22,7 +22,7 @@ RETURN, STEPS, SECONDS = "rollout/ep_rew_mean", "time/total_timesteps", "time/ti
 def read(run: Run) -> dict[str, np.ndarray]:
     """The columns of a run's progress.csv that have a return."""
     with (run.path / "progress.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row[RETURN]]
+        rows = [row for row in csv.DictReader(file) if row.get(RETURN)]
     return {name: np.array([float(row[name]) for row in rows]) for name in (RETURN, STEPS, SECONDS)}
 
 
@@ -39,7 +39,11 @@ def main() -> None:
         run = Run.open(path)
         config = run.read_config()
         keywords = ", ".join(f"{key}={value}" for key, value in config.env_kwargs.items())
-        groups[f"{config.env} {keywords}".strip(), config.core.name].append(read(run))
+        progress = read(run)
+        if not len(progress[RETURN]):
+            print(f"left out, no episode ended: {path}")
+            continue
+        groups[f"{config.env} {keywords}".strip(), config.core.name].append(progress)
         commits.add(config.run.git_commit)
 
     print(f"| environment | core | seeds | return | steps to {arguments.threshold:g} | seconds to it |")

@@ -121,7 +121,7 @@ def test_any_gymnasium_id(call):
 
 def test_a_sweep(call):
     status, _, err = call(
-        train, "-m", "seed=1,2", "core=rmc,memoryless", *COPY, "n_envs=4", "algo.batch_size=44", "total_timesteps=88"
+        train, "-m", "seed=1,2", "core=rmc,memoryless", *COPY, "n_envs=4", "algo.n_steps=22", "algo.batch_size=44", "total_timesteps=88"
     )
     assert status == 0, err
     assert len(list(Path("runs/rmc_rl-Copy-v0/rmc").iterdir())) == 2

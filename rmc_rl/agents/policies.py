@@ -4,7 +4,7 @@ Policies that think with a core, for sb3-contrib's ``RecurrentPPO``.
 Shapes: ``B`` sequences (environments, while acting), ``T`` steps of each, ``F`` features, ``S`` size of a core's state.
 
 sb3-contrib carries the state of a recurrent policy as a pair of tensors ``(n_layers, B, hidden_size)``. The flat state
-of a core is cut in two halves to fill it: ``(1, B, ceil(S / 2))`` twice, nothing stored twice, any core fits.
+of a core is cut in two halves to fill it, ``(1, B, ceil(S / 2))`` each, so that any core fits.
 """
 
 from typing import Any, ClassVar, NamedTuple
@@ -98,6 +98,15 @@ def join_state(pair: StatePair, state_size: int) -> Tensor:
     return torch.cat([first[0], second[0]], dim=-1)[:, :state_size]
 
 
+def _refuse_shifted(space: spaces.Space[Any]) -> None:
+    """SB3 counts the values of discrete spaces from 0, whatever the space says."""
+    if isinstance(space, spaces.Dict):
+        for part in space.spaces.values():
+            _refuse_shifted(part)
+    shifted = isinstance(space, spaces.Discrete | spaces.MultiDiscrete) and np.any(space.start)
+    require(not shifted, "a discrete space must start from 0", space)
+
+
 def _batch_size(obs: PyTorchObs) -> int:
     return len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
 
@@ -140,8 +149,8 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
     :param normalize_images: Whether to divide images by 255
     :param optimizer_class: The optimizer to use, ``torch.optim.Adam`` by default
     :param optimizer_kwargs: Additional keyword arguments, excluding the learning rate, to pass to the optimizer
-    :raises UsageError: for an unknown core, core argument or critic, a value that breaks the core's rules, or a shared
-        critic with two features extractors
+    :raises UsageError: for an unknown core, core argument or critic, a value that breaks the core's rules, a shared
+        critic with two features extractors, or a discrete space that does not start from 0
     """
 
     default_features_extractor: ClassVar[type[BaseFeaturesExtractor]] = FlattenExtractor
@@ -177,6 +186,8 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
         require_choice("critic", critic, CRITICS)
         if critic == "shared" and not share_features_extractor:
             raise UsageError("critic must be 'separate' or 'memoryless' with share_features_extractor=False, got 'shared'")
+        for space in (observation_space, action_space):
+            _refuse_shifted(space)
         for size in encoder or ():
             require_whole("each size in encoder", size)
         self._core_arguments = CoreArguments(core, dict(core_kwargs or {}), critic, list(encoder or ()))

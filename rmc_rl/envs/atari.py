@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 
 from rmc_rl.envs.same_step import SameStepVecEnv
-from rmc_rl.errors import UsageError, require, require_whole
+from rmc_rl.errors import UsageError, require, require_truth, require_whole
 
 
 def is_atari(spec: EnvSpec) -> bool:
@@ -88,8 +88,16 @@ class AtariVecEnv(SameStepVecEnv):
             require_whole(name, value)
         for name, value in dict(noop_max=noop_max, num_threads=num_threads).items():
             require_whole(name, value, at_least=0)
-        probable = isinstance(repeat_action_probability, int | float) and 0 <= repeat_action_probability <= 1
-        require(probable, "repeat_action_probability must lie in [0, 1]", repeat_action_probability)
+        flags = dict(grayscale=grayscale, maxpool=maxpool, use_fire_reset=use_fire_reset, episodic_life=episodic_life)
+        flags |= dict(reward_clipping=reward_clipping, full_action_space=full_action_space)
+        for name, flag in flags.items():
+            require_truth(name, flag)
+        number = isinstance(repeat_action_probability, int | float) and not isinstance(repeat_action_probability, bool)
+        require(
+            number and 0 <= repeat_action_probability <= 1,
+            "repeat_action_probability must lie in [0, 1]",
+            repeat_action_probability,
+        )
 
         self.reward_clipping, self.episodic_life = reward_clipping, episodic_life
         vector = AtariVectorEnv(

@@ -18,7 +18,7 @@ from rmc_rl.errors import UsageError, check_keywords, require, require_whole, un
 
 gymnasium.register_envs(ale_py)
 
-# ale-py's own keywords, for an id of ale-py; what the caller fills in
+# arguments of AtariVecEnv that are not the user's
 _ATARI_GIVEN = ("self", "spec", "num_envs")
 
 
@@ -34,7 +34,7 @@ def find_spec(env_id: str) -> EnvSpec:
     if module:
         try:
             importlib.import_module(module)
-        except ImportError as error:
+        except (ImportError, TypeError, ValueError) as error:
             raise UsageError(f"env '{env_id}' names a module that cannot be imported: {error}") from None
     if name not in gymnasium.registry:
         raise unknown("env", name, gymnasium.registry)

@@ -238,6 +238,9 @@ class RMC(Core):
         :return: the core, float32
         :raises UsageError: where a variable is missing, left over or of another shape than the arguments say
         """
+        needed = ["mem_slots", "head_size", *(["input_shape"] if config.get("treat_input_as_matrix") else [])]
+        missing = [name for name in needed if name not in config]
+        require(not missing, f"config must have {', '.join(needed)}; missing", missing)
         named = {name.removesuffix(":0"): torch.as_tensor(array) for name, array in weights.items()}
         mlp_key = "mlp/linear_0/w"
         prefixes = [name.removesuffix(mlp_key) for name in named if name.endswith(mlp_key)]
