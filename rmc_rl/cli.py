@@ -201,7 +201,7 @@ def _check_run(lines: list[str], config_name: str, family_of: Callable[[str], st
     config = compose(config_name, overrides=lines)
     if family_of is not None:
         choices.setdefault("family", family_of(config.env))
-        choices.setdefault("core", config.core.name if OmegaConf.is_dict(config.core) else "")
+        choices.setdefault("core", str(OmegaConf.select(config, "core.name")))
     return choices
 
 

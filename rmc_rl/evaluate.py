@@ -57,10 +57,9 @@ def evaluate(config: DictConfig) -> int:
     require(isinstance(config.run, str), rule, config.run)
     device = find_device(config.device)
     run = Run.open(config.run)
-    model_path = run.model_path(config.model)
+    trained, model_path = run.read_config(), run.model_path(config.model)
     if not model_path.is_file():
         raise UsageError(f"model must have been saved by the run, got '{config.model}', and there is no {model_path}")
-    trained = run.read_config()
     merged = OmegaConf.merge(trained.env_kwargs, config.env_kwargs)
     env_kwargs = {str(key): value for key, value in OmegaConf.to_container(merged).items()}  # type: ignore[union-attr]
     env = make_vec(trained.env, min(config.n_envs, config.episodes), seed=config.seed, env_kwargs=env_kwargs)

@@ -8,17 +8,22 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
+from gymnasium import spaces
+from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from sb3_contrib import RecurrentPPO
+from stable_baselines3.common.logger import configure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rmc_rl import __version__, evaluate, train
 from rmc_rl.evaluate import summarise
-from rmc_rl.runs import Run
+from rmc_rl.runs import Run, save_model
 
 COPY = ["env_kwargs.n_symbols=4", "env_kwargs.length=3", "env_kwargs.delay=5", "device=cpu"]
 TINY = [*COPY, "n_envs=4", "algo.n_steps=22", "algo.batch_size=44", "algo.n_epochs=1", "core.num_heads=2", "core.head_size=4"]
@@ -61,7 +66,6 @@ def test_a_run_and_its_evaluation(call):
     assert config.env_kwargs == dict(n_symbols=4, length=3, delay=5)
     assert config.n_envs == 4
     assert config.run.versions.torch
-    assert config.run.command.endswith("seed=3") or "pytest" in config.run.command
     assert {path.name for path in (run.path / "checkpoints").iterdir()} == {f"model_{n}_steps.zip" for n in (352, 616, 968)}
     assert not list(run.path.rglob("*.partial"))
     with open(run.path / "progress.csv") as file:
@@ -74,7 +78,7 @@ def test_a_run_and_its_evaluation(call):
     )
     assert "config/text_summary" in events.Tags()["tensors"]
     assert RecurrentPPO.load(run.model_path("last")).num_timesteps == 1056
-    assert RecurrentPPO.load(run.model_path("best")).num_timesteps <= 1056
+    RecurrentPPO.load(run.model_path("best"))
 
     status, out, err = call(evaluate, f"run={run.path}", "episodes=20", "env_kwargs.delay=3")
     assert status == 0, err
@@ -86,8 +90,94 @@ def test_a_run_and_its_evaluation(call):
     assert result["env_kwargs"] == dict(n_symbols=4, length=3, delay=3)
     assert len(result["return"]["each"]) == result["episodes"] == 20
     assert result["return"]["mean"] == pytest.approx(np.mean(result["return"]["each"]))
-    status, _, _ = call(evaluate, f"run={run.path}", "model=best", "deterministic=false", "episodes=3")
+    status, _, _ = call(evaluate, f"run={run.path}", "model=best", "episodes=3")
     assert status == 0
+
+
+def test_what_evaluating_depends_on(call):
+    assert call(train, *TINY, "total_timesteps=88")[0] == 0
+    run = only_run()
+    returns = []
+    for arguments in (["seed=1"], ["seed=1"], ["seed=2"], ["seed=1", "deterministic=false"]):
+        assert call(evaluate, f"run={run.path}", "episodes=40", "n_envs=3", *arguments)[0] == 0
+    for path in sorted((run.path / "evaluations").iterdir(), key=lambda path: path.stat().st_mtime_ns):
+        returns.append(json.loads(path.read_text())["return"]["each"])
+    assert len(returns) == 4  # none overwrites another, even in the same second
+    assert returns[0] == returns[1]
+    assert returns[0] != returns[2]
+    assert returns[0] != returns[3]
+
+
+def test_the_best_model_is_the_one_with_the_highest_mean_return(tmp_path):
+    config = train_config(total_timesteps=88)
+    model = train.make_model(config)
+    run = Run.create(tmp_path, "env", "core", 0)
+    model.set_logger(configure(str(tmp_path), []))
+    callback = train.RunCallback(run, config)
+    callback.init_callback(model)
+    saved = []
+    for steps, mean, episodes in ((1, 0.9, 3), (2, 0.2, 50), (3, 0.3, 100), (4, 0.2, 100), (5, 0.7, 100), (6, 0.6, 100)):
+        model.ep_info_buffer = deque([{"r": mean}] * episodes, maxlen=100)
+        callback.num_timesteps = model.num_timesteps = steps
+        callback.on_rollout_end()
+        saved.append(RecurrentPPO.load(run.model_path("best")).num_timesteps)
+    assert saved == [1, 2, 3, 3, 5, 5]
+
+
+def train_config(**keys):
+    with initialize_config_module("rmc_rl.configs", version_base="1.3"):
+        return compose(
+            "train", overrides=[*(f"++{line}" for line in TINY), *(f"{key}={value}" for key, value in keys.items())]
+        )
+
+
+@pytest.mark.parametrize(
+    ("space", "policy"),
+    [
+        (spaces.Box(0, 255, (84, 84, 3), np.uint8), "CnnMemoryPolicy"),
+        (spaces.Box(0, 255, (1, 36, 40), np.uint8), "CnnMemoryPolicy"),
+        (spaces.Box(0, 255, (7, 7, 3), np.uint8), "MlpMemoryPolicy"),
+        (spaces.Box(-1, 1, (84, 84, 3), np.float32), "MlpMemoryPolicy"),
+        (spaces.Discrete(3), "MlpMemoryPolicy"),
+        (spaces.Dict(a=spaces.Discrete(3)), "MultiInputMemoryPolicy"),
+    ],
+    ids=str,
+)
+def test_the_policy_follows_from_the_observations(space, policy):
+    assert train.choose_policy(space).__name__ == policy
+
+
+class Picture(gymnasium.Env):
+    """Random pictures with their channels last."""
+
+    observation_space, action_space = spaces.Box(0, 255, (40, 48, 3), np.uint8), spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        self.time += 1
+        return self.observation_space.sample(), 0.0, self.time == 5, False, {}
+
+
+def test_pictures_with_channels_last(call):
+    gymnasium.register("Picture-v0", Picture)
+    try:
+        arguments = [
+            "env=Picture-v0",
+            "core=memoryless",
+            "n_envs=2",
+            "algo.n_steps=8",
+            "algo.batch_size=8",
+            "total_timesteps=16",
+        ]
+        assert call(train, *arguments)[0] == 0
+        status, _, err = call(evaluate, f"run={only_run('memoryless', 'Picture-v0').path}", "episodes=2")
+        assert status == 0, err
+    finally:
+        del gymnasium.registry["Picture-v0"]
 
 
 def test_the_same_seed_gives_the_same_numbers(call):
@@ -121,7 +211,15 @@ def test_any_gymnasium_id(call):
 
 def test_a_sweep(call):
     status, _, err = call(
-        train, "-m", "seed=1,2", "core=rmc,memoryless", *COPY, "n_envs=4", "algo.n_steps=22", "algo.batch_size=44", "total_timesteps=88"
+        train,
+        "-m",
+        "seed=1,2",
+        "core=rmc,memoryless",
+        *COPY,
+        "n_envs=4",
+        "algo.n_steps=22",
+        "algo.batch_size=44",
+        "total_timesteps=88",
     )
     assert status == 0, err
     assert len(list(Path("runs/rmc_rl-Copy-v0/rmc").iterdir())) == 2
@@ -154,6 +252,14 @@ MISTAKES = {
     "env_kwargs=3": "env_kwargs must hold keys, as in env_kwargs.key=value, got 3",
     "seed=1,2": "seed must have one value; a sweep over several needs -m",
     "seed": "an argument must read key=value",
+    "seed=3000000000": "seed must be at most 2147483647 less n_envs, got 3000000000",
+    "algo.learning_rate=1e400": "algo.learning_rate must be a number above 0, got inf",
+    "algo.use_sde=true": "algo.use_sde needs Box actions, got Discrete(8)",
+    "runs_dir=null": "runs_dir must be a folder, got None",
+    "runs_dir=/dev/null": "runs_dir must be a folder that can be written to, got '/dev/null'",
+    "~core.name": "core.name must be the name of a core, got None",
+    "env=.:X": "env '.:X' names a module that cannot be imported",
+    "--core": "unrecognized arguments: --core; --help lists what there is",
     "algo.n_steps=[1": "an argument must read key=value",
 }
 
@@ -166,6 +272,35 @@ def test_a_mistake_gets_one_line_and_status_2(call, argument):
     assert err.startswith(f"error: {MISTAKES[argument]}")
     assert err.count("\n") == 1
     assert not Path("runs").exists()
+
+
+def test_a_key_of_one_core_in_a_sweep_over_two_is_a_mistake(call):
+    status, _, err = call(train, "-m", "core=rmc,memoryless", "core.num_slots=2")
+    assert (status, err) == (2, "error: unknown key of core 'num_slots'; valid: name, width\n")
+
+
+def test_values_that_hydra_looks_up(call, monkeypatch):
+    monkeypatch.setenv("GAME", "ALE/Pong-v5")
+    status, out, err = call(train, "env=${oc.env:GAME}", "--cfg", "job")
+    assert status == 0, err
+    assert "clip_range: 0.1" in out
+
+
+def test_a_folder_of_ones_own_configurations(call, tmp_path):
+    (tmp_path / "conf" / "core").mkdir(parents=True)
+    (tmp_path / "conf" / "core" / "mine.yaml").write_text("name: rmc\nnum_slots: 2\n")
+    status, out, err = call(train, "--config-dir", "conf", "core=mine", "env=ALE/Pong-v5", "--cfg", "job")
+    assert status == 0, err
+    assert "clip_range: 0.1" in out
+    assert "num_slots: 2" in out
+
+
+def test_a_run_whose_path_means_something_to_hydra(call):
+    assert call(train, *TINY, "total_timesteps=88", "runs_dir=my runs, (a=b)")[0] == 0
+    (path,) = Path("my runs, (a=b)", "rmc_rl-Copy-v0", "rmc").iterdir()
+    status, out, err = call(evaluate, f"run={path}", "episodes=2")
+    assert status == 0, err
+    assert str(path) in out
 
 
 def test_a_sweep_over_two_families_is_a_mistake(call):
@@ -181,13 +316,21 @@ def test_a_sweep_over_two_families_is_a_mistake(call):
         (["run=old", "model=beste"], "unknown model 'beste'; did you mean 'best'?"),
         (["run=old"], "model must have been saved by the run, got 'last', and there is no "),
         (["episodes=0"], "episodes must be a whole number of at least 1, got 0"),
+        (["run=3"], "run must be the folder of a run, as in run="),
+        (["run=old", "env_kwargs=3"], "env_kwargs must hold keys, as in env_kwargs.key=value, got 3"),
+        (["run=foreign"], "a run's config.yaml must hold env, env_kwargs and core, got "),
+        (["run=broken"], "a run's config.yaml must be YAML, got "),
+        (["run=nozip"], "model must be a saved model, got "),
         (["deterministic=maybe"], "deterministic must be true or false, got 'maybe'"),
         (["episode=3"], "unknown key 'episode'; did you mean 'episodes'?"),
     ],
 )
 def test_mistakes_in_evaluating(call, arguments, message):
-    Path("old").mkdir()
-    Path("old/config.yaml").write_text("env: rmc_rl/Copy-v0\nenv_kwargs: {}\n")
+    good = "env: rmc_rl/Copy-v0\nenv_kwargs: {}\ncore: {}\n"
+    for folder, config in dict(old=good, foreign="a: 1\n", broken="a: [", nozip=good).items():
+        Path(folder).mkdir()
+        Path(folder, "config.yaml").write_text(config)
+    Path("nozip/model.zip").write_text("no zip")
     status, _, err = call(evaluate, *arguments)
     assert (status, err.count("\n")) == (2, 1)
     assert err.startswith(f"error: {message}")
@@ -244,6 +387,19 @@ def test_a_stopped_run_leaves_its_model(tmp_path, number, status):
     assert RecurrentPPO.load(model).num_timesteps > 0
 
 
+def test_a_ctrl_c_while_the_model_is_saved_does_not_lose_it(call, monkeypatch):
+    def interrupted(model, path):
+        signal.raise_signal(signal.SIGINT)
+        save_model(model, path)
+
+    monkeypatch.setattr(train, "save_model", interrupted)
+    monkeypatch.setattr(train.RunCallback, "_on_rollout_end", lambda _: None)
+    before = signal.getsignal(signal.SIGINT)
+    assert call(train, *TINY, "total_timesteps=88")[0] == 0
+    RecurrentPPO.load(only_run().model_path())
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_a_crash_leaves_the_model_and_a_traceback(call, monkeypatch):
     def crash(_callback):
         raise RuntimeError("a bug")
@@ -255,12 +411,19 @@ def test_a_crash_leaves_the_model_and_a_traceback(call, monkeypatch):
     RecurrentPPO.load(only_run().model_path())
 
 
-def test_runs_without_arguments(python, tmp_path):
+def test_runs_without_arguments(tmp_path):
     # as a module, as users start it; the default is the copy task at full size
-    result = python("-m", "rmc_rl.train", "total_timesteps=1", "device=cpu")
-    assert result.returncode == 0, result.stderr
-    assert "env: rmc_rl/Copy-v0" in result.stdout
-    assert list(tmp_path.glob("runs/rmc_rl-Copy-v0/rmc/*/model.zip"))
+    process = subprocess.Popen([sys.executable, "-m", "rmc_rl.train"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    printed = []
+    for line in process.stdout:
+        printed.append(line)
+        if line.startswith("run: "):
+            break
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=120)
+    assert "env: rmc_rl/Copy-v0\n" in printed
+    (path,) = tmp_path.glob("runs/rmc_rl-Copy-v0/rmc/*")
+    assert Run.open(path).read_config().run.command.endswith(" -m rmc_rl.train")
 
 
 def test_bootstrap():

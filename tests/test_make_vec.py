@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNorm
 from rmc_rl import make_vec
 from rmc_rl.envs.atari import AtariVecEnv
 from rmc_rl.envs.same_step import SameStepVecEnv
-from rmc_rl.envs.vec import env_family, find_spec
+from rmc_rl.envs.vec import env_family
 from rmc_rl.errors import UsageError
 
 
@@ -117,9 +117,25 @@ class TestBatchedWorld:
         assert env.env_is_wrapped(Monitor) == [True, True]
         assert env.env_is_wrapped(gymnasium.wrappers.TimeLimit) == [False, False]
         assert env.get_attr("delay", [0]) == [50]
+        env.set_attr("render_mode", "rgb_array")
+        assert len(env.get_images()) == 2
         env.set_attr("render_mode", None)
         assert env.get_images() == [None, None]
         assert env.env_method("render", indices=[1]) == [None]
+
+    def test_a_reset_begins_new_statistics(self):
+        env = make_vec("rmc_rl/Copy-v0", 2, seed=0, env_kwargs=dict(length=1, delay=2, n_symbols=2))
+        env.reset()
+        for _ in range(3):
+            env.step(np.ones(2, dtype=int))
+        env.reset()
+        total = np.zeros(2)
+        for _ in range(4):
+            _, rewards, dones, infos = env.step(np.ones(2, dtype=int))
+            total += rewards
+        assert dones.all()
+        assert [info["episode"]["l"] for info in infos] == [4, 4]
+        assert [info["episode"]["r"] for info in infos] == total.tolist()
 
     def test_rewards_may_be_written_to(self):
         env = make_vec("rmc_rl/Copy-v0", 2, seed=0)
@@ -208,7 +224,26 @@ class TestAtari:
     def test_normalised(self):
         env = VecNormalize(make_vec("ALE/Pong-v5", 2, seed=0), norm_obs=False)
         env.reset()
-        env.step(np.zeros(2, dtype=int))
+        rewards = [env.step(np.zeros(2, dtype=int))[1] for _ in range(100)]
+        assert np.unique(np.abs(rewards)).tolist() not in ([0.0], [0.0, 1.0])  # scaled
 
-    def test_ids(self):
-        assert find_spec("ALE/Pong-v5").kwargs["repeat_action_probability"] == 0.25
+    def test_a_reset_in_the_middle_of_a_game(self):
+        env = make_vec("ALE/Breakout-v5", 1, seed=0, env_kwargs=dict(episodic_life=True))
+        env.reset()
+        rng = np.random.default_rng(0)
+        for _ in range(20):
+            env.step(rng.integers(0, 4, 1))
+        env.reset()
+        lives, score, length = 0, 0.0, 0
+        while True:
+            _, reward, done, (info,) = env.step(rng.integers(0, 4, 1))
+            score, length, lives = score + reward[0], length + 1, lives + int(done[0])
+            if "episode" in info:
+                break
+        assert lives == 5  # the first lost life is not taken for the end of the game before
+        assert (info["episode"]["r"], info["episode"]["l"]) == (score, length)  # Breakout's first rows score 1
+
+    @pytest.mark.parametrize("name", ["grayscale", "maxpool", "reward_clipping", "episodic_life", "full_action_space"])
+    def test_flags_are_true_or_false(self, name):
+        with pytest.raises(UsageError, match=f"{name} must be true or false, got 'maybe'"):
+            make_vec("ALE/Pong-v5", 1, env_kwargs={name: "maybe"})

@@ -118,6 +118,16 @@ def test_encoder(policy, share_features_extractor):
     assert len(encoders) == (1 if share_features_extractor else 2)
 
 
+@pytest.mark.parametrize(
+    "spaces_",
+    [(VECTOR, spaces.Discrete(3, start=1)), (spaces.Dict(a=spaces.Discrete(3, start=-1)), ACTIONS["Discrete"])],
+    ids=str,
+)
+def test_discrete_spaces_that_do_not_start_from_0_are_refused(spaces_):
+    with pytest.raises(UsageError, match="a discrete space must start from 0, got Discrete"):
+        agent(echo(*spaces_), MultiInputMemoryPolicy if isinstance(spaces_[0], spaces.Dict) else MlpMemoryPolicy)
+
+
 @pytest.mark.parametrize("squash", [False, True])
 def test_gsde(squash):
     env = echo(action_space=spaces.Box(-1, 1, (2,), np.float32))
