@@ -3,12 +3,15 @@
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from ale_py import AtariVectorEnv
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
 from rmc_rl import make_vec
+from rmc_rl.envs import BatchedWorld
 from rmc_rl.envs.atari import AtariVecEnv
 from rmc_rl.envs.same_step import SameStepVecEnv
 from rmc_rl.envs.vec import env_family
@@ -122,6 +125,26 @@ class TestBatchedWorld:
         env.set_attr("render_mode", None)
         assert env.get_images() == [None, None]
         assert env.env_method("render", indices=[1]) == [None]
+
+    def test_an_end_is_a_timeout_only_where_nothing_else_ended_it(self):
+        class Ends(BatchedWorld):
+            def __init__(self):
+                super().__init__(4, spaces.Discrete(2), spaces.Discrete(2))
+
+            def _begin(self, rows):
+                pass
+
+            def _advance(self, actions):
+                return torch.ones(4), torch.tensor([0, 0, 1, 1]).bool(), torch.tensor([0, 1, 0, 1]).bool()
+
+            def _observe(self):
+                return torch.zeros(4, dtype=torch.long)
+
+        env = SameStepVecEnv(Ends())
+        env.reset()
+        _, _, dones, infos = env.step(np.zeros(4, dtype=int))
+        assert dones.tolist() == [False, True, True, True]
+        assert [info.get("TimeLimit.truncated") for info in infos] == [None, True, False, False]
 
     def test_a_reset_begins_new_statistics(self):
         env = make_vec("rmc_rl/Copy-v0", 2, seed=0, env_kwargs=dict(length=1, delay=2, n_symbols=2))
