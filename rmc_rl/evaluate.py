@@ -88,7 +88,8 @@ def evaluate(config: DictConfig) -> int:
         "return": summarise(list(returns)),  # type: ignore[arg-type]
         "length": summarise(list(lengths)),  # type: ignore[arg-type]
     }
-    say(f"{trained.env} {env_kwargs or ''}: {config.episodes} episodes of the {config.model} model")
+    changed = f" with {env_kwargs}" if env_kwargs else ""
+    say(f"{trained.env}{changed}: {config.episodes} episodes of the {config.model} model")
     for name in ("return", "length"):
         found = result[name]
         low, high = found["interval"]
