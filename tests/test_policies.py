@@ -14,7 +14,8 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecNormalize
 
 from rmc_rl import CnnMemoryPolicy, Core, MlpMemoryPolicy, MultiInputMemoryPolicy, make_vec
-from rmc_rl.agents.policies import CRITICS, join_state, split_state
+from rmc_rl.agents.policies import CRITICS
+from rmc_rl.agents.states import join_state, split_state
 from rmc_rl.errors import UsageError
 
 SMALL = dict(core="rmc", core_kwargs=dict(num_slots=2, num_heads=2, head_size=4))
