@@ -14,9 +14,10 @@ import math
 import shlex
 import signal
 import sys
+import threading
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -194,10 +195,12 @@ class RunCallback(BaseCallback):
 
     :param run: the run
     :param config: its configuration, which goes to TensorBoard as text
+    :param at_step: called after each step of the environment
     """
 
-    def __init__(self, run: Run, config: DictConfig):
+    def __init__(self, run: Run, config: DictConfig, at_step: Callable[[], None]):
         super().__init__()
+        self.at_step = at_step
         self.run, self.config = run, config
         self.best = -np.inf
         self.next_checkpoint = config.checkpoint_every or np.inf
@@ -214,6 +217,7 @@ class RunCallback(BaseCallback):
         self.bar = tqdm(total=total, unit=" steps", mininterval=interval, dynamic_ncols=True)
 
     def _on_step(self) -> bool:
+        self.at_step()
         if self.bar is not None:
             self.bar.update(self.training_env.num_envs)
         return True
@@ -250,33 +254,52 @@ def episode_returns(model: BaseAlgorithm) -> list[float]:
 
 
 class Stopped(Exception):
+    """The user, or the system, asked training to stop."""
+
+
+class StopSignals:
     """
-    The user, or the system, asked training to stop.
+    SIGINT (Ctrl-C) and SIGTERM, from entering to leaving a ``with`` block.
 
-    :param signum: the signal that said so
+    The first one is kept until :meth:`check` is called, at a moment when stopping harms nothing; a second one does not
+    wait for that. In a thread that is not the main one, where Python lets nobody set signal handlers, nothing happens.
     """
 
-    def __init__(self, signum: int):
-        super().__init__(signal.Signals(signum).name)
-        self.signum = signum
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[signal.Signals, Any] = {}
 
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():
+            for name in (signal.SIGINT, signal.SIGTERM):
+                self._before[name] = signal.signal(name, self._receive)
+        return self
 
-@contextmanager
-def stopped_by_signals() -> Iterator[None]:
-    """SIGINT (Ctrl-C) and SIGTERM raise :class:`Stopped` once; further ones are ignored until the end of the block."""
+    def __exit__(self, *_: object) -> None:
+        self._set(self._before)
 
-    def stop(signum: int, _frame: FrameType | None) -> None:
-        for name in before:
-            signal.signal(name, signal.SIG_IGN)
-        raise Stopped(signum)
+    def check(self, *_: object) -> None:
+        """
+        Stop here if asked to.
 
-    before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        for name in before:
-            signal.signal(name, stop)
-        yield
-    finally:
-        for name, handler in before.items():
+        :raises Stopped: after a signal
+        """
+        if self.received is not None:
+            raise Stopped(signal.Signals(self.received).name)
+
+    def ignore(self) -> None:
+        """Ignore further signals, for work that must not be stopped."""
+        self._set(dict.fromkeys(self._before, signal.SIG_IGN))
+
+    def _receive(self, signum: int, _frame: FrameType | None) -> None:
+        again, self.received = self.received is not None, signum
+        if again:
+            self.ignore()
+            self.check()
+
+    @staticmethod
+    def _set(handlers: dict[signal.Signals, Any]) -> None:
+        for name, handler in handlers.items():
             signal.signal(name, handler)
 
 
@@ -298,18 +321,21 @@ def train(config: DictConfig) -> int:
     say(f"run: {run.path}")
 
     model.set_logger(configure(str(run.path), ["csv", "tensorboard"]))
-    callback = RunCallback(run, config)
     status = 0
-    with stopped_by_signals():
+    with StopSignals() as signals:
+        callback = RunCallback(run, config, signals.check)
+        model.policy.optimizer.register_step_post_hook(signals.check)
         try:
             model.learn(config.total_timesteps, callback=callback)
-        except Stopped as stop:
-            status = 128 + stop.signum
+        except Exception:
+            if signals.received is None:
+                raise
+            # Stopped, or what followed from a Ctrl-C that worker processes got as well
+            status = 128 + signals.received
             callback.close()
-            say(f"stopped by {stop} after {model.num_timesteps:,} steps")
+            say(f"stopped by {signal.Signals(signals.received).name} after {model.num_timesteps:,} steps")
         finally:  # after a crash as well
-            for signum in (signal.SIGINT, signal.SIGTERM):  # a Ctrl-C from here on must not lose the model
-                signal.signal(signum, signal.SIG_IGN)
+            signals.ignore()  # a Ctrl-C from here on must not lose the model
             callback.close()
             save_model(model, run.model_path("last"))
             model.logger.close()

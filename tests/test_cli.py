@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gymnasium
@@ -18,6 +19,7 @@ from gymnasium import spaces
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from sb3_contrib import RecurrentPPO
+from sb3_contrib.common.recurrent.buffers import RecurrentRolloutBuffer
 from stable_baselines3.common.logger import configure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -113,7 +115,7 @@ def test_the_best_model_is_the_one_with_the_highest_mean_return(tmp_path):
     model = train.make_model(config)
     run = Run.create(tmp_path, "env", "core", 0)
     model.set_logger(configure(str(tmp_path), []))
-    callback = train.RunCallback(run, config)
+    callback = train.RunCallback(run, config, lambda: None)
     callback.init_callback(model)
     saved = []
     for steps, mean, episodes in ((1, 0.9, 3), (2, 0.2, 50), (3, 0.3, 100), (4, 0.2, 100), (5, 0.7, 100), (6, 0.6, 100)):
@@ -398,6 +400,39 @@ def test_a_ctrl_c_while_the_model_is_saved_does_not_lose_it(call, monkeypatch):
     assert call(train, *TINY, "total_timesteps=88")[0] == 0
     RecurrentPPO.load(only_run().model_path())
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_second_signal_does_not_wait():
+    before = signal.getsignal(signal.SIGINT)
+    with train.StopSignals() as signals:
+        signal.raise_signal(signal.SIGINT)
+        assert signals.received == signal.SIGINT
+        with pytest.raises(train.Stopped, match="SIGTERM"):
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)  # ignored
+        with pytest.raises(train.Stopped):
+            signals.check()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_stops_between_two_updates_as_well(call, monkeypatch):
+    def interrupted(buffer, *arguments):
+        signal.raise_signal(signal.SIGINT)
+        return get(buffer, *arguments)
+
+    get = RecurrentRolloutBuffer.get
+    monkeypatch.setattr(RecurrentRolloutBuffer, "get", interrupted)
+    status, out, _ = call(train, *TINY, "total_timesteps=1000", "algo.n_epochs=1000")
+    assert (status, "stopped by SIGINT after 88 steps" in out) == (130, True)
+    RecurrentPPO.load(only_run().model_path())
+
+
+def test_trains_in_a_thread(tmp_path):
+    # as some of Hydra's launchers do; handlers of signals belong to the main thread
+    config = train_config(total_timesteps=88, runs_dir=tmp_path)
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(train.train, config).result(timeout=120) == 0
+    assert list(tmp_path.rglob("model.zip"))
 
 
 def test_a_crash_leaves_the_model_and_a_traceback(call, monkeypatch):
