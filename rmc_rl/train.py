@@ -39,7 +39,6 @@ from rmc_rl.errors import UsageError, require
 from rmc_rl.runs import Run, save_model
 
 EPISODES_FOR_BEST = 100  # as many as SB3 averages its ep_rew_mean over
-MOST_SEED = 2**31 - 1  # ale-py's seeds are C integers, one for each copy of the game
 SMALLEST_CNN_IMAGE = 36  # pixels, of height and width: what the three convolutions of a NatureCNN need
 
 
@@ -120,7 +119,6 @@ def check_config(config: DictConfig) -> None:
     for key, (valid, rule) in RULES.items():
         value = OmegaConf.select(config, key)
         require(valid(value), f"{key} must be {rule}", value)
-    require(config.seed <= MOST_SEED - config.n_envs, f"seed must be at most {MOST_SEED} less n_envs", config.seed)
     transitions = config.n_envs * config.algo.n_steps
     require(transitions >= 2, "n_envs * algo.n_steps must be at least 2", transitions)
     if transitions % config.algo.batch_size:
@@ -143,6 +141,13 @@ def make_model(config: DictConfig) -> RecurrentPPO:
     device = find_device(config.device)
     env_kwargs = {str(key): value for key, value in _plain(config.env_kwargs).items()}
     env = make_vec(config.env, config.n_envs, seed=config.seed, env_kwargs=env_kwargs, processes=config.processes)
+    actions = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+    for kind, space, known in (
+        ("action", env.action_space, actions),
+        ("observation", env.observation_space, (*actions, spaces.Dict)),
+    ):
+        names = ", ".join(each.__name__ for each in known)
+        require(isinstance(space, known), f"the {kind} space of env must be one of {names}", space)
     if config.algo.use_sde:
         require(isinstance(env.action_space, spaces.Box), "algo.use_sde needs Box actions", env.action_space)
     core_kwargs = _plain(config.core)

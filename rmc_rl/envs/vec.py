@@ -18,6 +18,8 @@ from rmc_rl.errors import UsageError, check_keywords, require, require_whole, un
 
 gymnasium.register_envs(ale_py)
 
+MOST_SEED = 2**31 - 1  # ale-py's seeds are C integers, one for each copy of the game
+
 # arguments of AtariVecEnv that are not the user's
 _ATARI_GIVEN = ("self", "spec", "num_envs")
 
@@ -78,6 +80,9 @@ def make_vec(
     :raises UsageError: for an unknown id or keyword, or a value the environment does not take
     """
     require_whole("n_envs", n_envs)
+    if seed is not None:
+        require_whole("seed", seed, at_least=0)
+        require(seed <= MOST_SEED - n_envs, f"seed must be at most {MOST_SEED} less n_envs", seed)
     spec, keywords, kind = find_spec(env_id), dict(env_kwargs or {}), f"keyword of {env_id}"
     vec_env: VecEnv
     if is_atari(spec):
