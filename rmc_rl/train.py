@@ -142,10 +142,8 @@ def make_model(config: DictConfig) -> RecurrentPPO:
     env_kwargs = {str(key): value for key, value in _plain(config.env_kwargs).items()}
     env = make_vec(config.env, config.n_envs, seed=config.seed, env_kwargs=env_kwargs, processes=config.processes)
     actions = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
-    for kind, space, known in (
-        ("action", env.action_space, actions),
-        ("observation", env.observation_space, (*actions, spaces.Dict)),
-    ):
+    checks = (("action", env.action_space, actions), ("observation", env.observation_space, (*actions, spaces.Dict)))
+    for kind, space, known in checks:
         names = ", ".join(each.__name__ for each in known)
         require(isinstance(space, known), f"the {kind} space of env must be one of {names}", space)
     if config.algo.use_sde:
