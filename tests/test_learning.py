@@ -81,11 +81,12 @@ def test_cart_pole_without_velocities(core):
         learning_rate=7e-4,
         gae_lambda=0.98,
         max_grad_norm=1,
+        target_kl=0.03,
         seed=1,
         device="cpu",
         policy_kwargs=dict(core=core, encoder=[64], net_arch=dict(pi=[], vf=[64]), ortho_init=False),
     )
-    model.learn(60_000)
+    model.learn(70_000)
     evaluated = cart_pole(4, training=False)
     evaluated.obs_rms = env.obs_rms
     reached, _ = evaluate_policy(model, evaluated, 20)
