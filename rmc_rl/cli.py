@@ -236,8 +236,8 @@ def _parse(parser: OverridesParser, line: str) -> Override:
     try:
         return parser.parse_override(line)
     except HydraException:
-        rule = "an argument must read key=value; a value with spaces, commas, brackets or equal signs needs quotes of its own"
-        raise UsageError(f"{rule}, as in 'key=\"a=b\"', got '{line}'") from None
+        rule = "an argument must read key=value, with brackets and quotes closed, and quotes around a value with = or commas"
+        raise UsageError(f"{rule}, as in 'key=\"a=b\"'; got '{line.removeprefix('++')}'") from None
 
 
 def _keys(node: Any, prefix: str = "") -> list[str]:

@@ -22,6 +22,7 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
+import torch
 from gymnasium import spaces
 from omegaconf import DictConfig, OmegaConf
 from sb3_contrib import RecurrentPPO
@@ -82,6 +83,7 @@ RULES: dict[str, Rule] = {
     "runs_dir": (lambda v: isinstance(v, str) and v != "", "a folder"),
     "n_envs": _whole(1),
     "processes": _TRUTH,
+    "num_threads": _or_null(_whole(1)),
     "total_timesteps": _whole(1),
     "seed": _whole(0),
     "checkpoint_every": _or_null(_whole(1)),
@@ -314,7 +316,12 @@ def train(config: DictConfig) -> int:
     :return: exit status: 0, or 128 and the number of the signal that stopped the training
     :raises UsageError: for a mistake in the configuration, before anything is written
     """
+    for key in ("total_timesteps", "checkpoint_every"):  # people write 1e6
+        if isinstance(config[key], float) and config[key].is_integer():
+            config[key] = int(config[key])
     model = make_model(config)
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
     run = Run.create(config.runs_dir, config.env, config.core.name, config.seed)
     run.write_config(config)
     counts = parameter_counts(model)

@@ -1,9 +1,9 @@
 """
-What runs have learned, as a table and a picture: scripts/learning.py <folder of runs> ... [--picture curves.png]
+What runs have learned: python scripts/learning.py <folder of runs> ... [--threshold 0.95] [--picture curves.png]
 
-A row for each environment, its keywords and core, over all seeds found in the folders: the return at the end (mean over
-seeds of the last 100 training episodes' mean, with a 95 % bootstrap interval over seeds), steps and seconds until the
-return first reached --threshold (median over seeds; seeds that never did are counted).
+A row for each environment, its keywords and core, over all runs found in the folders, stopped ones as well: the steps they
+ran, the return at the end (mean over runs of the last 100 training episodes' mean, with a 95 % bootstrap interval over
+runs), and with --threshold the steps and seconds until the return first reached it (medians over the runs that did).
 """
 
 import argparse
@@ -26,10 +26,19 @@ def read(run: Run) -> dict[str, np.ndarray]:
     return {name: np.array([float(row[name]) for row in rows]) for name in (RETURN, STEPS, SECONDS)}
 
 
+def reached(runs: list[dict[str, np.ndarray]], threshold: float) -> list[str]:
+    """Steps and seconds until the return first reached a threshold, medians over the runs that did."""
+    first = [(run, int(np.argmax(run[RETURN] >= threshold))) for run in runs if run[RETURN].max() >= threshold]
+    if not first:
+        return ["never"] * 2
+    medians = [np.median([run[name][at] for run, at in first]) for name in (STEPS, SECONDS)]
+    return [f"{median:,.0f} ({len(first)} of {len(runs)} seeds)" for median in medians]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, help="searched for runs")
-    parser.add_argument("--threshold", type=float, default=0.95, help="a return worth reaching (default: 0.95)")
+    parser.add_argument("--threshold", type=float, help="a return worth reaching")
     parser.add_argument("--picture", type=Path, help="a PNG of the curves; needs matplotlib")
     arguments = parser.parse_args()
 
@@ -46,19 +55,20 @@ def main() -> None:
         groups[f"{config.env} {keywords}".strip(), config.core.name].append(progress)
         commits.add(config.run.git_commit)
 
-    print(f"| environment | core | seeds | return | steps to {arguments.threshold:g} | seconds to it |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    titles = ["environment", "core", "seeds", "steps", "return"]
+    if arguments.threshold is not None:
+        titles += [f"steps to {arguments.threshold:g}", "seconds to it"]
+    print(f"| {' | '.join(titles)} |")
+    print("| " + "--- | " * len(titles))
     for (env, core), runs in groups.items():
         found = summarise([run[RETURN][-1] for run in runs])
         low, high = found["interval"]
-        reached = [np.argmax(run[RETURN] >= arguments.threshold) for run in runs if run[RETURN].max() >= arguments.threshold]
-        first = [run for run in runs if run[RETURN].max() >= arguments.threshold]
-        cells = ["never"] * 2
-        if first:
-            medians = [np.median([run[name][at] for run, at in zip(first, reached, strict=True)]) for name in (STEPS, SECONDS)]
-            cells = [f"{median:,.0f} ({len(first)} of {len(runs)} seeds)" for median in medians]
         spread = f" [{low:.3f}, {high:.3f}]" if len(runs) > 1 else ""
-        print(f"| {env} | {core} | {len(runs)} | {found['mean']:.3f}{spread} | {cells[0]} | {cells[1]} |")
+        steps = sorted({f"{run[STEPS][-1]:,.0f}" for run in runs}, key=len)
+        cells = [env, core, str(len(runs)), " or ".join(steps), f"{found['mean']:.3f}{spread}"]
+        if arguments.threshold is not None:
+            cells += reached(runs, arguments.threshold)
+        print(f"| {' | '.join(cells)} |")
     print(f"\ncommits: {', '.join(sorted(str(commit) for commit in commits))}")
 
     if arguments.picture:

@@ -15,6 +15,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
@@ -28,7 +29,16 @@ from rmc_rl.evaluate import summarise
 from rmc_rl.runs import Run, save_model
 
 COPY = ["env_kwargs.n_symbols=4", "env_kwargs.length=3", "env_kwargs.delay=5", "device=cpu"]
-TINY = [*COPY, "n_envs=4", "algo.n_steps=22", "algo.batch_size=44", "algo.n_epochs=1", "core.num_heads=2", "core.head_size=4"]
+TINY = [
+    *COPY,
+    "num_threads=1",
+    "n_envs=4",
+    "algo.n_steps=22",
+    "algo.batch_size=44",
+    "algo.n_epochs=1",
+    "core.num_heads=2",
+    "core.head_size=4",
+]
 
 
 @pytest.fixture(name="call")
@@ -204,6 +214,20 @@ def test_atari_by_its_id(call):
     assert type(model.policy).__name__ == "CnnMemoryPolicy"
 
 
+def test_numbers_as_people_write_them(call):
+    assert call(train, *TINY, "total_timesteps=1e2", "checkpoint_every=1e5")[0] == 0
+    assert only_run().read_config().total_timesteps == 100
+
+
+def test_threads(call):
+    before = torch.get_num_threads()
+    try:
+        assert call(train, *TINY, "total_timesteps=88", "num_threads=2")[0] == 0
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_any_gymnasium_id(call):
     arguments = ["env=CartPole-v1", "core=memoryless", "n_envs=2", "algo.n_steps=16", "algo.batch_size=16"]
     status, out, err = call(train, *arguments, "total_timesteps=64", "policy.critic=separate", "policy.net_arch=[8]")
@@ -264,6 +288,8 @@ MISTAKES = {
     "env=.:X": "env '.:X' names a module that cannot be imported",
     "--core": "unrecognized arguments: --core; --help lists what there is",
     "algo.n_steps=[1": "an argument must read key=value",
+    "env_kwargs.delay=[1,2": "an argument must read key=value, with brackets and quotes closed",
+    "num_threads=0": "num_threads must be a whole number of at least 1, or null, got 0",
 }
 
 

@@ -93,7 +93,7 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
     :param core_kwargs: the core's own arguments
     :param critic: "shared" (one core for actor and critic), "separate" (a core of its own) or "memoryless" (a linear layer)
     :param encoder: sizes of layers between features and core, none by default. A core that normalises what it reads, as
-        RMC does, sees of few numbers their direction more than their size; ``tests/test_learning.py`` uses ``[64]`` on CartPole
+        RMC does, sees of few numbers their direction more than their size; our tests use ``[64]`` on CartPole
     :param net_arch: layers after the core, as in SB3. Default: two layers of 64 each for actor and critic,
         none after a ``NatureCNN``
     :param activation_fn: Activation function
