@@ -163,6 +163,7 @@ def _check(
                     require(multirun, rule, override.input_line)
             jobs = itertools.product(*(_runs(override) for override in overrides))
             checked = [_check_run(list(job), config_name, family_of) for job in itertools.islice(jobs, MOST_CHECKED)]
+            require(bool(checked), "a sweep must have at least one run, so each pattern a match", lines)
             given = any(override.key_or_group == "family" for override in overrides)
             families = sorted({choices["family"] for choices in checked if "family" in choices})
             require(given or len(families) < 2, "the environments of a sweep must be of one family of worlds", families)
@@ -234,7 +235,7 @@ def _config_folder() -> Path:
 
 def _parse(parser: OverridesParser, line: str) -> Override:
     try:
-        return parser.parse_override(line)
+        return parser.parse_overrides([line])[0]  # parse_override leaves out what glob() needs
     except HydraException:
         rule = "an argument must read key=value, with brackets and quotes closed, and quotes around a value with = or commas"
         raise UsageError(f"{rule}, as in 'key=\"a=b\"'; got '{line.removeprefix('++')}'") from None

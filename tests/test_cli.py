@@ -308,6 +308,16 @@ def test_a_key_of_one_core_in_a_sweep_over_two_is_a_mistake(call):
     assert (status, err) == (2, "error: unknown key of core 'num_slots'; valid: name, width\n")
 
 
+def test_patterns_in_a_sweep(call):
+    status, _, err = call(train, "-m", "core=glob(no*)")
+    assert (status, err.startswith("error: a sweep must have at least one run")) == (2, True)
+    status, _, err = call(
+        train, "-m", "core=glob(*)", *COPY, "n_envs=2", "algo.n_steps=22", "algo.batch_size=44", "total_timesteps=1"
+    )
+    assert status == 0, err
+    assert {path.name for path in Path("runs/rmc_rl-Copy-v0").iterdir()} >= {"rmc", "memoryless"}
+
+
 def test_values_that_hydra_looks_up(call, monkeypatch):
     monkeypatch.setenv("GAME", "ALE/Pong-v5")
     status, out, err = call(train, "env=${oc.env:GAME}", "--cfg", "job")

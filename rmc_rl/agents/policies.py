@@ -83,7 +83,6 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
     * ``critic`` takes the place of ``shared_lstm`` and ``enable_critic_lstm``. With "shared" both losses train the core
       (there, the critic's gradient is cut off).
     * An episode starts from the core's own initial state, in training and in :meth:`predict`; there, from zeros.
-    * Orthogonal initialisation (``ortho_init``) leaves the core's own weights alone, as there.
     * MultiBinary actions work: the buffer keeps them as int8, which the Bernoulli distribution does not take.
 
     :param observation_space: Observation space
@@ -97,7 +96,7 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
     :param net_arch: layers after the core, as in SB3. Default: two layers of 64 each for actor and critic,
         none after a ``NatureCNN``
     :param activation_fn: Activation function
-    :param ortho_init: Whether to use or not orthogonal initialization
+    :param ortho_init: Whether to use or not orthogonal initialization; the core keeps its own, whatever this says
     :param use_sde: Whether to use State Dependent Exploration or not
     :param log_std_init: Initial value for the log standard deviation
     :param full_std: Whether to use (n_features x n_actions) parameters for the std instead of only (n_features,) with gSDE
