@@ -15,6 +15,12 @@ CASES = {
     **{name: (name, {}) for name in core_names()},
     "rmc matrix memory-gate mean": ("rmc", dict(num_entities=2, gate_style="memory", readout="mean", num_blocks=2)),
     "rmc no-gate attention": ("rmc", dict(gate_style="none", readout="attention", num_slots=3, key_size=5)),
+    "rims gru": ("rims", dict(cell="gru", comm_heads=0, initial_state="zeros")),
+    "rims atari": ("rims", dict(variant="atari")),
+    "rims dido": ("rims", dict(variant="dido", input_heads=2)),
+    "rims copies": ("rims", dict(input_copies=3, embedding_size=0)),
+    "brims three layers": ("brims", dict(num_modules=[3, 2, 4], num_active=[2, 1, 2], module_size=[4, 4, 4])),
+    "brims masked": ("brims", dict(top_down=False, use_inactive=False, blocked_grad=True)),
     "rmc one slot": ("rmc", dict(num_slots=1, num_heads=1, head_size=3, mlp_layers=1)),
 }
 
@@ -30,7 +36,8 @@ def make(request) -> Core:
 def make_data(core):
     torch.manual_seed(2)
     inputs = torch.randn(TIME, BATCH, core.input_size, dtype=torch.double)
-    state = core.initial_state(BATCH) + 0.3 * torch.randn(BATCH, core.state_size, dtype=torch.double)
+    before = torch.randn(3, BATCH, core.input_size, dtype=torch.double)
+    state = core(before, core.initial_state(BATCH))[1].detach()  # one that an episode reaches
     starts = torch.rand(TIME, BATCH) < 0.3
     assert starts[1:].any()
     return inputs, state, starts
