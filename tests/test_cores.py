@@ -112,7 +112,9 @@ def test_batch_rows_do_not_leak_into_each_other(core, data):
 def test_gradient_reaches_every_parameter(core, data):
     inputs, state, starts = data
     for name, gradient in gradients(core, lambda x, s: core(x, s, starts), inputs, state).items():
-        assert gradient.abs().max() > 1e-8, name
+        # the port's one key bias for both rows cancels in the softmax over them, there as well
+        if getattr(core, "variant", None) != "dido" or not name.endswith("key.0.bias"):
+            assert gradient.abs().max() > 1e-8, name
 
 
 def test_one_step_of_one_row(core):

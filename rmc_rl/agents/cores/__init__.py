@@ -2,8 +2,30 @@
 
 from rmc_rl.agents.cores.base import Core, core_class, core_names, make_core, register_core
 from rmc_rl.agents.cores.brims import BRIMs
+from rmc_rl.agents.cores.framestack import FrameStack
+from rmc_rl.agents.cores.gru import GRU
+from rmc_rl.agents.cores.gtrxl import GTrXL
+from rmc_rl.agents.cores.lstm import LSTM
 from rmc_rl.agents.cores.memoryless import Memoryless
+from rmc_rl.agents.cores.mingru import MinGRU
+from rmc_rl.agents.cores.ntm import NTM
 from rmc_rl.agents.cores.rims import RIMs
 from rmc_rl.agents.cores.rmc import RMC
 
-__all__ = ["RMC", "BRIMs", "Core", "Memoryless", "RIMs", "core_class", "core_names", "make_core", "register_core"]
+__all__ = [
+    "GRU",
+    "LSTM",
+    "NTM",
+    "RMC",
+    "BRIMs",
+    "Core",
+    "FrameStack",
+    "GTrXL",
+    "Memoryless",
+    "MinGRU",
+    "RIMs",
+    "core_class",
+    "core_names",
+    "make_core",
+    "register_core",
+]

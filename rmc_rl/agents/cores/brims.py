@@ -171,12 +171,8 @@ class BRIMs(Core):
             modules * size * (2 if cell == "lstm" else 1) for modules, size in zip(num_modules, module_size, strict=True)
         ]
         super().__init__(input_size, output_size=below, state_size=sum(states))
-        self.top_down, self.use_inactive, self.blocked_grad, self.input_copies = (
-            top_down,
-            use_inactive,
-            blocked_grad,
-            input_copies,
-        )
+        self.variant, self.input_copies = variant, input_copies
+        self.top_down, self.use_inactive, self.blocked_grad = top_down, use_inactive, blocked_grad
         self.embedding = nn.Linear(input_size, embedding_size) if embedding_size else nn.Identity()
         self.layers = nn.ModuleList(ModuleLayer(*arguments) for arguments in layers)
         self.initial = InitialState(self.state_size, initial_state)

@@ -106,3 +106,19 @@ def sparsify(probabilities: Tensor, keep: int, dim: int) -> Tensor:
     threshold = torch.topk(probabilities, keep + 1, dim=dim).values.narrow(dim, keep, 1) + tiny
     kept = torch.clamp(probabilities - threshold, min=0)
     return kept / (kept.sum(dim, keepdim=True) + tiny)
+
+
+def steps_since_start(starts: Tensor | None, before: Tensor) -> Tensor:
+    """
+    How many steps of its episode precede each step.
+
+    :param starts: ``(T, B)`` bool; where true, an episode starts. None: nowhere, and ``T`` is 1
+    :param before: how many steps of the running episode precede the first one, ``(B,)``
+    :return: ``(T, B)``, of the type of ``before``
+    """
+    if starts is None:
+        return before.unsqueeze(0)
+    times = torch.arange(len(starts), device=starts.device, dtype=before.dtype).unsqueeze(1)
+    # the time of the latest start; before any, the time at which the running episode has begun
+    latest = torch.cummax(torch.where(starts, times, -before.expand(starts.shape) - 1), dim=0).values
+    return torch.where(latest < 0, times + before, times - latest)
