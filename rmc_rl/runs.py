@@ -57,11 +57,11 @@ class Run:
 
         :param root: the folder of all runs
         :param env: the environment's id; ``/`` and ``:`` become ``-`` in its folder's name
-        :param core: the core's name
+        :param core: the core's name, treated alike
         :param seed: the run's seed
         :raises UsageError: where the folder cannot be made
         """
-        parent = Path(root) / env.replace("/", "-").replace(":", "-") / core
+        parent = Path(root).joinpath(*(name.replace("/", "-").replace(":", "-") for name in (env, core)))
         name = f"{stamp()}-seed{seed}"
         try:
             parent.mkdir(parents=True, exist_ok=True)

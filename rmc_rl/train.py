@@ -4,7 +4,7 @@ Train an agent with a memory by recurrent PPO: python -m rmc_rl.train key=value 
   python -m rmc_rl.train env_kwargs.n_symbols=4 env_kwargs.length=3 env_kwargs.delay=5   a small copy task, minutes
   python -m rmc_rl.train env=ALE/Pong-v5 core=rmc core.num_slots=8                       Atari
   python -m rmc_rl.train env=CartPole-v1 core=memoryless total_timesteps=50000           any Gymnasium id
-  python -m rmc_rl.train -m seed=0,1,2 core=rmc,memoryless                               a sweep, one run after another
+  python -m rmc_rl.train -m seed=0,1,2 core=rmc,lstm,memoryless params=50000             a sweep over cores of the same size
 
 A run lies in runs/<env>/<core>/<stamp>-seed<k>: config.yaml, model.zip, best/model.zip, checkpoints/, TensorBoard's
 events and progress.csv. Ctrl-C saves the model and ends with status 130. A mistake on the command line ends with 2.
@@ -32,7 +32,7 @@ from stable_baselines3.common.logger import TensorBoardOutputFormat, configure
 from stable_baselines3.common.preprocessing import is_image_space
 from tqdm import tqdm
 
-from rmc_rl.agents import CnnMemoryPolicy, MlpMemoryPolicy, MultiInputMemoryPolicy
+from rmc_rl.agents import CnnMemoryPolicy, CoreScalars, MlpMemoryPolicy, MultiInputMemoryPolicy, match_parameters
 from rmc_rl.cli import find_device, run_verb, say
 from rmc_rl.envs import make_vec
 from rmc_rl.envs.vec import env_family
@@ -85,6 +85,7 @@ RULES: dict[str, Rule] = {
     "processes": _TRUTH,
     "num_threads": _or_null(_whole(1)),
     "total_timesteps": _whole(1),
+    "params": _or_null(_whole(1)),
     "seed": _whole(0),
     "checkpoint_every": _or_null(_whole(1)),
     "policy.encoder": (_is_layers, "null or sizes of layers, as in [64]"),
@@ -136,7 +137,7 @@ def make_model(config: DictConfig) -> RecurrentPPO:
     """
     The agent and its environment.
 
-    :param config: resolved
+    :param config: resolved; with ``params`` the sizes that follow for the core are written into it
     :raises UsageError: for a mistake in the configuration
     """
     check_config(config)
@@ -152,15 +153,27 @@ def make_model(config: DictConfig) -> RecurrentPPO:
         require(isinstance(env.action_space, spaces.Box), "algo.use_sde needs Box actions", env.action_space)
     core_kwargs = _plain(config.core)
     core = core_kwargs.pop("name")
-    return RecurrentPPO(
-        choose_policy(env.observation_space),
-        env,
-        seed=config.seed,
-        device=device,
-        policy_kwargs=dict(core=core, core_kwargs=core_kwargs, **_plain(config.policy)),
-        stats_window_size=EPISODES_FOR_BEST,
-        **_plain(config.algo),
-    )
+    policy = choose_policy(env.observation_space)
+    policy_kwargs = dict(core=core, core_kwargs=core_kwargs, **_plain(config.policy))
+
+    def make(policy_kwargs: dict[str, Any]) -> RecurrentPPO:
+        return RecurrentPPO(
+            policy,
+            env,
+            seed=config.seed,
+            device=device,
+            policy_kwargs=policy_kwargs,
+            stats_window_size=EPISODES_FOR_BEST,
+            **_plain(config.algo),
+        )
+
+    model = make(policy_kwargs)
+    if config.params is None:
+        return model
+    # the spaces as the policy sees them: SB3 moves the channels of images first
+    matched = match_parameters(policy, model.observation_space, model.action_space, policy_kwargs, config.params)
+    config.core.update(matched["core_kwargs"])
+    return make(matched)
 
 
 def choose_policy(space: spaces.Space[Any]) -> type[MlpMemoryPolicy]:
@@ -336,7 +349,7 @@ def train(config: DictConfig) -> int:
         callback = RunCallback(run, config, signals.check)
         model.policy.optimizer.register_step_post_hook(signals.check)
         try:
-            model.learn(config.total_timesteps, callback=callback)
+            model.learn(config.total_timesteps, callback=[callback, CoreScalars()])
         except Exception:
             if signals.received is None:
                 raise

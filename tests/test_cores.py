@@ -3,10 +3,11 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
-from rmc_rl.agents.cores import Core, core_names, make_core, register_core
+from rmc_rl.agents.cores import Core, core_names, make_core, register_core, scalars
 from rmc_rl.errors import UsageError
 
 INPUT, TIME, BATCH = 6, 7, 4
@@ -15,6 +16,13 @@ CASES = {
     **{name: (name, {}) for name in core_names()},
     "rmc matrix memory-gate mean": ("rmc", dict(num_entities=2, gate_style="memory", readout="mean", num_blocks=2)),
     "rmc no-gate attention": ("rmc", dict(gate_style="none", readout="attention", num_slots=3, key_size=5)),
+    "lstm learned": ("lstm", dict(width=5, num_layers=2, initial_state="learned")),
+    "gru two layers": ("gru", dict(width=5, num_layers=2)),
+    "framestack one": ("framestack", dict(num_frames=1)),
+    "framestack long": ("framestack", dict(num_frames=10)),
+    "gtrxl short": ("gtrxl", dict(memory_length=2, num_layers=3, num_heads=1, head_size=5, mlp_size=7)),
+    "mingru learned": ("mingru", dict(width=5, num_layers=3, initial_state="learned")),
+    "ntm heads": ("ntm", dict(num_slots=5, slot_size=3, read_heads=2, write_heads=3)),
     "rims gru": ("rims", dict(cell="gru", comm_heads=0, initial_state="zeros")),
     "rims atari": ("rims", dict(variant="atari")),
     "rims dido": ("rims", dict(variant="dido", input_heads=2)),
@@ -164,11 +172,38 @@ def test_cuda_copy(core, data):
     torch.testing.assert_close(outputs.cpu(), core(*data)[0], rtol=0, atol=1e-9)
 
 
+def test_scalars_of_what_every_core_shows(core, data):
+    found = scalars(core.inspect(*data))
+    assert all(np.isfinite(value) and value >= 0 for value in found.values())
+    shown = {name for name in core.inspect(*data) if any(part in name for part in ("gate", "attention", "active"))}
+    assert bool(found) == bool(shown)
+    active = [value for name, value in found.items() if "active" in name]
+    if active:
+        assert sum(active) == pytest.approx(sum(layer.sizes.num_active for layer in core.layers))
+
+
+def test_scalars():
+    sure, even = torch.tensor([1.0, 0, 0, 0]), torch.full((4,), 0.25)
+    looks = dict(
+        forget_gate=torch.tensor([0.0, 0.5]),
+        sure_attention=sure,
+        even_attention=even,
+        one_attention=torch.ones(3, 1),
+        active=torch.tensor([[[True, False], [True, True]]]),
+        state=torch.ones(2),
+    )
+    assert scalars(looks) == pytest.approx(
+        dict(forget_gate=0.25, sure_attention_entropy=0, even_attention_entropy=np.log(4), active_0=1, active_1=0.5)
+    )
+
+
 def test_names_and_arguments_are_checked():
     with pytest.raises(UsageError, match="unknown core 'rcm'; did you mean 'rmc'"):
         make_core("rcm", INPUT)
     with pytest.raises(UsageError, match="unknown argument of core RMC 'num_slot'; did you mean 'num_slots'"):
         make_core("rmc", INPUT, dict(num_slot=2))
+    with pytest.raises(UsageError, match="the module of core 'no_such_module:core' must be one that Python finds"):
+        make_core("no_such_module:core", INPUT)
     with pytest.raises(UsageError, match="subclass of Core, got 3"):
         make_core(3, INPUT)
     with pytest.raises(UsageError, match=r"width must be a whole number of at least 1, got 0\.5"):

@@ -1,5 +1,7 @@
 """Learning: cores and the policies that think with them."""
 
+from rmc_rl.agents.callbacks import CoreScalars
 from rmc_rl.agents.policies import CnnMemoryPolicy, MlpMemoryPolicy, MultiInputMemoryPolicy
+from rmc_rl.agents.sizing import match_parameters
 
-__all__ = ["CnnMemoryPolicy", "MlpMemoryPolicy", "MultiInputMemoryPolicy"]
+__all__ = ["CnnMemoryPolicy", "CoreScalars", "MlpMemoryPolicy", "MultiInputMemoryPolicy", "match_parameters"]

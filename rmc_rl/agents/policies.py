@@ -308,6 +308,25 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
             actions = actions.float()
         return self.value_net(latent_vf), distribution.log_prob(actions), distribution.entropy()
 
+    @torch.no_grad()
+    def inspect(
+        self, obs: PyTorchObs, lstm_states: StatePair | None = None, episode_starts: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """
+        Look inside the actor's core while it reads observations.
+
+        :param obs: observations of ``T`` steps of ``B`` environments, ``(T, B, *observation_shape)``
+        :param lstm_states: the states before the first step; None: the core's initial state
+        :param episode_starts: ``(T, B)``, not 0 where an observation is an episode's first; None: nowhere
+        :return: what :meth:`rmc_rl.Core.inspect` returns, tensors ``(T, B, ...)`` by name
+        """
+        time, batch = (next(iter(obs.values())) if isinstance(obs, dict) else obs).shape[:2]
+        # (T, B, *shape) -> (T * B, *shape), and the features back to (T, B, F)
+        steps = {name: part.flatten(0, 1) for name, part in obs.items()} if isinstance(obs, dict) else obs.flatten(0, 1)
+        features = super(ActorCriticPolicy, self).extract_features(steps, self.pi_features_extractor).view(time, batch, -1)
+        state = join_state(self.initial_states(batch).pi if lstm_states is None else lstm_states, self.core.state_size)
+        return self.core.inspect(features, state, None if episode_starts is None else episode_starts > 0.5)
+
     def predict(
         self,
         observation: np.ndarray | dict[str, np.ndarray],

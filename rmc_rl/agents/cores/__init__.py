@@ -1,6 +1,6 @@
 """Recurrent cores: plain torch modules that know nothing of reinforcement learning."""
 
-from rmc_rl.agents.cores.base import Core, core_class, core_names, make_core, register_core
+from rmc_rl.agents.cores.base import Core, core_class, core_names, make_core, register_core, scalars
 from rmc_rl.agents.cores.brims import BRIMs
 from rmc_rl.agents.cores.framestack import FrameStack
 from rmc_rl.agents.cores.gru import GRU
@@ -28,4 +28,5 @@ __all__ = [
     "core_names",
     "make_core",
     "register_core",
+    "scalars",
 ]

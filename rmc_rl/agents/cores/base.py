@@ -8,9 +8,10 @@ The split of the work (one step in the core, resets and unroll around it) follow
 Haiku's ``ResetCore``; the state is one flat vector per sequence, so that whoever stores states needs to know nothing of cores.
 """
 
+import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,9 @@ class Core(nn.Module, ABC):
     :param output_size: ``O``, features written per step
     :param state_size: ``S``, numbers carried from step to step, per sequence; 0 for a core without memory
     """
+
+    # arguments that set how many parameters a core has, from coarse to fine; see rmc_rl.match_parameters
+    size_arguments: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, input_size: int, output_size: int, state_size: int):
         super().__init__()
@@ -122,11 +126,33 @@ class Core(nn.Module, ABC):
         """
         Called by a core within its step: keeps a tensor for :meth:`inspect`, does nothing otherwise.
 
-        :param name: the name under which :meth:`inspect` returns it
+        :param name: the name under which :meth:`inspect` returns it. :func:`scalars` makes curves of names with "gate",
+            "attention" and "active"
         :param value: ``(B, ...)``
         """
         if self._looks is not None:
             self._looks.setdefault(name, []).append(value)
+
+
+def scalars(looks: Mapping[str, Tensor]) -> dict[str, float]:
+    """
+    A few numbers that tell how a memory is doing, for curves.
+
+    :param looks: what :meth:`Core.inspect` returned
+    :return: of names with "gate" the mean; with "attention" ``<name>_entropy``, the mean entropy over the last dimension in
+        nats (0: one key has all the weight; log of the number of keys: all have the same); with "active" ``<name>_<k>``, the
+        share of steps at which the ``k``-th entry of the last dimension is active
+    """
+    found = {}
+    for name, value in looks.items():
+        if "gate" in name:
+            found[name] = value.mean().item()
+        elif "attention" in name and value.shape[-1] > 1:
+            found[f"{name}_entropy"] = torch.special.entr(value).sum(-1).mean().item()
+        elif "active" in name:
+            shares = value.flatten(0, -2).float().mean(0).tolist()
+            found |= {f"{name}_{index}": share for index, share in enumerate(shares)}
+    return found
 
 
 CoreType = TypeVar("CoreType", bound=type[Core])
@@ -161,13 +187,20 @@ def core_class(core: str | type[Core]) -> type[Core]:
     """
     Find a core's class.
 
-    :param core: a registered name, or a subclass of :class:`Core`
-    :raises UsageError: for an unknown name or something that is not a core
+    :param core: a registered name, ``"module:name"`` for one that importing the module registers, or a subclass of
+        :class:`Core`
+    :raises UsageError: for an unknown name or module, or something that is not a core
     """
     if isinstance(core, str):
-        if core not in _CORES:
-            raise unknown("core", core, _CORES)
-        return _CORES[core]
+        module, _, name = core.rpartition(":")
+        if module:
+            try:
+                importlib.import_module(module)
+            except ModuleNotFoundError as error:
+                raise UsageError(f"the module of core '{core}' must be one that Python finds: {error}") from None
+        if name not in _CORES:
+            raise unknown("core", name, _CORES)
+        return _CORES[name]
     if not (isinstance(core, type) and issubclass(core, Core)):
         raise UsageError(f"core must be a registered name or a subclass of Core, got {core!r}")
     return core
@@ -177,7 +210,7 @@ def make_core(core: str | type[Core], input_size: int, kwargs: dict[str, Any] | 
     """
     Build a core.
 
-    :param core: a registered name, or a subclass of :class:`Core`
+    :param core: see :func:`core_class`
     :param input_size: ``F``, features read per step
     :param kwargs: the core's own arguments
     :raises UsageError: for an unknown name, an unknown argument or a value that breaks the core's rules

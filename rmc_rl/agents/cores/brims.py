@@ -96,6 +96,8 @@ class BRIMs(Core):
     :raises UsageError: for a value outside these rules
     """
 
+    size_arguments = ("module_size", "input_key_size")
+
     def __init__(
         self,
         input_size: int,

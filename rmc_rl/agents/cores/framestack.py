@@ -29,6 +29,8 @@ class FrameStack(Core):
     :raises UsageError: for a value that is not a whole number of at least 1
     """
 
+    size_arguments = ("width",)
+
     def __init__(self, input_size: int, num_frames: int = 4, width: int = 64):
         require_whole("num_frames", num_frames)
         require_whole("width", width)

@@ -29,6 +29,8 @@ class GRU(TorchRNN):
     :raises UsageError: for a value outside these rules
     """
 
+    size_arguments = ("width",)
+
     def __init__(self, input_size: int, width: int = 64, num_layers: int = 1, initial_state: str = "zeros"):
         require_whole("width", width)
         require_whole("num_layers", num_layers)

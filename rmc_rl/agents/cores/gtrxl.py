@@ -113,6 +113,8 @@ class GTrXL(Core):
     :raises UsageError: for a value outside these rules
     """
 
+    size_arguments = ("head_size", "mlp_size")
+
     codes: Tensor
 
     def __init__(
@@ -131,14 +133,13 @@ class GTrXL(Core):
             require_whole(name, value)
         number = isinstance(gate_bias, int | float) and not isinstance(gate_bias, bool)
         require(number, "gate_bias must be a number", gate_bias)
-        require(width % 2 == 0, "num_heads * head_size must be even, for sines and cosines of positions", width)
         super().__init__(input_size, output_size=width, state_size=num_layers * memory_length * width + 1)
         self.memory_length, self.width = memory_length, width
         self.embedding = nn.Linear(input_size, width)
         self.layers = nn.ModuleList(_Layer(width, num_heads, mlp_size or 4 * width, gate_bias) for _ in range(num_layers))
         # sines and cosines of how many steps ago (Transformer-XL, section 3.3)
         angles = torch.arange(memory_length + 1).unsqueeze(1) / 10000 ** (torch.arange(0, width, 2) / width)
-        self.register_buffer("codes", torch.cat([angles.sin(), angles.cos()], dim=1), persistent=False)
+        self.register_buffer("codes", torch.cat([angles.sin(), angles.cos()], dim=1)[:, :width], persistent=False)
 
     def initial_state(self, batch_size: int) -> Tensor:
         return self.embedding.weight.new_zeros(batch_size, self.state_size)

@@ -16,6 +16,8 @@ class Memoryless(Core):
     :raises UsageError: for a width that is not a whole number of at least 1
     """
 
+    size_arguments = ("width",)
+
     def __init__(self, input_size: int, width: int = 64):
         require_whole("width", width)
         super().__init__(input_size, output_size=width, state_size=0)

@@ -98,6 +98,8 @@ class MinGRU(Core):
     :raises UsageError: for a value outside these rules
     """
 
+    size_arguments = ("width",)
+
     def __init__(self, input_size: int, width: int = 64, num_layers: int = 2, initial_state: str = "zeros"):
         require_whole("width", width)
         require_whole("num_layers", num_layers)

@@ -52,6 +52,8 @@ class NTM(Core):
     :raises UsageError: for a value that is not a whole number of at least 1
     """
 
+    size_arguments = ("width",)
+
     def __init__(
         self,
         input_size: int,

@@ -115,6 +115,8 @@ class RMC(Core):
     :raises UsageError: for a value outside these rules
     """
 
+    size_arguments = ("head_size", "key_size")
+
     def __init__(
         self,
         input_size: int,
