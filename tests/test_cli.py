@@ -25,6 +25,7 @@ from stable_baselines3.common.logger import configure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rmc_rl import __version__, evaluate, train
+from rmc_rl.agents.cores import base
 from rmc_rl.evaluate import summarise
 from rmc_rl.runs import Run, save_model
 
@@ -88,6 +89,8 @@ def test_a_run_and_its_evaluation(call):
     assert {"rollout/ep_rew_mean", "rollout/ep_len_mean", "train/loss", "train/approx_kl", "time/fps"} <= set(
         events.Tags()["scalars"]
     )
+    assert {"core/forget_gate", "core/input_gate", "core/attention_entropy"} <= set(events.Tags()["scalars"])
+    assert {"core/forget_gate", "core/input_gate", "core/attention_entropy"} <= set(events.Tags()["scalars"])
     assert "config/text_summary" in events.Tags()["tensors"]
     assert RecurrentPPO.load(run.model_path("last")).num_timesteps == 1056
     RecurrentPPO.load(run.model_path("best"))
@@ -270,6 +273,9 @@ MISTAKES = {
     "algo=3": "algo must hold keys, as in algo.key=value, got 3",
     "n_envs=many": "n_envs must be a whole number of at least 1, got 'many'",
     "total_timesteps=0": "total_timesteps must be a whole number of at least 1, got 0",
+    "params=0": "params must be a whole number of at least 1, or null, got 0",
+    "params=100": "params must be at least",
+    "core.name=nowhere:core": "the module of core 'nowhere:core' must be one that Python finds",
     "seed=-1": "seed must be a whole number of at least 0, got -1",
     "processes=yes_please": "processes must be true or false, got 'yes_please'",
     "device=cuda:99": "device must be one this machine has (auto, cpu",
@@ -301,6 +307,38 @@ def test_a_mistake_gets_one_line_and_status_2(call, argument):
     assert err.startswith(f"error: {MISTAKES[argument]}")
     assert err.count("\n") == 1
     assert not Path("runs").exists()
+
+
+def test_mistakes_in_lists_of_a_core(call):
+    status, _, err = call(train, "core=brims", "core.num_active=[7,2]")
+    assert (status, err) == (2, "error: num_active must be at most num_modules, 6, got 7\n")
+
+
+def test_cores_of_the_same_size(call):
+    arguments = [argument for argument in TINY if not argument.startswith("core.")]
+    status, out, err = call(train, "-m", "core=rmc,lstm,rims", "params=40000", "total_timesteps=88", *arguments)
+    assert status == 0, err
+    totals = [int(total.replace(",", "")) for total in re.findall(r"parameters: ([\d,]+) ", out)]
+    assert len(totals) == 3
+    assert all(abs(total - 40000) <= 800 for total in totals), totals
+    run = only_run("lstm")
+    assert run.read_config().core.width == RecurrentPPO.load(run.model_path("last")).policy.core.output_size != 64
+
+
+def test_a_core_of_ones_own_by_its_module(call, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(base, "_CORES", dict(base._CORES))
+    (tmp_path / "my_module.py").write_text(
+        "from rmc_rl import register_core\n"
+        "from rmc_rl.agents.cores import Memoryless\n"
+        "@register_core('mine')\nclass Mine(Memoryless):\n    pass\n"
+    )
+    (tmp_path / "own" / "core").mkdir(parents=True)
+    (tmp_path / "own" / "core" / "mine.yaml").write_text("name: my_module:mine\nwidth: 8\n")
+    arguments = [argument for argument in TINY if not argument.startswith("core.")]
+    status, _, err = call(train, f"--config-dir={tmp_path / 'own'}", "core=mine", "total_timesteps=88", *arguments)
+    assert status == 0, err
+    assert only_run("my_module-mine").read_config().core == dict(name="my_module:mine", width=8)
 
 
 def test_a_key_of_one_core_in_a_sweep_over_two_is_a_mistake(call):

@@ -11,10 +11,11 @@ import gymnasium
 import pytest
 import yaml
 from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
 
 import rmc_rl
 from rmc_rl import evaluate, train
-from rmc_rl.agents.cores import core_class, core_names
+from rmc_rl.agents.cores import base, core_class, core_names
 from rmc_rl.envs import WORLDS
 
 FAMILIES = ["atari", "gymnasium", "rmc_rl"]
@@ -61,7 +62,9 @@ def test_configurations_compose_and_agree_with_the_code(core, family):
         config = compose("train", overrides=[f"core={core}", f"family={family}"])
     train.check_config(config)
     defaults = {name: p.default for name, p in inspect.signature(core_class(core)).parameters.items() if name != "input_size"}
-    assert dict(config.core) == dict(name=core) | defaults
+    assert OmegaConf.to_container(config.core) == dict(name=core) | {
+        name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()
+    }
 
 
 def readme(checkout):
@@ -70,6 +73,7 @@ def readme(checkout):
 
 def test_readme_python_blocks_run(checkout, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(base, "_CORES", dict(base._CORES))  # a block registers a core
     blocks = re.findall(r"```python\n(.*?)```", readme(checkout), re.DOTALL)
     assert len(blocks) >= 3
     names = {"__name__": "readme"}
@@ -100,3 +104,10 @@ def test_readme_names_every_core_and_world(checkout):
 
 def test_changelog_has_this_version(checkout):
     assert f"## {rmc_rl.__version__}" in (checkout / "CHANGELOG.md").read_text()
+
+
+def test_readme_has_the_table_of_cores(checkout):
+    printed = subprocess.run(
+        [sys.executable, str(checkout / "scripts" / "cores.py")], capture_output=True, text=True, check=True, timeout=120
+    ).stdout
+    assert printed in readme(checkout)

@@ -13,7 +13,8 @@ from stable_baselines3.common.envs import FakeImageEnv
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecNormalize
 
-from rmc_rl import CnnMemoryPolicy, Core, MlpMemoryPolicy, MultiInputMemoryPolicy, make_vec
+from rmc_rl import CnnMemoryPolicy, Core, CoreScalars, MlpMemoryPolicy, MultiInputMemoryPolicy, make_vec, match_parameters
+from rmc_rl.agents.cores import core_names
 from rmc_rl.agents.policies import CRITICS
 from rmc_rl.agents.states import join_state, split_state
 from rmc_rl.errors import UsageError
@@ -150,6 +151,93 @@ def test_same_seed_same_numbers(policy_kwargs):
     first, second = (agent(make_vec("CartPole-v1", 2), policy_kwargs=policy_kwargs).learn(64) for _ in range(2))
     for name, parameter in first.policy.state_dict().items():
         assert parameter.equal(second.policy.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("env", ["rmc_rl/Copy-v0", "Pendulum-v1"])
+@pytest.mark.parametrize("core", core_names())
+def test_every_core_trains_saves_and_loads(core, env, tmp_path):
+    model = agent(make_vec(env, 2, seed=0), policy_kwargs=dict(core=core)).learn(64)
+    model.save(tmp_path / "model")
+    loaded = RecurrentPPO.load(tmp_path / "model", device="cpu")
+    observation, states, starts = model.get_env().reset(), [None, None], np.ones(2, dtype=bool)
+    for _ in range(3):
+        actions = []
+        for index, each in enumerate((model, loaded)):
+            action, states[index] = each.predict(observation, states[index], starts, deterministic=True)
+            actions.append(action)
+        np.testing.assert_array_equal(*actions)
+        np.testing.assert_array_equal(*states)
+        observation, _, starts, _ = model.get_env().step(actions[0])
+
+
+@pytest.mark.parametrize("observation", OBSERVATIONS)
+def test_looking_inside_while_training(observation):
+    policy, space = OBSERVATIONS[observation]
+    seen = {}
+
+    class Seen(CoreScalars):
+        def _on_rollout_end(self):
+            super()._on_rollout_end()
+            seen.update(self.logger.name_to_value)
+
+    agent(echo(space), policy).learn(64, callback=Seen())
+    assert 0 < seen["core/forget_gate"] < 1
+    assert 0 < seen["core/attention_entropy"] < np.log(3) + 1e-6
+
+
+def test_inspecting_observations_shows_what_the_core_did():
+    model = agent()
+    policy = model.policy
+    observations, starts = torch.randn(5, 2, 3), torch.zeros(5, 2)
+    starts[3, 0] = 1
+    states = random_states(policy, 2).pi
+    looks = policy.inspect(observations, states, starts)
+    for t in range(5):
+        _, states = policy.get_distribution(observations[t], states, starts[t])
+        expected = join_state(states, policy.core.state_size)
+        torch.testing.assert_close(looks["state"][t], expected, rtol=0, atol=1e-6)
+    assert policy.inspect(observations)["attention"].shape == (5, 2, 1, 2, 2, 3)
+
+
+@pytest.mark.parametrize("params", [40_000, 300_000])
+@pytest.mark.parametrize("core", core_names())
+def test_matched_parameters(core, params):
+    kwargs = match_parameters(MlpMemoryPolicy, VECTOR, ACTIONS["Box"], dict(core=core, net_arch=[32]), params)
+    assert kwargs["net_arch"] == [32]
+    policy = agent(echo(action_space=ACTIONS["Box"]), policy_kwargs=kwargs).policy
+    assert sum(p.numel() for p in policy.parameters()) == pytest.approx(params, rel=0.02)
+
+
+def test_matching_counts_the_whole_policy():
+    space = OBSERVATIONS["image"][1]
+    kwargs = match_parameters(CnnMemoryPolicy, space, ACTIONS["Discrete"], dict(core="gru", critic="separate"), 400_000)
+    policy = agent(echo(space), CnnMemoryPolicy, kwargs).policy
+    assert sum(p.numel() for p in policy.parameters()) == pytest.approx(400_000, rel=0.02)
+
+
+def test_proportions_of_layers_stay():
+    arguments = dict(core="brims", core_kwargs=dict(module_size=[4, 12]))
+    sizes = match_parameters(MlpMemoryPolicy, VECTOR, ACTIONS["Box"], arguments, 400_000)["core_kwargs"]["module_size"]
+    assert sizes[1] == 3 * sizes[0] > 12
+
+
+def test_sizes_that_cannot_be():
+    class Sum(Core):
+        pass
+
+    for arguments, params, message in [
+        (dict(core="lstm"), 1000, r"params must be at least [\d,]+, the smallest such policy, got 1000"),
+        (dict(core="lstm", core_kwargs=dict(num_layers=0)), 50_000, "num_layers must be a whole number of at least 1"),
+        (dict(core="lstm"), 5e4, r"params must be a whole number of at least 1, got 50000\.0"),
+        (dict(core=Sum), 50_000, "params needs a core that names its size_arguments, Sum has"),
+        (
+            dict(core="gtrxl", core_kwargs=dict(num_heads=512)),
+            11_000_000,
+            r"within 2 % of what core GTrXL can have, near [\d,]+",
+        ),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            match_parameters(MlpMemoryPolicy, VECTOR, ACTIONS["Box"], arguments, params)
 
 
 def test_a_core_of_ones_own():

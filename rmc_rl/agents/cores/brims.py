@@ -69,8 +69,8 @@ class BRIMs(Core):
     Differences from the authors' code:
 
     * Recurrent matrices hold the modules' own blocks; there they are dense, zero off the diagonal before each forward.
-    * The first weights are ``torch.nn.Linear``'s, uniform in ``+-1/sqrt(inputs)``; there, attention starts at 0.01 N(0, 1) and
-      cells by the total width, so that modules of a small agent read next to nothing at first.
+    * The first weights are normal with deviation ``1/sqrt(inputs)``, cut at two deviations, biases zero, as in Sonnet. There,
+      attention starts at 0.01 N(0, 1) and cells by the total width: two layers of a small agent would pass next to nothing on.
     * The layers' widths need not be equal, nor that of the input: each row has keys and values of its own anyway.
 
     :param input_size: ``F``, features read per step

@@ -14,11 +14,25 @@ from rmc_rl.errors import require_choice
 INITIAL_STATES = ("learned", "zeros")
 
 
+def linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
+    """A linear layer with Sonnet's default weights: truncated normal of deviation ``1/sqrt(inputs)``, zero bias."""
+    layer = nn.Linear(inputs, outputs, bias)
+    _first_weights(layer.weight.data, inputs)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _first_weights(weight: Tensor, inputs: int) -> Tensor:
+    deviation = 1 / math.sqrt(inputs)
+    return nn.init.trunc_normal_(weight, std=deviation, a=-2 * deviation, b=2 * deviation)
+
+
 class GroupLinear(nn.Module):
     """
     A linear layer for each of ``K`` groups, as one batched product: no dense matrix that is zero off the diagonal.
 
-    Its first weights are those of ``torch.nn.Linear``: uniform in ``+-1/sqrt(inputs)``.
+    Its first weights are those of :func:`linear`.
 
     :param groups: ``K``
     :param inputs: features read per group
@@ -28,9 +42,8 @@ class GroupLinear(nn.Module):
 
     def __init__(self, groups: int, inputs: int, outputs: int, bias: bool = True):
         super().__init__()
-        bound = 1 / math.sqrt(inputs)
-        self.weight = nn.Parameter(torch.empty(groups, inputs, outputs).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(groups, outputs).uniform_(-bound, bound)) if bias else None
+        self.weight = nn.Parameter(_first_weights(torch.empty(groups, inputs, outputs), inputs))
+        self.bias = nn.Parameter(torch.zeros(groups, outputs)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, K, inputs)`` -> ``(B, K, outputs)``."""

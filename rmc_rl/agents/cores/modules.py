@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rmc_rl.agents.cores.layers import GroupLinear, largest, pass_gradient, sparsify
+from rmc_rl.agents.cores.layers import GroupLinear, largest, linear, pass_gradient, sparsify
 
 VARIANTS = ("official", "atari", "dido")
 CELLS = ("lstm", "gru")
@@ -69,8 +69,8 @@ class InputAttention(nn.Module):
         keys = sizes.input_heads * sizes.input_key_size
         values = sizes.read_size * (sizes.input_heads if bias else 1)
         self.query = GroupLinear(sizes.num_modules, sizes.module_size, keys, bias=False)
-        self.key = nn.ModuleList(nn.Linear(size, keys, bias=bias) for size in row_sizes)
-        self.value = nn.ModuleList(nn.Linear(size, values, bias=bias) for size in row_sizes)
+        self.key = nn.ModuleList(linear(size, keys, bias) for size in row_sizes)
+        self.value = nn.ModuleList(linear(size, values, bias) for size in row_sizes)
 
     def embed(self, row: Tensor, index: int = 0) -> tuple[Tensor, Tensor]:
         """
@@ -192,8 +192,8 @@ class Communication(nn.Module):
         if sizes.variant == "dido":
             self.out = GroupLinear(sizes.num_modules, self.split[2], sizes.module_size, bias=False)
         else:
-            self.out = nn.Linear(self.split[2], sizes.module_size)
-            self.gate = nn.Linear(self.split[2], sizes.module_size)
+            self.out = linear(self.split[2], sizes.module_size)
+            self.gate = linear(self.split[2], sizes.module_size)
 
     def forward(self, h: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
         """

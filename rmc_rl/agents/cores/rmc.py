@@ -17,19 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rmc_rl.agents.cores.base import Core, register_core
+from rmc_rl.agents.cores.layers import linear
 from rmc_rl.errors import UsageError, require, require_choice, require_whole
 
 GATE_STYLES = ("unit", "memory", "none")
 READOUTS = ("flatten", "mean", "attention")
-
-
-def _linear(inputs: int, outputs: int) -> nn.Linear:
-    """A linear layer with Sonnet's default weights: truncated normal of deviation ``1/sqrt(inputs)``, zero bias."""
-    layer = nn.Linear(inputs, outputs)
-    deviation = 1 / math.sqrt(inputs)
-    nn.init.trunc_normal_(layer.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
-    nn.init.zeros_(layer.bias)
-    return layer
 
 
 class _AttentionBlock(nn.Module):
@@ -38,7 +30,7 @@ class _AttentionBlock(nn.Module):
     def __init__(self, width: int, num_heads: int, key_size: int, head_size: int):
         super().__init__()
         self.num_heads, self.key_size, self.head_size = num_heads, key_size, head_size
-        self.qkv = _linear(width, num_heads * (2 * key_size + head_size))
+        self.qkv = linear(width, num_heads * (2 * key_size + head_size))
         self.qkv_norm = nn.LayerNorm(self.qkv.out_features)
         self.attention_norm = nn.LayerNorm(width)
         self.mlp_norm = nn.LayerNorm(width)
@@ -153,13 +145,13 @@ class RMC(Core):
         self.num_entities, self.readout = num_entities, readout
         self.gate_style, self.forget_bias, self.input_bias = gate_style, float(forget_bias), float(input_bias)
 
-        self.project = _linear(input_size // num_entities, width)
+        self.project = linear(input_size // num_entities, width)
         self.blocks = nn.ModuleList(_AttentionBlock(width, num_heads, key_size, head_size) for _ in range(num_blocks))
-        self.mlp = nn.ModuleList(_linear(width, width) for _ in range(mlp_layers))
+        self.mlp = nn.ModuleList(linear(width, width) for _ in range(mlp_layers))
         if gate_style != "none":
             gate_size = 2 * (width if gate_style == "unit" else 1)
-            self.gate_from_input = _linear(num_entities * width, gate_size)
-            self.gate_from_memory = _linear(width, gate_size)
+            self.gate_from_input = linear(num_entities * width, gate_size)
+            self.gate_from_memory = linear(width, gate_size)
         if readout == "attention":
             self.read_query = nn.Parameter(torch.randn(num_heads, head_size) / math.sqrt(head_size))
 

@@ -1,0 +1,46 @@
+"""
+The README's table of cores: python scripts/cores.py
+
+A row for each registered core as it comes: the paper its module names, numbers carried from step to step, parameters when it
+reads FEATURES features, and what `inspect` shows of it.
+"""
+
+import inspect
+import re
+
+import torch
+
+from rmc_rl.agents.cores import Core, core_names, make_core
+
+FEATURES = 64
+PAPER = re.compile(r'Paper: (?P<authors>.+?), "(?P<title>.+?)", (?P<year>\d{4}), (?P<url>https?://\S+?)(?=[,;]?\s|\.\s)')
+
+
+def paper(core: Core) -> str:
+    """The paper that a core's module names, as a link; of a core that has none, the module's first line."""
+    text = " ".join((inspect.getdoc(inspect.getmodule(type(core))) or "").split()) + " "
+    found = PAPER.search(text)
+    if found is None:
+        return text.split(":")[0].split(".")[0].strip()
+    return f"[{found['authors']} {found['year']}]({found['url']})"
+
+
+def shown(core: Core) -> list[str]:
+    """The names of what a core shows of itself, without the numbers of its layers."""
+    looks = core.inspect(torch.randn(2, 1, core.input_size), core.initial_state(1))
+    names = (re.sub(r"_\d+$", "", name) for name in looks if name not in ("output", "state"))
+    return [f"`{name}`" for name in dict.fromkeys(names)]
+
+
+def table() -> list[str]:
+    """The lines of the table, in Markdown."""
+    lines = [f"| core | paper | state | parameters ({FEATURES} features) | shows |", "| --- | --- | --- | --- | --- |"]
+    for name in core_names():
+        core = make_core(name, FEATURES)
+        count = sum(parameter.numel() for parameter in core.parameters())
+        lines.append(f"| `{name}` | {paper(core)} | {core.state_size:,} | {count:,} | {', '.join(shown(core)) or 'nothing'} |")
+    return lines
+
+
+if __name__ == "__main__":
+    print("\n".join(table()))
