@@ -14,7 +14,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecNormalize
 
 from rmc_rl import CnnMemoryPolicy, Core, CoreScalars, MlpMemoryPolicy, MultiInputMemoryPolicy, make_vec, match_parameters
-from rmc_rl.agents.cores import core_names
+from rmc_rl.agents.cores import Memoryless, core_names
 from rmc_rl.agents.policies import CRITICS
 from rmc_rl.agents.states import join_state, split_state
 from rmc_rl.errors import UsageError
@@ -225,15 +225,21 @@ def test_sizes_that_cannot_be():
     class Sum(Core):
         pass
 
+    class Coarse(Memoryless):
+        size_arguments = ("hundreds",)
+
+        def __init__(self, input_size, hundreds=1):
+            super().__init__(input_size, width=250 * hundreds)
+
     for arguments, params, message in [
         (dict(core="lstm"), 1000, r"params must be at least [\d,]+, the smallest such policy, got 1000"),
         (dict(core="lstm", core_kwargs=dict(num_layers=0)), 50_000, "num_layers must be a whole number of at least 1"),
         (dict(core="lstm"), 5e4, r"params must be a whole number of at least 1, got 50000\.0"),
         (dict(core=Sum), 50_000, "params needs a core that names its size_arguments, Sum has"),
         (
-            dict(core="gtrxl", core_kwargs=dict(num_heads=512)),
-            11_000_000,
-            r"within 2 % of what core GTrXL can have, near [\d,]+",
+            dict(core=Coarse),
+            50_000,
+            r"params must be within 2 % of a size that core Coarse can have, nearest [\d,]+, got 50,000",
         ),
     ]:
         with pytest.raises(UsageError, match=message):

@@ -52,38 +52,46 @@ def match_parameters(
             built = policy(observation_space, action_space, lambda _: 0.0, **arguments)
         return sum(parameter.numel() for parameter in built.parameters())
 
-    found = count(**kwargs)
+    found = count()
     for index, name in enumerate(core.size_arguments):
-        make = _scaler(core, kwargs, name)
+        value = _value(core, kwargs, name)
+        total = _total(count, name, value)
         if index == 0:
-            least = count(**{name: make(1)})
+            least = total(1)
             require(least <= params * (1 + TOLERANCE), f"params must be at least {least:,}, the smallest such policy", params)
-        fits = _largest(lambda size, name=name, make=make: count(**{name: make(size)}) <= params)  # type: ignore[misc]
+        fits = _largest(total, params)
         # the coarse argument stays below, for the finer one to fill; the last one may overshoot, if that is nearer
         sizes = [fits] if index + 1 < len(core.size_arguments) else [fits, fits + 1]
-        counts = {size: count(**{name: make(size)}) for size in sizes if size > 0}
+        counts = {size: total(size) for size in sizes if size > 0}
         if counts:
             best = min(counts, key=lambda size: abs(counts[size] - params))
-            kwargs[name], found = make(best), counts[best]
+            kwargs[name], found = _scaled(value, best), counts[best]
     if abs(found - params) > TOLERANCE * params:
-        raise UsageError(f"params must be within 2 % of what core {core.__name__} can have, near {found:,}, got {params:,}")
+        rule = f"params must be within 2 % of a size that core {core.__name__} can have, nearest {found:,}"
+        raise UsageError(f"{rule}, got {params:,}")
     return policy_kwargs | dict(core_kwargs=kwargs)
 
 
-def _scaler(core: type[Core], kwargs: dict[str, Any], name: str) -> Callable[[int], int | list[int]]:
-    """From a size to the value of a size argument: itself, or for a list one in the proportions that it has now."""
-    value = kwargs.get(name, inspect.signature(core).parameters[name].default)
-    if isinstance(value, list | tuple):
-        return lambda size: [max(1, round(size * part / value[0])) for part in value]
-    return lambda size: size
+def _value(core: type[Core], kwargs: dict[str, Any], name: str) -> Any:
+    return kwargs.get(name, inspect.signature(core).parameters[name].default)
 
 
-def _largest(fits: Callable[[int], bool]) -> int:
-    """The largest size that fits, given that all smaller ones do; 0 where 1 does not."""
+def _scaled(value: Any, size: int) -> int | list[int]:
+    """A size as the value of an argument: itself, or where the argument is a list, one in the same proportions."""
+    return [max(1, round(size * part / value[0])) for part in value] if isinstance(value, list | tuple) else size
+
+
+def _total(count: Callable[..., int], name: str, value: Any) -> Callable[[int], int]:
+    """From the size of one argument to the parameters of the policy."""
+    return lambda size: count(**{name: _scaled(value, size)})
+
+
+def _largest(total: Callable[[int], int], params: int) -> int:
+    """The largest size whose total is at most ``params``; 0 where that of 1 is not."""
     low, high = 0, 1
-    while high < LARGEST and fits(high):
+    while high < LARGEST and total(high) <= params:
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
+        low, high = (middle, high) if total(middle) <= params else (low, middle)
     return low
