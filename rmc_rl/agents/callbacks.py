@@ -9,7 +9,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from rmc_rl.agents.cores.base import scalars
 from rmc_rl.agents.policies import MlpMemoryPolicy
 
-STEPS_LOOKED_AT = 512  # of a rollout: the mean of so many numbers in [0, 1] is known to about 0.02
+STEPS_LOOKED_AT = 256  # of a rollout: the mean of so many numbers in [0, 1] is known to about 0.03
 
 
 class CoreScalars(BaseCallback):
