@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from rmc_rl.agents.cores import GRU, LSTM, NTM, FrameStack, GTrXL, Memoryless, MinGRU
-from rmc_rl.agents.cores.layers import largest, sparsify, steps_since_start
-from rmc_rl.agents.cores.mingru import scan
+from rmc_rl.agents.cores.layers import largest, scan, sparsify, steps_since_start
 from rmc_rl.errors import UsageError
 
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 from gymnasium import spaces
+from sb3_contrib.common.maskable.distributions import make_masked_proba_distribution
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.distributions import Distribution
@@ -18,13 +19,13 @@ from stable_baselines3.common.torch_layers import (
     CombinedExtractor,
     FlattenExtractor,
     NatureCNN,
-    create_mlp,
 )
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
 from rmc_rl.agents.cores import Core, make_core
-from rmc_rl.agents.states import StatePair, StateShape, join_state, split_state
+from rmc_rl.agents.features import EncodedFeatures, refuse_shifted
+from rmc_rl.agents.states import Layout, StatePair, StateShape, join_state, split_state
 from rmc_rl.errors import UsageError, require, require_choice, require_whole
 
 CRITICS = ("shared", "separate", "memoryless")
@@ -37,38 +38,6 @@ class CoreArguments(NamedTuple):
     core_kwargs: dict[str, Any]
     critic: str
     encoder: list[int]
-
-
-class EncodedFeatures(BaseFeaturesExtractor):
-    """
-    A features extractor followed by fully connected layers.
-
-    :param extractor: the features extractor
-    :param sizes: of the layers, each followed by the activation function
-    :param activation_fn: Activation function
-    """
-
-    def __init__(self, extractor: BaseFeaturesExtractor, sizes: list[int], activation_fn: type[nn.Module]):
-        super().__init__(extractor._observation_space, sizes[-1])
-        self.extractor = extractor
-        self.layers = nn.Sequential(*create_mlp(extractor.features_dim, -1, sizes, activation_fn))
-
-    def forward(self, observations: PyTorchObs) -> Tensor:
-        encoded: Tensor = self.layers(self.extractor(observations))
-        return encoded
-
-
-def _refuse_shifted(space: spaces.Space[Any]) -> None:
-    """SB3 counts the values of discrete spaces from 0, whatever the space says."""
-    if isinstance(space, spaces.Dict):
-        for part in space.spaces.values():
-            _refuse_shifted(part)
-    shifted = isinstance(space, spaces.Discrete | spaces.MultiDiscrete) and np.any(space.start)
-    require(not shifted, "a discrete space must start from 0", space)
-
-
-def _batch_size(obs: PyTorchObs) -> int:
-    return len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
 
 
 class MlpMemoryPolicy(RecurrentActorCriticPolicy):
@@ -146,7 +115,7 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
         if critic == "shared" and not share_features_extractor:
             raise UsageError("critic must be 'separate' or 'memoryless' with share_features_extractor=False, got 'shared'")
         for space in (observation_space, action_space):
-            _refuse_shifted(space)
+            refuse_shifted(space)
         for size in encoder or ():
             require_whole("each size in encoder", size)
         self._core_arguments = CoreArguments(core, dict(core_kwargs or {}), critic, list(encoder or ()))
@@ -205,31 +174,30 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
         return RNNStates(actor, critic)
 
     @staticmethod
-    def _remember(core: Core, features: Tensor, states: StatePair, episode_starts: Tensor) -> tuple[Tensor, StatePair]:
+    def _remember(core: Core, features: Tensor, states: StatePair, layout: Layout | Tensor) -> tuple[Tensor, StatePair]:
         """
-        Run a core over sequences.
+        Run a core over sequences, or one step.
 
-        :param features: ``(B * T, F)``, the steps of a sequence one after another
-        :param states: before the first step, a pair ``(1, B, ceil(S / 2))``
-        :param episode_starts: ``(B * T,)``, not 0 where a step opens an episode
-        :return: outputs ``(B * T, O)`` and the states after the last step
+        :param features: of ``n`` steps, ``(n, F)``
+        :param states: before the first step of each row, a pair ``(1, R, ceil(S / 2))``
+        :param layout: how the steps lie in rows; or, of one step in each of ``n`` rows, 1 where an episode starts, ``(n,)``
+        :return: outputs ``(n, O)`` and the states after the last step
         """
         state = join_state(states, core.state_size)
-        # (B * T, F) -> (B, T, F) -> (T, B, F)
-        sequences = features.reshape(len(state), -1, core.input_size).transpose(0, 1)
-        starts = episode_starts.reshape(len(state), -1).transpose(0, 1) > 0.5
-        outputs, state = core(sequences, state, starts)
-        # (T, B, O) -> (B, T, O) -> (B * T, O)
-        return outputs.transpose(0, 1).flatten(0, 1), split_state(state)
+        if isinstance(layout, Layout):
+            outputs, state = core(features[layout.grid], state, layout.starts > 0.5)
+            return outputs.flatten(0, 1)[layout.places], split_state(state)  # (T, R, O) -> (T * R, O) -> (n, O)
+        outputs, state = core(features.unsqueeze(0), state, layout.unsqueeze(0) > 0.5)
+        return outputs[0], split_state(state)
 
-    def _latents(self, obs: PyTorchObs, states: RNNStates, episode_starts: Tensor) -> tuple[Tensor, Tensor, RNNStates]:
-        """Actor's and critic's last hidden layer for ``B * T`` observations, and the states after them."""
+    def _latents(self, obs: PyTorchObs, states: RNNStates, layout: Layout | Tensor) -> tuple[Tensor, Tensor, RNNStates]:
+        """Actor's and critic's last hidden layer for ``n`` steps, ``(n, H)`` each, and the states after them."""
         features = self.extract_features(obs)
         actor_features, critic_features = features if isinstance(features, tuple) else (features, features)
-        actor, actor_states = self._remember(self.core, actor_features, states.pi, episode_starts)
+        actor, actor_states = self._remember(self.core, actor_features, states.pi, layout)
         critic, critic_states = actor, actor_states
         if self.critic_core is not None:
-            critic, critic_states = self._remember(self.critic_core, critic_features, states.vf, episode_starts)
+            critic, critic_states = self._remember(self.critic_core, critic_features, states.vf, layout)
         elif self.critic is not None:
             critic = self.critic(critic_features)
         return (
@@ -238,8 +206,24 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
             RNNStates(actor_states, critic_states),
         )
 
+    def _distribution(self, latent: Tensor, action_masks: Tensor | None = None) -> Distribution:
+        """The distribution of actions, from the actor's last hidden layer ``(B, H)``; see :meth:`forward` for the masks."""
+        if action_masks is None:
+            return self._get_action_dist_from_latent(latent)
+        discrete = isinstance(self.action_space, spaces.Discrete | spaces.MultiDiscrete)
+        require(discrete, "action masks need Discrete or MultiDiscrete actions", self.action_space)
+        distribution = make_masked_proba_distribution(self.action_space)
+        distribution.proba_distribution(self.action_net(latent))
+        distribution.apply_masking(action_masks)
+        return distribution
+
     def forward(  # type: ignore[override]  # as in sb3-contrib: a recurrent policy returns its states as well
-        self, obs: PyTorchObs, lstm_states: RNNStates, episode_starts: Tensor, deterministic: bool = False
+        self,
+        obs: PyTorchObs,
+        lstm_states: RNNStates,
+        episode_starts: Tensor,
+        deterministic: bool = False,
+        action_masks: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, RNNStates]:
         """
         Act.
@@ -248,17 +232,18 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
         :param lstm_states: the states after the step before
         :param episode_starts: ``(B,)``, not 0 where an observation is an episode's first: the core then starts anew
         :param deterministic: take the likeliest action instead of a sample
+        :param action_masks: true for valid actions, ``(B, number of actions)``; of MultiDiscrete, those of all parts in a row
         :return: actions ``(B, *action_shape)``, values ``(B, 1)``, log-probabilities ``(B,)``, next states
         """
         latent_pi, latent_vf, states = self._latents(obs, lstm_states, episode_starts)
-        distribution = self._get_action_dist_from_latent(latent_pi)
+        distribution = self._distribution(latent_pi, action_masks)
         actions = distribution.get_actions(deterministic=deterministic)
         log_prob = distribution.log_prob(actions)
         actions = actions.reshape(-1, *(self.action_space.shape or ()))
         return actions, self.value_net(latent_vf), log_prob, states
 
     def get_distribution(  # type: ignore[override]
-        self, obs: PyTorchObs, lstm_states: StatePair, episode_starts: Tensor
+        self, obs: PyTorchObs, lstm_states: StatePair, episode_starts: Tensor, action_masks: Tensor | None = None
     ) -> tuple[Distribution, StatePair]:
         """
         The distribution of actions.
@@ -266,11 +251,12 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
         :param obs: observations, ``(B, *observation_shape)``
         :param lstm_states: the actor's states after the step before
         :param episode_starts: ``(B,)``
+        :param action_masks: see :meth:`forward`
         :return: distribution and next states of the actor
         """
         features = super(ActorCriticPolicy, self).extract_features(obs, self.pi_features_extractor)
         latent, states = self._remember(self.core, features, lstm_states, episode_starts)
-        return self._get_action_dist_from_latent(self.mlp_extractor.forward_actor(latent)), states
+        return self._distribution(self.mlp_extractor.forward_actor(latent), action_masks), states
 
     def predict_values(self, obs: PyTorchObs, lstm_states: StatePair, episode_starts: Tensor) -> Tensor:  # type: ignore[override]
         """
@@ -293,7 +279,7 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
         self, obs: PyTorchObs, actions: Tensor, lstm_states: RNNStates, episode_starts: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """
-        Values and probabilities of steps that were taken.
+        Values and probabilities of steps that were taken, as sb3-contrib lays them out: sequence after sequence.
 
         :param obs: observations, ``(B * T, *observation_shape)``, the steps of a sequence one after another
         :param actions: ``(B * T, *action_shape)``
@@ -302,11 +288,31 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
         :return: values ``(B * T, 1)``, log-probabilities ``(B * T,)`` and entropies ``(B * T,)``, the last None for gSDE
             with squashed output
         """
-        latent_pi, latent_vf, _ = self._latents(obs, lstm_states, episode_starts)
-        distribution = self._get_action_dist_from_latent(latent_pi)
+        rows = torch.arange(lstm_states.pi[0].shape[1], device=episode_starts.device)
+        places = torch.arange(len(episode_starts), device=rows.device).view(len(rows), -1)  # (B, T)
+        times = places[:1].T * len(rows)  # (T, 1): where in the grid (T, B) its rows begin
+        layout = Layout(places.T, (times + rows).T.flatten(), episode_starts[places.T], rows)
+        values, log_prob, entropy = self.evaluate_sequences(obs, actions, lstm_states, layout)
+        return values.unsqueeze(1), log_prob, entropy
+
+    def evaluate_sequences(
+        self, obs: PyTorchObs, actions: Tensor, states: RNNStates, layout: Layout, action_masks: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """
+        Values and probabilities of ``n`` steps that were taken.
+
+        :param obs: observations, ``(n, *observation_shape)``
+        :param actions: ``(n, *action_shape)``
+        :param states: the states before the first step of each row
+        :param layout: how the steps lie in rows
+        :param action_masks: ``(n, number of actions)``, see :meth:`forward`
+        :return: values, log-probabilities and entropies, ``(n,)`` each, the last None for gSDE with squashed output
+        """
+        latent_pi, latent_vf, _ = self._latents(obs, states, layout)
+        distribution = self._distribution(latent_pi, action_masks)
         if isinstance(self.action_space, spaces.MultiBinary):
             actions = actions.float()
-        return self.value_net(latent_vf), distribution.log_prob(actions), distribution.entropy()
+        return self.value_net(latent_vf).flatten(), distribution.log_prob(actions), distribution.entropy()
 
     @torch.no_grad()
     def inspect(
@@ -327,12 +333,14 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
         state = join_state(self.initial_states(batch).pi if lstm_states is None else lstm_states, self.core.state_size)
         return self.core.inspect(features, state, None if episode_starts is None else episode_starts > 0.5)
 
+    @torch.no_grad()
     def predict(
         self,
         observation: np.ndarray | dict[str, np.ndarray],
         state: tuple[np.ndarray, ...] | None = None,
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
+        action_masks: np.ndarray | None = None,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """
         Act on observations of one environment or several.
@@ -342,25 +350,31 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
         :param episode_start: ``(B,)`` bool, true where an observation is an episode's first; None: nowhere.
             Without it a state is carried across episodes
         :param deterministic: take the likeliest action instead of a sample
+        :param action_masks: true for valid actions, ``(B, number of actions)``; None: all are
         :return: actions, and the state to pass with the next observation
         :raises UsageError: for the state of another core or another number of environments
         """
         if isinstance(observation, tuple):  # type: ignore[unreachable]
             raise UsageError("observation must be an array or a dict, got a tuple: unpack it, `obs, info = env.reset()`")
+        self.set_training_mode(False)
+        obs, is_batch = self.obs_to_tensor(observation)
+        n_envs = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
         if state is None:
-            n_envs = _batch_size(self.obs_to_tensor(observation)[0])
-            state = tuple(half.detach().cpu().numpy() for half in self.initial_states(n_envs).pi)
-        return super().predict(observation, state, episode_start, deterministic)
-
-    def _predict(  # type: ignore[override]
-        self, observation: PyTorchObs, lstm_states: StatePair, episode_starts: Tensor, deterministic: bool = False
-    ) -> tuple[Tensor, StatePair]:
-        n_envs = _batch_size(observation)
-        for name, found in (("state", lstm_states[0].shape[1]), ("episode_start", episode_starts.numel())):
+            states = self.initial_states(n_envs).pi
+        else:
+            states = tuple(torch.as_tensor(half, dtype=torch.float32, device=self.device) for half in state)
+        starts = torch.zeros(n_envs) if episode_start is None else torch.as_tensor(episode_start, dtype=torch.float32)
+        for name, found in (("state", states[0].shape[1]), ("episode_start", starts.numel())):
             if found != n_envs:
                 raise UsageError(f"{name} must be that of the {n_envs} environments observed, got that of {found}")
-        distribution, states = self.get_distribution(observation, lstm_states, episode_starts)
-        return distribution.get_actions(deterministic=deterministic), states
+        masks = None if action_masks is None else torch.as_tensor(action_masks, device=self.device)
+        distribution, states = self.get_distribution(obs, states, starts.view(-1).to(self.device), masks)
+        actions = distribution.get_actions(deterministic=deterministic).cpu().numpy()
+        actions = actions.reshape(-1, *(self.action_space.shape or ()))
+        if isinstance(self.action_space, spaces.Box):
+            clipped = np.clip(actions, self.action_space.low, self.action_space.high)
+            actions = self.unscale_action(actions) if self.squash_output else clipped
+        return actions if is_batch else actions.squeeze(axis=0), tuple(half.cpu().numpy() for half in states)
 
 
 class CnnMemoryPolicy(MlpMemoryPolicy):

@@ -1,5 +1,5 @@
 """
-Between a core's flat state and the pair that sb3-contrib carries.
+Between a core's flat state and the pair that sb3-contrib carries, and between steps and the rows that a core runs through.
 
 Shapes: ``B`` sequences (environments, while acting), ``S`` size of a core's state.
 
@@ -22,6 +22,20 @@ class StateShape(NamedTuple):
 
     num_layers: int
     hidden_size: int
+
+
+class Layout(NamedTuple):
+    """
+    How the steps of sequences lie in the grid ``(T, R)`` that a core runs through: rows of whole episodes, one after another.
+
+    A core that reads ``n`` steps in ``R`` rows takes ``T`` steps in time, as many as the longest piece of an episode, however
+    long the sequences are. What is left over at the ends of rows is padding, which costs the core alone.
+    """
+
+    grid: Tensor  # (T, R), which of the n steps stands where; in padding any
+    places: Tensor  # (n,), where in the flattened grid each step stands
+    starts: Tensor  # (T, R), 1 where an episode starts
+    rows: Tensor  # (R,), whose state a row begins with: a sequence; of a row that begins with an episode's start, any
 
 
 def split_state(state: Tensor) -> StatePair:

@@ -2,7 +2,6 @@
 minGRU: a GRU whose gates do not read its state, so that all steps are computed at once.
 
 Paper: Feng et al., "Were RNNs All We Needed?", 2024, https://arxiv.org/abs/2410.01201 (section 3.1 and appendix).
-The scan is that of Hillis and Steele, "Data Parallel Algorithms", 1986, https://doi.org/10.1145/7902.7903.
 
 Shapes: ``B`` batch, ``T`` time, ``F`` features read per step, ``L`` layers, ``W`` width.
 """
@@ -11,30 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from rmc_rl.agents.cores.base import Core, register_core
-from rmc_rl.agents.cores.layers import InitialState
+from rmc_rl.agents.cores.layers import InitialState, scan
 from rmc_rl.errors import require_whole
 
 MLP_FACTOR = 2  # hidden units of a block's MLP per unit of its width
-
-
-def scan(factors: Tensor, terms: Tensor) -> Tensor:
-    """
-    All ``h_t = factors_t * h_{t-1} + terms_t`` with ``h_{-1} = 0``, in ``log2 T`` passes over the sequence.
-
-    Factors between 0 and 1 only shrink in these passes, so it is as stable as the loop; no logarithms are needed, and a
-    factor of 0 (an episode's start) is exact.
-
-    :param factors: ``(T, ...)``
-    :param terms: ``(T, ...)``
-    :return: ``(T, ...)``
-    """
-    reach = 1
-    while reach < len(terms):
-        # both now stand for 2 reach steps instead of reach
-        terms = torch.cat([terms[:reach], terms[reach:] + factors[reach:] * terms[:-reach]])
-        factors = torch.cat([factors[:reach], factors[reach:] * factors[:-reach]])
-        reach *= 2
-    return terms
 
 
 class _Block(nn.Module):
@@ -88,7 +67,7 @@ class MinGRU(Core):
 
     Differences from the paper:
 
-    * The plain form, whose candidate may be negative, not the one in logarithms: :func:`scan` needs none.
+    * The plain form, whose candidate may be negative, not the one in logarithms: our scan needs none.
     * Blocks as in its experiments, without their convolution over the last four steps.
 
     :param input_size: ``F``, features read per step
