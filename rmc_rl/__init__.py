@@ -1,7 +1,14 @@
 """Recurrent PPO agents that remember, with Relational Memory Cores, for Stable-Baselines3."""
 
 from rmc_rl import envs as envs  # registers the worlds
-from rmc_rl.agents import CnnMemoryPolicy, CoreScalars, MlpMemoryPolicy, MultiInputMemoryPolicy, match_parameters
+from rmc_rl.agents import (
+    CnnMemoryPolicy,
+    CoreScalars,
+    MlpMemoryPolicy,
+    MultiInputMemoryPolicy,
+    RecurrentPPO,
+    match_parameters,
+)
 from rmc_rl.agents.cores import Core, register_core
 from rmc_rl.envs import make_vec
 
@@ -11,6 +18,7 @@ __all__ = [
     "CoreScalars",
     "MlpMemoryPolicy",
     "MultiInputMemoryPolicy",
+    "RecurrentPPO",
     "__version__",
     "make_vec",
     "match_parameters",

@@ -202,17 +202,18 @@ def _check_run(lines: list[str], config_name: str, family_of: Callable[[str], st
     config = compose(config_name, overrides=lines)
     if family_of is not None:
         choices.setdefault("family", family_of(config.env))
-        choices.setdefault("core", str(OmegaConf.select(config, "core.name")))
+        for group in ("core", "algo"):
+            choices.setdefault(group, str(OmegaConf.select(config, f"{group}.name")))
     return choices
 
 
 def _help(config_name: str, description: str, choices: dict[str, str]) -> str:
     """What ``--help`` prints: the description and the YAML files that a command line reads, with their comments."""
     files = {f"Keys and their defaults ({config_name}.yaml)": f"{config_name}.yaml"}
-    for group in ("family", "core"):
+    for group in ("algo", "family", "core"):
         if group in choices:
             options = ", ".join(sorted(path.stem for path in (_config_folder() / group).glob("*.yaml")))
-            of = " of core" if group == "core" else ""
+            of = "" if group == "family" else f" of {group}"
             title = f"{group}={choices[group]} sets these keys{of} ({group} is one of {options})"
             files[title] = f"{group}/{choices[group]}.yaml"
     parts = [description.strip()]

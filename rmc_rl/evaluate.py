@@ -13,9 +13,10 @@ from zipfile import BadZipFile
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
-from sb3_contrib import RecurrentPPO
-from stable_baselines3.common.evaluation import evaluate_policy
+from sb3_contrib.common.maskable.evaluation import evaluate_policy
+from sb3_contrib.common.maskable.utils import is_masking_supported
 
+from rmc_rl.agents import RecurrentPPO
 from rmc_rl.cli import find_device, run_verb, say
 from rmc_rl.envs import make_vec
 from rmc_rl.errors import UsageError, require, require_truth, require_whole
@@ -62,7 +63,13 @@ def evaluate(config: DictConfig) -> int:
         raise UsageError(f"model must have been saved by the run, got '{config.model}', and there is no {model_path}")
     merged = OmegaConf.merge(trained.env_kwargs, config.env_kwargs)
     env_kwargs = {str(key): value for key, value in OmegaConf.to_container(merged).items()}  # type: ignore[union-attr]
-    env = make_vec(trained.env, min(config.n_envs, config.episodes), seed=config.seed, env_kwargs=env_kwargs)
+    env = make_vec(
+        trained.env,
+        min(config.n_envs, config.episodes),
+        seed=config.seed,
+        env_kwargs=env_kwargs,
+        previous_action_reward=OmegaConf.select(trained, "policy.previous_action_reward", default=False),  # old runs have none
+    )
     env = RecurrentPPO._wrap_env(env, verbose=0, monitor_wrapper=False)  # as in training: channels of images first
     try:
         model = RecurrentPPO.load(model_path, device=device)
@@ -73,7 +80,12 @@ def evaluate(config: DictConfig) -> int:
         require(seen == needed, f"env_kwargs must leave the {name} as it was in training, {needed}", seen)
 
     returns, lengths = evaluate_policy(
-        model, env, config.episodes, deterministic=config.deterministic, return_episode_rewards=True
+        model,  # type: ignore[arg-type]  # it predicts with masks as MaskablePPO does
+        env,
+        config.episodes,
+        deterministic=config.deterministic,
+        return_episode_rewards=True,
+        use_masking=is_masking_supported(env),
     )
     env.close()
     result = {

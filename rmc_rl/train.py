@@ -22,17 +22,25 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
+import sb3_contrib
 import torch
 from gymnasium import spaces
-from omegaconf import DictConfig, OmegaConf
-from sb3_contrib import RecurrentPPO
+from omegaconf import DictConfig, OmegaConf, open_dict
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import TensorBoardOutputFormat, configure
 from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.utils import LinearSchedule
 from tqdm import tqdm
 
-from rmc_rl.agents import CnnMemoryPolicy, CoreScalars, MlpMemoryPolicy, MultiInputMemoryPolicy, match_parameters
+from rmc_rl.agents import (
+    CnnMemoryPolicy,
+    CoreScalars,
+    MlpMemoryPolicy,
+    MultiInputMemoryPolicy,
+    RecurrentPPO,
+    match_parameters,
+)
 from rmc_rl.cli import find_device, run_verb, say
 from rmc_rl.envs import make_vec
 from rmc_rl.envs.vec import env_family
@@ -42,6 +50,10 @@ from rmc_rl.runs import Run, save_model
 EPISODES_FOR_BEST = 100  # as many as SB3 averages its ep_rew_mean over
 SMALLEST_CNN_IMAGE = 36  # pixels, of height and width: what the three convolutions of a NatureCNN need
 
+
+# what config.algo.name may be
+ALGORITHMS: dict[str, type[sb3_contrib.RecurrentPPO]] = {"ppo": RecurrentPPO, "stock": sb3_contrib.RecurrentPPO}
+SCHEDULES = ("constant", "linear")
 
 Rule = tuple[Callable[[Any], bool], str]  # whether a value is valid, and how to say what is
 
@@ -92,7 +104,11 @@ RULES: dict[str, Rule] = {
     "policy.net_arch": (_is_net_arch, "null, sizes of layers as [64, 64], or {pi: [64], vf: [64]}"),
     "policy.ortho_init": _TRUTH,
     "policy.log_std_init": _number(-np.inf),
+    "policy.previous_action_reward": _TRUTH,
+    "algo.name": (lambda v: v in ALGORITHMS, " or ".join(ALGORITHMS)),
     "algo.learning_rate": _number(0, open_low=True),
+    "algo.learning_rate_schedule": (lambda v: v in SCHEDULES, " or ".join(SCHEDULES)),
+    "algo.sequence_length": _or_null(_whole(1)),
     "algo.n_steps": _whole(1),
     "algo.batch_size": _whole(2),
     "algo.n_epochs": _whole(1),
@@ -120,7 +136,7 @@ def check_config(config: DictConfig) -> None:
     for node in ("algo", "policy", "core", "env_kwargs"):
         require(OmegaConf.is_dict(config[node]), f"{node} must hold keys, as in {node}.key=value", config[node])
     for key, (valid, rule) in RULES.items():
-        value = OmegaConf.select(config, key)
+        value = OmegaConf.select(config, key)  # None where the algorithm has no such key
         require(valid(value), f"{key} must be {rule}", value)
     transitions = config.n_envs * config.algo.n_steps
     require(transitions >= 2, "n_envs * algo.n_steps must be at least 2", transitions)
@@ -133,7 +149,7 @@ def check_config(config: DictConfig) -> None:
         )
 
 
-def make_model(config: DictConfig) -> RecurrentPPO:
+def make_model(config: DictConfig) -> sb3_contrib.RecurrentPPO:
     """
     The agent and its environment.
 
@@ -143,7 +159,15 @@ def make_model(config: DictConfig) -> RecurrentPPO:
     check_config(config)
     device = find_device(config.device)
     env_kwargs = {str(key): value for key, value in _plain(config.env_kwargs).items()}
-    env = make_vec(config.env, config.n_envs, seed=config.seed, env_kwargs=env_kwargs, processes=config.processes)
+    policy_arguments = _plain(config.policy)
+    env = make_vec(
+        config.env,
+        config.n_envs,
+        seed=config.seed,
+        env_kwargs=env_kwargs,
+        processes=config.processes,
+        previous_action_reward=policy_arguments.pop("previous_action_reward"),
+    )
     actions = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
     checks = (("action", env.action_space, actions), ("observation", env.observation_space, (*actions, spaces.Dict)))
     for kind, space, known in checks:
@@ -154,17 +178,21 @@ def make_model(config: DictConfig) -> RecurrentPPO:
     core_kwargs = _plain(config.core)
     core = core_kwargs.pop("name")
     policy = choose_policy(env.observation_space)
-    policy_kwargs = dict(core=core, core_kwargs=core_kwargs, **_plain(config.policy))
+    policy_kwargs = dict(core=core, core_kwargs=core_kwargs, **policy_arguments)
+    algo = _plain(config.algo)
+    algorithm = ALGORITHMS[algo.pop("name")]
+    if algo.pop("learning_rate_schedule") == "linear":
+        algo["learning_rate"] = LinearSchedule(algo["learning_rate"], 0.0, 1.0)
 
-    def make(policy_kwargs: dict[str, Any]) -> RecurrentPPO:
-        return RecurrentPPO(
+    def make(policy_kwargs: dict[str, Any]) -> sb3_contrib.RecurrentPPO:
+        return algorithm(
             policy,
             env,
             seed=config.seed,
             device=device,
             policy_kwargs=policy_kwargs,
             stats_window_size=EPISODES_FOR_BEST,
-            **_plain(config.algo),
+            **algo,
         )
 
     model = make(policy_kwargs)
@@ -172,7 +200,8 @@ def make_model(config: DictConfig) -> RecurrentPPO:
         return model
     # the spaces as the policy sees them: SB3 moves the channels of images first
     matched = match_parameters(policy, model.observation_space, model.action_space, policy_kwargs, config.params)
-    config.core.update(matched["core_kwargs"])
+    with open_dict(config.core):  # a core of one's own may leave the sizes out of its YAML
+        config.core.update(matched["core_kwargs"])
     return make(matched)
 
 
@@ -329,7 +358,7 @@ def train(config: DictConfig) -> int:
     :return: exit status: 0, or 128 and the number of the signal that stopped the training
     :raises UsageError: for a mistake in the configuration, before anything is written
     """
-    for key in ("total_timesteps", "checkpoint_every"):  # people write 1e6
+    for key in ("total_timesteps", "checkpoint_every", "params"):  # people write 1e6
         if isinstance(config[key], float) and config[key].is_integer():
             config[key] = int(config[key])
     model = make_model(config)

@@ -3,10 +3,18 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import softplus
 
 from rmc_rl.agents.cores import GRU, LSTM, NTM, FrameStack, GTrXL, Memoryless, MinGRU
 from rmc_rl.agents.cores.layers import largest, scan, sparsify, steps_since_start
 from rmc_rl.errors import UsageError
+
+
+def perturb(core):
+    """Weights that differ everywhere, biases included."""
+    with torch.no_grad():
+        for parameter in core.parameters():
+            parameter.add_(0.5 * torch.randn_like(parameter))
 
 
 @pytest.mark.parametrize(("cls", "cell"), [(LSTM, torch.nn.LSTMCell), (GRU, torch.nn.GRUCell)])
@@ -104,9 +112,13 @@ def test_mingru_moves_by_its_gate():
     x = torch.randn(2, 3)
     candidate = block.candidate(block.norm(core.embedding(x)))
     update = torch.sigmoid(block.gate(block.norm(core.embedding(x))))
-    _, state = core.step(x, before)
+    output, state = core.step(x, before)
     torch.testing.assert_close(state, (1 - update) * before + update * candidate)
-    assert looks["update_gate"].shape == (1, 2, 1, 4)
+    y = core.embedding(x) + state
+    norm, up, _, down = block.mlp
+    torch.testing.assert_close(output, core.norm(y + down(torch.nn.functional.gelu(up(norm(y))))))
+    torch.testing.assert_close(core.inspect(x[None], before)["input_gate"][0, :, 0], update)
+    assert looks["input_gate"].shape == (1, 2, 1, 4)
 
 
 def test_gtrxl_sees_its_window_and_no_more():
@@ -134,6 +146,46 @@ def test_gtrxl_attends_only_to_what_there_was():
     torch.testing.assert_close(looks["attention"].sum(-1), torch.ones(6, 1, 2, 2))
 
 
+def test_gtrxl_equals_its_equations():
+    torch.manual_seed(0)
+    core = GTrXL(3, num_layers=2, num_heads=2, head_size=3, memory_length=4, mlp_size=5).double()
+    perturb(core)
+    inputs, starts = torch.randn(9, 1, 3, dtype=torch.double), torch.zeros(9, 1, dtype=torch.bool)
+    starts[5] = True
+    outputs, _ = core(inputs, core.initial_state(1), starts)
+
+    def gate(layer, x, y):
+        (wr, wz, wg), (ur, uz), ug = layer.from_y.weight.chunk(3), layer.from_x.weight.chunk(2), layer.candidate.weight
+        r, z = torch.sigmoid(wr @ y + ur @ x), torch.sigmoid(wz @ y + uz @ x - layer.bias)
+        return (1 - z) * x + z * torch.tanh(wg @ y + ug @ (r * x))
+
+    def code(ago):
+        angles = ago / 10000 ** (torch.arange(0, 6, 2).double() / 6)
+        return torch.cat([angles.sin(), angles.cos()])
+
+    x = core.embedding(inputs[:, 0])
+    for layer in core.layers:
+        after = []
+        for t in range(9):
+            seen = range(max(5 if t >= 5 else 0, t - 4), t + 1)
+            query = layer.query(layer.attention_norm(x[t])).view(2, 3)
+            keys_values = [layer.key_value(layer.attention_norm(x[j])).chunk(2) for j in seen]
+            read = []
+            for head in range(2):
+                scores = []
+                for j, (key, _) in zip(seen, keys_values, strict=True):
+                    position = layer.position(code(t - j)).view(2, 3)[head]
+                    content = (query[head] + layer.content_bias[head]) @ key.view(2, 3)[head]
+                    scores.append((content + (query[head] + layer.position_bias[head]) @ position) / 3**0.5)
+                weights = torch.softmax(torch.stack(scores), dim=0)
+                values = torch.stack([value.view(2, 3)[head] for _, value in keys_values])
+                read.append(weights @ values)
+            y = gate(layer.attention_gate, x[t], torch.relu(layer.out(torch.cat(read))))
+            after.append(gate(layer.mlp_gate, y, torch.relu(layer.mlp(layer.mlp_norm(y)))))
+        x = torch.stack(after)
+    torch.testing.assert_close(outputs[:, 0], x, rtol=0, atol=1e-6)  # positions are coded in single precision
+
+
 def test_gtrxl_starts_near_the_identity():
     torch.manual_seed(0)
     closed, inputs = GTrXL(3, gate_bias=20), torch.randn(5, 2, 3)
@@ -157,12 +209,48 @@ def test_ntm_heads_are_distributions_and_start_at_the_first_slot():
     looks = core.inspect(torch.randn(20, 2, 3), core.initial_state(2))
     assert looks["read_attention"].shape == (20, 2, 2, 5)
     assert looks["write_attention"].shape == (20, 2, 1, 5)
-    assert looks["content_gate"].shape == (20, 2, 3)
+    assert looks["interpolation_gate"].shape == (20, 2, 3)
     for name in ("read_attention", "write_attention"):
         assert (looks[name] >= 0).all()
         torch.testing.assert_close(looks[name].sum(-1), torch.ones(looks[name].shape[:-1]))
     heads = core.initial_state(1)[0, 20:35].view(3, 5)
     assert heads.equal(torch.eye(1, 5).expand(3, -1))
+
+
+def test_ntm_equals_its_equations():
+    torch.manual_seed(0)
+    core = NTM(3, width=5, num_slots=4, slot_size=3, read_heads=2, write_heads=2).double()
+    perturb(core)
+    inputs = torch.randn(6, 1, 3, dtype=torch.double)
+    outputs, _ = core(inputs, core.initial_state(1))
+    memory, read = core.memory, torch.zeros(6, dtype=torch.double)
+    weights = [torch.eye(4, dtype=torch.double)[0]] * 4
+    for x, output in zip(inputs[:, 0], outputs[:, 0], strict=True):
+        hidden = torch.tanh(core.controller(torch.cat([x, read])))
+        for head, numbers in enumerate(core.addressing(hidden).view(4, -1)):
+            key, strength, gate = torch.tanh(numbers[:3]), softplus(numbers[3]), torch.sigmoid(numbers[4])
+            likeness = torch.stack([key @ slot / (key.norm() * slot.norm()) for slot in memory])
+            focus = gate * torch.softmax(strength * likeness, 0) + (1 - gate) * weights[head]
+            shift = torch.softmax(numbers[5:8], 0)
+            moved = torch.stack([sum(shift[s + 1] * focus[(i - s) % 4] for s in (-1, 0, 1)) for i in range(4)])
+            sharp = (moved + 1e-6) ** (1 + softplus(numbers[8]))
+            weights[head] = sharp / sharp.sum()
+        erase_add = core.writing(hidden).view(2, 2, 3)
+        for head in range(2):
+            memory = memory * (1 - torch.outer(weights[2 + head], torch.sigmoid(erase_add[head, 0])))
+        memory = memory + sum(torch.outer(weights[2 + head], torch.tanh(erase_add[head, 1])) for head in range(2))
+        read = torch.cat([weights[0] @ memory, weights[1] @ memory])
+        torch.testing.assert_close(output, torch.cat([hidden, read]), rtol=0, atol=1e-12)
+
+
+def test_ntm_stays_finite_however_sharp():
+    core = NTM(3, num_slots=64)
+    with torch.no_grad():
+        core.addressing.bias.view(2, -1)[:, -1] = 100  # the power
+        core.addressing.bias.view(2, -1)[:, -5] = 100  # by content
+    outputs, state = core(torch.randn(5, 2, 3), core.initial_state(2))
+    assert outputs.isfinite().all()
+    assert state.isfinite().all()
 
 
 def test_ntm_shifts_erases_adds_and_reads():
@@ -211,6 +299,7 @@ def test_steps_since_start():
         (GTrXL, dict(memory_length=0), "memory_length must be a whole number of at least 1, got 0"),
         (GTrXL, dict(mlp_size=0), "mlp_size must be a whole number of at least 1, got 0"),
         (GTrXL, dict(gate_bias="2"), "gate_bias must be a number, got '2'"),
+        (GTrXL, dict(gate_bias=float("nan")), "gate_bias must be a number, got nan"),
         (MinGRU, dict(width="64"), "width must be a whole number of at least 1, got '64'"),
         (NTM, dict(read_heads=0), "read_heads must be a whole number of at least 1, got 0"),
     ],

@@ -20,11 +20,11 @@ from gymnasium import spaces
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from sb3_contrib import RecurrentPPO
-from sb3_contrib.common.recurrent.buffers import RecurrentRolloutBuffer
 from stable_baselines3.common.logger import configure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rmc_rl import __version__, evaluate, train
+from rmc_rl.agents.buffers import SequenceBuffer
 from rmc_rl.agents.cores import base
 from rmc_rl.evaluate import summarise
 from rmc_rl.runs import Run, save_model
@@ -270,12 +270,15 @@ MISTAKES = {
     "algo.learning_rate=0": "algo.learning_rate must be a number above 0, got 0",
     "algo.batch_size=1000": "algo.batch_size must divide the",
     "algo.target_kl=-1": "algo.target_kl must be a number above 0, or null, got -1",
-    "algo=3": "algo must hold keys, as in algo.key=value, got 3",
+    "algo=3": "unknown algo '3'; valid: ppo, stock",
+    "algo.name=sac": "algo.name must be ppo or stock, got 'sac'",
+    "algo.learning_rate_schedule=cosine": "algo.learning_rate_schedule must be constant or linear, got 'cosine'",
+    "algo.sequence_length=100": "sequence_length must divide n_steps 128 and batch_size 512: 1, 2, 4, 8, 16, 32",
     "n_envs=many": "n_envs must be a whole number of at least 1, got 'many'",
     "total_timesteps=0": "total_timesteps must be a whole number of at least 1, got 0",
     "params=0": "params must be a whole number of at least 1, or null, got 0",
     "params=100": "params must be at least",
-    "core.name=nowhere:core": "the module of core 'nowhere:core' must be one that Python finds",
+    "core.name=nowhere:core": "the module of core 'nowhere:core' must be one that can be imported",
     "seed=-1": "seed must be a whole number of at least 0, got -1",
     "processes=yes_please": "processes must be true or false, got 'yes_please'",
     "device=cuda:99": "device must be one this machine has (auto, cpu",
@@ -495,8 +498,8 @@ def test_stops_between_two_updates_as_well(call, monkeypatch):
         signal.raise_signal(signal.SIGINT)
         return get(buffer, *arguments)
 
-    get = RecurrentRolloutBuffer.get
-    monkeypatch.setattr(RecurrentRolloutBuffer, "get", interrupted)
+    get = SequenceBuffer.minibatches
+    monkeypatch.setattr(SequenceBuffer, "minibatches", interrupted)
     status, out, _ = call(train, *TINY, "total_timesteps=1000", "algo.n_epochs=1000")
     assert (status, "stopped by SIGINT after 88 steps" in out) == (130, True)
     RecurrentPPO.load(only_run().model_path())

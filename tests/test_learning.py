@@ -49,6 +49,16 @@ def test_a_frame_stack_remembers_as_many_steps_as_it_has_frames():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("core", ["rmc", "memoryless"])
+def test_three_symbols_over_eight_steps(core):
+    reached = copy_return(core, dict(n_symbols=4, length=3, delay=5), timesteps=400_000)
+    if core == "memoryless":
+        assert reached < 0.3, "the observation leaks the answer: a memoryless player gets 0.25"
+    else:
+        assert reached > 0.95, "a memoryless player gets 0.25"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("env", ["rmc_rl/Copy-v0", "Pendulum-v1"])
 @pytest.mark.parametrize("core", core_names())
 def test_every_core_trains_for_twenty_thousand_steps(core, env, tmp_path):

@@ -52,7 +52,8 @@ def test_every_yaml_file_is_used(checkout):
     cores, families = (
         {f"{group}/{name}.yaml" for name in names} for group, names in (("core", core_names()), ("family", FAMILIES))
     )
-    assert found == {"common.yaml", "train.yaml", "evaluate.yaml"} | cores | families
+    algorithms = {f"algo/{name}.yaml" for name in train.ALGORITHMS}
+    assert found == {"common.yaml", "train.yaml", "evaluate.yaml"} | cores | families | algorithms
 
 
 @pytest.mark.parametrize("core", core_names())

@@ -1,5 +1,7 @@
 """The policies in the stock RecurrentPPO: every space, every critic, states, saving and loading."""
 
+import re
+
 import gymnasium
 import numpy as np
 import pytest
@@ -13,8 +15,9 @@ from stable_baselines3.common.envs import FakeImageEnv
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecNormalize
 
+import rmc_rl
 from rmc_rl import CnnMemoryPolicy, Core, CoreScalars, MlpMemoryPolicy, MultiInputMemoryPolicy, make_vec, match_parameters
-from rmc_rl.agents.cores import Memoryless, core_names
+from rmc_rl.agents.cores import Memoryless, core_class, core_names
 from rmc_rl.agents.policies import CRITICS
 from rmc_rl.agents.states import join_state, split_state
 from rmc_rl.errors import UsageError
@@ -63,10 +66,10 @@ def echo(observation_space=VECTOR, action_space=ACTIONS["Discrete"], n_envs=2):
     return make_vec_env(lambda: Echo(observation_space, action_space), n_envs)
 
 
-def agent(env=None, policy=MlpMemoryPolicy, policy_kwargs=SMALL, **kwargs):
+def agent(env=None, policy=MlpMemoryPolicy, policy_kwargs=SMALL, algorithm=RecurrentPPO, **kwargs):
     # 2 environments * 16 steps: episodes start in the middle of rollouts and of minibatches
     defaults = dict(n_steps=16, batch_size=8, n_epochs=2, seed=0, device="cpu")
-    return RecurrentPPO(policy, env or echo(), policy_kwargs=policy_kwargs, **(defaults | kwargs))
+    return algorithm(policy, env or echo(), policy_kwargs=policy_kwargs, **(defaults | kwargs))
 
 
 @pytest.mark.parametrize("policy_kwargs", CORES, ids=lambda kwargs: kwargs["core"])
@@ -170,19 +173,56 @@ def test_every_core_trains_saves_and_loads(core, env, tmp_path):
         observation, _, starts, _ = model.get_env().step(actions[0])
 
 
+@pytest.mark.parametrize("algorithm", [RecurrentPPO, rmc_rl.RecurrentPPO])
 @pytest.mark.parametrize("observation", OBSERVATIONS)
-def test_looking_inside_while_training(observation):
+def test_looking_inside_while_training(observation, algorithm):
     policy, space = OBSERVATIONS[observation]
-    seen = {}
+    seen = []
 
     class Seen(CoreScalars):
         def _on_rollout_end(self):
             super()._on_rollout_end()
-            seen.update(self.logger.name_to_value)
+            seen.append(dict(self.logger.name_to_value))
 
-    agent(echo(space), policy).learn(64, callback=Seen())
-    assert 0 < seen["core/forget_gate"] < 1
-    assert 0 < seen["core/attention_entropy"] < np.log(3) + 1e-6
+    agent(echo(space), policy, algorithm=algorithm).learn(64, callback=Seen())
+    assert len(seen) == 2
+    for scalars in seen:
+        assert 0 < scalars["core/forget_gate"] < 1
+        assert 0 < scalars["core/attention_entropy"] < np.log(3) + 1e-6
+
+
+@pytest.mark.parametrize("algorithm", [RecurrentPPO, rmc_rl.RecurrentPPO])
+def test_what_is_looked_at_is_what_the_policy_acted_on(algorithm, monkeypatch):
+    acted, looked = [], []
+
+    class Count(Core):
+        """Its state counts the steps of the episode and adds up what it has seen."""
+
+        def __init__(self, input_size):
+            super().__init__(input_size, output_size=2, state_size=2)
+            self.weight = torch.nn.Parameter(torch.ones(1))
+
+        def initial_state(self, batch_size):
+            return torch.zeros(batch_size, 2)
+
+        def step(self, x, state):
+            state = state + torch.stack([torch.ones(len(x)), x[:, 0]], dim=1)
+            (acted if self._looks is None else looked).append(state.clone())
+            return self.weight * state, state
+
+    monkeypatch.setattr("rmc_rl.agents.callbacks.MOST_LOOKS", 3)
+    model = agent(policy_kwargs=dict(core=Count), algorithm=algorithm, n_epochs=1)
+    model.policy.critic_core = None
+    model.learn(32, callback=CoreScalars())
+    assert len(looked) == 3
+    for state in looked:
+        assert any(state.equal(other) for other in acted)
+
+
+def test_looking_inside_needs_a_core():
+    model = RecurrentPPO("MlpLstmPolicy", echo(), n_steps=16, batch_size=8, device="cpu")
+    with pytest.raises(UsageError, match="CoreScalars needs a policy with a core, got 'RecurrentActorCriticPolicy'"):
+        model.learn(32, callback=CoreScalars())
 
 
 def test_inspecting_observations_shows_what_the_core_did():
@@ -196,7 +236,27 @@ def test_inspecting_observations_shows_what_the_core_did():
         _, states = policy.get_distribution(observations[t], states, starts[t])
         expected = join_state(states, policy.core.state_size)
         torch.testing.assert_close(looks["state"][t], expected, rtol=0, atol=1e-6)
-    assert policy.inspect(observations)["attention"].shape == (5, 2, 1, 2, 2, 3)
+    looks = policy.inspect(observations)
+    assert looks["attention"].shape == (5, 2, 1, 2, 2, 3)
+    assert not looks["output"].requires_grad
+    _, first = policy.get_distribution(observations[0], policy.initial_states(2).pi, torch.ones(2))
+    torch.testing.assert_close(looks["state"][0], join_state(first, policy.core.state_size), rtol=0, atol=1e-6)
+    # as people have them: arrays, and the state that predict returns
+    _, state = model.predict(observations[0].numpy())
+    looks = policy.inspect(observations.numpy(), state, starts.numpy() > 0)
+    torch.testing.assert_close(looks["state"], policy.inspect(observations, state, starts)["state"], rtol=0, atol=0)
+
+
+def test_mistakes_in_inspecting():
+    policy, observations = agent().policy, np.zeros((5, 2, 3), np.float32)
+    for arguments, message in [
+        ((observations[:, :0],), r"observations must be \(steps, environments, \.\.\.\), got"),
+        ((observations[0, 0],), r"observations must be \(steps, environments, \.\.\.\), got"),
+        ((observations, policy.initial_states(3).pi), "state must be that of the 2 environments observed, got 3"),
+        ((observations, None, np.zeros(2)), r"episode_starts must have shape \(5, 2\), got \(2,\)"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            policy.inspect(*arguments)
 
 
 @pytest.mark.parametrize("params", [40_000, 300_000])
@@ -215,6 +275,20 @@ def test_matching_counts_the_whole_policy():
     assert sum(p.numel() for p in policy.parameters()) == pytest.approx(400_000, rel=0.02)
 
 
+@pytest.mark.parametrize("core", ["rmc", "rims", "gtrxl"])
+def test_the_smallest_size(core):
+    def fit(params, **kwargs):
+        arguments = dict(core=core, core_kwargs=kwargs)
+        return match_parameters(MlpMemoryPolicy, VECTOR, ACTIONS["Box"], arguments, params)["core_kwargs"]
+
+    with pytest.raises(UsageError, match="must be at least") as error:
+        fit(100)
+    least = int(re.search(r"at least ([\d,]+),", str(error.value)).group(1).replace(",", ""))
+    coarse, fine = core_class(core).size_arguments
+    assert fit(least) == fit(least - 1) == {coarse: 1, fine: 1}
+    assert fit(40_000, **{fine: 7}) == fit(40_000)  # whatever it was
+
+
 def test_proportions_of_layers_stay():
     arguments = dict(core="brims", core_kwargs=dict(module_size=[4, 12]))
     sizes = match_parameters(MlpMemoryPolicy, VECTOR, ACTIONS["Box"], arguments, 400_000)["core_kwargs"]["module_size"]
@@ -224,6 +298,11 @@ def test_proportions_of_layers_stay():
 def test_sizes_that_cannot_be():
     class Sum(Core):
         pass
+
+    class Reader(Memoryless):
+        def __init__(self, input_size, width=1):
+            super().__init__(input_size, width)
+            torch.zeros(1).item()
 
     class Coarse(Memoryless):
         size_arguments = ("hundreds",)
@@ -235,7 +314,9 @@ def test_sizes_that_cannot_be():
         (dict(core="lstm"), 1000, r"params must be at least [\d,]+, the smallest such policy, got 1000"),
         (dict(core="lstm", core_kwargs=dict(num_layers=0)), 50_000, "num_layers must be a whole number of at least 1"),
         (dict(core="lstm"), 5e4, r"params must be a whole number of at least 1, got 50000\.0"),
-        (dict(core=Sum), 50_000, "params needs a core that names its size_arguments, Sum has"),
+        (dict(core=Sum), 50_000, "params needs size_arguments in core Sum, a tuple of its constructor's arguments, got"),
+        (dict(core="lstm"), 10**12, "params must be at most 10,000,000,000, got 1000000000000"),
+        (dict(core=Reader), 50_000, "params needs a core that can be built with .* on torch's meta device: Tensor.item"),
         (
             dict(core=Coarse),
             50_000,

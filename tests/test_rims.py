@@ -97,7 +97,7 @@ def test_equals_the_authors(path, dtype, unrolled, monkeypatch):
         looks = core.inspect(x, state)
         outputs, last = looks["output"], looks["state"][-1]
         close("state", looks["state"], case.states("out/", 2), output_error)
-        for name, layer in case.looks("active"):
+        for name, layer in case.looks("active") if not case.info.get("tie_at_step_0") else ():
             assert np.array_equal(looks[name].numpy(), case.arrays[f"out/mask{layer}"] > 0.5), name
         for name, layer in case.looks("input_attention"):
             if f"aux/input_attention{layer}" in case.arrays:
@@ -187,13 +187,38 @@ def test_what_inspect_shows():
         torch.testing.assert_close(looks[name].sum(-1), torch.ones_like(looks[name].sum(-1)))
 
 
-def test_dropout_is_active_in_training_mode_alone():
+@pytest.mark.parametrize("part", ["input_attention", "communication"])
+def test_dropout_is_active_in_training_mode_alone(part):
     torch.manual_seed(0)
     core = RIMs(5, dropout=0.5)
+    for other in {"input_attention", "communication"} - {part}:
+        getattr(core.layers[0], other).dropout = 0
     data = torch.randn(3, 2, 5), core.initial_state(2)
     assert not torch.equal(core(*data)[0], core(*data)[0])
     core.eval()
     assert torch.equal(core(*data)[0], core(*data)[0])
+
+
+def test_gates_of_the_cells_explain_their_states():
+    torch.manual_seed(0)
+    core = RIMs(5, num_modules=2, num_active=2, module_size=3, comm_heads=0)
+    before = torch.randn(4, core.state_size)
+    looks = core.inspect(torch.randn(1, 4, 5), before)
+    (_, old), (h, c) = (state.view(4, 2, 2, 3).transpose(0, 1) for state in (before, looks["state"][0]))
+    torch.testing.assert_close(looks["output_gate"][0] * torch.tanh(c), h)
+    assert ((c - looks["forget_gate"][0] * old) / looks["input_gate"][0]).abs().max() <= 1 + 1e-5  # a tanh
+    core = RIMs(5, num_modules=2, num_active=2, module_size=3, comm_heads=0, cell="gru")
+    before = torch.randn(4, core.state_size)
+    looks = core.inspect(torch.randn(1, 4, 5), before)
+    old, new = (state.view(4, 2, 3) for state in (before, looks["state"][0]))
+    assert ((new - looks["update_gate"][0] * old) / (1 - looks["update_gate"][0])).abs().max() <= 1 + 1e-5  # a tanh
+
+
+def test_first_weights_pass_a_signal_on():
+    torch.manual_seed(0)
+    cells = RIMs(5).layers[0].cells.from_read
+    assert cells.weight.std().item() == pytest.approx(0.88 / 64**0.5, rel=0.05)  # 0.88: of a normal cut at two deviations
+    assert cells.bias.abs().max() == 0
 
 
 def test_no_weights_between_modules():
@@ -238,3 +263,11 @@ def test_weights_must_fit():
         BRIMs.from_authors(case.config, weights | {name: weights[name][:, :-1]})
     with pytest.raises(UsageError, match=r"parameters of the original alone, got \['extra'\]"):
         BRIMs.from_authors(case.config, weights | {"bc_lst.0.extra": weights[name]})
+    with pytest.raises(UsageError, match=r"parameters of the layers alone, got \['encoder\.weight'\]"):
+        BRIMs.from_authors(case.config, weights | {"encoder.weight": weights[name]})
+    with pytest.raises(UsageError, match=r"missing, got \['topk'\]"):
+        BRIMs.from_authors({key: value for key, value in case.config.items() if key != "topk"}, weights)
+    with pytest.raises(UsageError, match=r"num_blocks and topk must have \d numbers, as nhid has"):
+        BRIMs.from_authors(case.config | dict(topk=[1]), weights)
+    with pytest.raises(UsageError, match="num_blocks must divide a matrix"):
+        BRIMs.from_authors(case.config | dict(num_blocks=[5] * len(case.config["nhid"])), weights)

@@ -91,8 +91,8 @@ def test_what_inspect_shows():
     looks = core.inspect(torch.randn(4, 7, 6), core.initial_state(7))
     assert looks["attention"].shape == (4, 7, 2, 2, 3, 5)
     assert looks["input_gate"].shape == looks["forget_gate"].shape == (4, 7, 3, 1)
-    assert looks["read"].shape == (4, 7, 2, 3)
-    for name in ("attention", "read"):
+    assert looks["read_attention"].shape == (4, 7, 2, 3)
+    for name in ("attention", "read_attention"):
         torch.testing.assert_close(looks[name].sum(-1), torch.ones_like(looks[name].sum(-1)))
 
 

@@ -2,6 +2,7 @@
 
 from rmc_rl.agents.callbacks import CoreScalars
 from rmc_rl.agents.policies import CnnMemoryPolicy, MlpMemoryPolicy, MultiInputMemoryPolicy
+from rmc_rl.agents.ppo import RecurrentPPO
 from rmc_rl.agents.sizing import match_parameters
 
-__all__ = ["CnnMemoryPolicy", "CoreScalars", "MlpMemoryPolicy", "MultiInputMemoryPolicy", "match_parameters"]
+__all__ = ["CnnMemoryPolicy", "CoreScalars", "MlpMemoryPolicy", "MultiInputMemoryPolicy", "RecurrentPPO", "match_parameters"]

@@ -1,44 +1,49 @@
 """Callbacks for SB3's ``learn``."""
 
 import numpy as np
-import torch
-from sb3_contrib.common.recurrent.buffers import RecurrentDictRolloutBuffer, RecurrentRolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.utils import obs_as_tensor
 
-from rmc_rl.agents.cores.base import scalars
+from rmc_rl.agents.cores import scalars
 from rmc_rl.agents.policies import MlpMemoryPolicy
+from rmc_rl.errors import require
 
-STEPS_LOOKED_AT = 256  # of a rollout: the mean of so many numbers in [0, 1] is known to about 0.03
+STEPS_LOOKED_AT = 256  # of a rollout, those of all environments: the mean of so many numbers in [0, 1] is known to about 0.03
+MOST_LOOKS = 8  # times per rollout; each costs a step of the core
 
 
 class CoreScalars(BaseCallback):
     """
     Logs how the actor's core is doing, once per rollout: means of gates, entropies of attention, shares of active modules.
 
-    They go to ``core/<name>``; :func:`rmc_rl.agents.cores.scalars` says which there are. It looks at some of the rollout's
-    steps, from the states stored with them, so it costs one step of the core. A core that shows nothing logs nothing.
+    They go to ``core/<name>``; :func:`rmc_rl.agents.cores.scalars` says which there are. It looks at a few steps of each
+    rollout, chosen at random, of all environments. A core that shows nothing logs nothing.
+
+    :raises UsageError: as training begins, for a policy without a core
     """
 
+    def _init_callback(self) -> None:
+        policy = self.model.policy
+        require(isinstance(policy, MlpMemoryPolicy), "CoreScalars needs a policy with a core", type(policy).__name__)
+
+    def _on_rollout_start(self) -> None:
+        n_steps, n_envs = self.model.n_steps, self.training_env.num_envs  # type: ignore[attr-defined]
+        looks = min(MOST_LOOKS, -(-STEPS_LOOKED_AT // n_envs))
+        self.chosen = set(np.random.default_rng(self.num_timesteps).permutation(n_steps)[:looks].tolist())
+        self.step = 0
+        self.found: dict[str, list[float]] = {}
+
     def _on_step(self) -> bool:
+        if self.step in self.chosen:
+            policy: MlpMemoryPolicy = self.model.policy  # type: ignore[assignment]
+            # the algorithm's variables: what the policy has just acted on
+            obs, starts = self.locals["obs_tensor"], self.locals["episode_starts"]
+            obs = {name: part.unsqueeze(0) for name, part in obs.items()} if isinstance(obs, dict) else obs.unsqueeze(0)
+            looks = policy.inspect(obs, self.model._last_lstm_states.pi, starts.unsqueeze(0))  # type: ignore[attr-defined]
+            for name, value in scalars(looks).items():
+                self.found.setdefault(name, []).append(value)
+        self.step += 1
         return True
 
     def _on_rollout_end(self) -> None:
-        policy, buffer = self.model.policy, self.model.rollout_buffer  # type: ignore[attr-defined]
-        assert isinstance(policy, MlpMemoryPolicy)
-        assert isinstance(buffer, RecurrentRolloutBuffer | RecurrentDictRolloutBuffer)
-        transitions = buffer.buffer_size * buffer.n_envs
-        chosen = np.random.default_rng(self.num_timesteps).permutation(transitions)[:STEPS_LOOKED_AT]
-        time, env = np.divmod(chosen, buffer.n_envs)
-        # one step, (1, B, ...), of as many sequences as there are steps to look at
-        observations = buffer.observations
-        if isinstance(observations, dict):
-            obs = obs_as_tensor({name: part[time, env][None] for name, part in observations.items()}, policy.device)
-        else:
-            obs = obs_as_tensor(observations[time, env][None], policy.device)
-        # (n_steps, 1, n_envs, ceil(S / 2)) -> (1, B, ceil(S / 2))
-        halves = (buffer.hidden_states_pi, buffer.cell_states_pi)
-        states = tuple(torch.as_tensor(half[time, 0, env][None], device=policy.device) for half in halves)
-        starts = torch.as_tensor(buffer.episode_starts[time, env][None], device=policy.device)
-        for name, value in scalars(policy.inspect(obs, states, starts)).items():
-            self.logger.record(f"core/{name}", value)
+        for name, values in self.found.items():
+            self.logger.record(f"core/{name}", float(np.mean(values)))

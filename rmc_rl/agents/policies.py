@@ -57,7 +57,8 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
     :param observation_space: Observation space
     :param action_space: Action space
     :param lr_schedule: Learning rate schedule (could be constant)
-    :param core: a registered name ("rmc", "memoryless" ...) or a subclass of :class:`~rmc_rl.agents.cores.Core`
+    :param core: a registered name ("rmc", "lstm" ...), "module:name" for one that importing the module registers, or a
+        subclass of :class:`~rmc_rl.agents.cores.Core`
     :param core_kwargs: the core's own arguments
     :param critic: "shared" (one core for actor and critic), "separate" (a core of its own) or "memoryless" (a linear layer)
     :param encoder: sizes of layers between features and core, none by default. A core that normalises what it reads, as
@@ -316,22 +317,34 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
 
     @torch.no_grad()
     def inspect(
-        self, obs: PyTorchObs, lstm_states: StatePair | None = None, episode_starts: Tensor | None = None
+        self,
+        observations: np.ndarray | dict[str, np.ndarray] | PyTorchObs,
+        state: tuple[np.ndarray, ...] | StatePair | RNNStates | None = None,
+        episode_starts: np.ndarray | Tensor | None = None,
     ) -> dict[str, Tensor]:
         """
         Look inside the actor's core while it reads observations.
 
-        :param obs: observations of ``T`` steps of ``B`` environments, ``(T, B, *observation_shape)``
-        :param lstm_states: the states before the first step; None: the core's initial state
-        :param episode_starts: ``(T, B)``, not 0 where an observation is an episode's first; None: nowhere
+        :param observations: of ``T`` steps of ``B`` environments, ``(T, B, *observation_shape)``, images channels first
+        :param state: before the first step, as :meth:`predict` returns it; None: the core's initial state
+        :param episode_starts: ``(T, B)``, true where an observation is an episode's first; None: nowhere
         :return: what :meth:`rmc_rl.Core.inspect` returns, tensors ``(T, B, ...)`` by name
+        :raises UsageError: where these do not fit together
         """
-        time, batch = (next(iter(obs.values())) if isinstance(obs, dict) else obs).shape[:2]
-        # (T, B, *shape) -> (T * B, *shape), and the features back to (T, B, F)
-        steps = {name: part.flatten(0, 1) for name, part in obs.items()} if isinstance(obs, dict) else obs.flatten(0, 1)
-        features = super(ActorCriticPolicy, self).extract_features(steps, self.pi_features_extractor).view(time, batch, -1)
-        state = join_state(self.initial_states(batch).pi if lstm_states is None else lstm_states, self.core.state_size)
-        return self.core.inspect(features, state, None if episode_starts is None else episode_starts > 0.5)
+        parts = observations if isinstance(observations, dict) else {"": observations}
+        steps = {name: torch.as_tensor(part, device=self.device) for name, part in parts.items()}
+        time, batch = next(iter(steps.values())).shape[:2] if all(part.dim() > 1 for part in steps.values()) else (0, 0)
+        require(time * batch > 0, "observations must be (steps, environments, ...)", [p.shape for p in steps.values()])
+        flat = {name: part.flatten(0, 1) for name, part in steps.items()}  # (T, B, *shape) -> (T * B, *shape)
+        obs: PyTorchObs = flat if isinstance(observations, dict) else flat[""]
+        features = super(ActorCriticPolicy, self).extract_features(obs, self.pi_features_extractor)
+        halves = self.initial_states(batch).pi if state is None else state.pi if isinstance(state, RNNStates) else state
+        pair = join_state(tuple(torch.as_tensor(half, device=self.device) for half in halves), self.core.state_size)
+        require(len(pair) == batch, f"state must be that of the {batch} environments observed", len(pair))
+        starts = None if episode_starts is None else torch.as_tensor(episode_starts, device=self.device) > 0.5
+        if starts is not None:
+            require(starts.shape == (time, batch), f"episode_starts must have shape {(time, batch)}", tuple(starts.shape))
+        return self.core.inspect(features.view(time, batch, -1), pair, starts)
 
     @torch.no_grad()
     def predict(

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from gymnasium import spaces
 
-from rmc_rl.agents.cores import Core, core_class
+from rmc_rl.agents.cores import core_class
 from rmc_rl.agents.policies import MlpMemoryPolicy
 from rmc_rl.errors import UsageError, require, require_whole
 
 TOLERANCE = 0.02  # of the parameters asked for
 LARGEST = 1 << 20  # no size argument is tried beyond
+MOST = 10**10  # parameters
 
 
 def match_parameters(
@@ -26,54 +27,54 @@ def match_parameters(
     Set the size of a policy's core so that the whole policy has a given number of parameters, within 2 %.
 
     The core's first size argument (a width, a head size ...) becomes the largest that fits, then a finer one, where the core
-    has one, fills the rest. ``core_class(core).size_arguments`` names them; of their values in ``policy_kwargs`` only the
-    proportions of a list matter.
+    has one, fills the rest. ``core_class(core).size_arguments`` names them. Of their values in ``policy_kwargs`` the
+    proportions of a list stay, as far as whole numbers allow; else they do not matter. Policies are built on torch's "meta"
+    device to be counted, so a core's constructor must not read numbers off its tensors.
 
     :param policy: the policy's class
     :param observation_space: Observation space, images with their channels first
     :param action_space: Action space
     :param policy_kwargs: the policy's arguments, with ``core`` and perhaps ``core_kwargs``
-    :param params: trainable parameters of the policy, features extractor and all
+    :param params: parameters of the policy, features extractor and all
     :return: ``policy_kwargs`` with the sizes in ``core_kwargs``
     :raises UsageError: where no size of the core comes within 2 %, or the core says of no argument that it sets its size
     """
     require_whole("params", params)
+    require(params <= MOST, f"params must be at most {MOST:,}", params)
     core = core_class(policy_kwargs.get("core", "rmc"))
-    require(
-        bool(core.size_arguments),
-        f"params needs a core that names its size_arguments, {core.__name__} has",
-        core.size_arguments,
-    )
+    known, names = inspect.signature(core).parameters, core.size_arguments
+    rule = f"params needs size_arguments in core {core.__name__}, a tuple of its constructor's arguments"
+    require(isinstance(names, tuple) and len(names) > 0 and set(names) <= set(known), rule, names)
     kwargs = dict(policy_kwargs.get("core_kwargs") or {})
+    values = {name: kwargs.pop(name, known[name].default) for name in names}
+    kwargs |= {name: value for name, value in values.items() if isinstance(value, list | tuple)}
 
     def count(**sizes: Any) -> int:
         arguments = policy_kwargs | dict(core_kwargs=kwargs | sizes, ortho_init=False)  # which takes time, and no parameters
-        with torch.device("meta"):  # shapes without memory
-            built = policy(observation_space, action_space, lambda _: 0.0, **arguments)
+        try:
+            with torch.device("meta"):  # shapes without memory
+                built = policy(observation_space, action_space, lambda _: 0.0, **arguments)
+        except (TypeError, ValueError, RuntimeError) as error:
+            if isinstance(error, UsageError):
+                raise
+            raise UsageError(f"params needs a core that can be built with {sizes} on torch's meta device: {error}") from error
         return sum(parameter.numel() for parameter in built.parameters())
 
-    found = count()
-    for index, name in enumerate(core.size_arguments):
-        value = _value(core, kwargs, name)
+    least = count(**{name: _scaled(value, 1) for name, value in values.items()})
+    require(least <= params * (1 + TOLERANCE), f"params must be at least {least:,}, the smallest such policy", params)
+    found = least
+    for index, (name, value) in enumerate(values.items()):
         total = _total(count, name, value)
-        if index == 0:
-            least = total(1)
-            require(least <= params * (1 + TOLERANCE), f"params must be at least {least:,}, the smallest such policy", params)
-        fits = _largest(total, params)
+        fits = max(1, _largest(total, params))
         # the coarse argument stays below, for the finer one to fill; the last one may overshoot, if that is nearer
-        sizes = [fits] if index + 1 < len(core.size_arguments) else [fits, fits + 1]
-        counts = {size: total(size) for size in sizes if size > 0}
-        if counts:
-            best = min(counts, key=lambda size: abs(counts[size] - params))
-            kwargs[name], found = _scaled(value, best), counts[best]
+        sizes = [fits] if index + 1 < len(names) else [fits, fits + 1]
+        counts = {size: total(size) for size in sizes}
+        best = min(counts, key=lambda size: abs(counts[size] - params))
+        kwargs[name], found = _scaled(value, best), counts[best]
     if abs(found - params) > TOLERANCE * params:
         rule = f"params must be within 2 % of a size that core {core.__name__} can have, nearest {found:,}"
         raise UsageError(f"{rule}, got {params:,}")
     return policy_kwargs | dict(core_kwargs=kwargs)
-
-
-def _value(core: type[Core], kwargs: dict[str, Any], name: str) -> Any:
-    return kwargs.get(name, inspect.signature(core).parameters[name].default)
 
 
 def _scaled(value: Any, size: int) -> int | list[int]:

@@ -12,6 +12,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from rmc_rl.envs.atari import AtariVecEnv, is_atari
+from rmc_rl.envs.previous import PreviousActionReward
 from rmc_rl.envs.registration import WORLDS
 from rmc_rl.envs.same_step import SameStepVecEnv
 from rmc_rl.errors import UsageError, check_keywords, require, require_whole, unknown
@@ -64,6 +65,7 @@ def make_vec(
     env_kwargs: Mapping[str, Any] | None = None,
     processes: bool = False,
     device: torch.device | str = "cpu",
+    previous_action_reward: bool = False,
 ) -> VecEnv:
     """
     Copies of an environment as an SB3 ``VecEnv`` with episode statistics.
@@ -77,6 +79,8 @@ def make_vec(
     :param env_kwargs: keywords of the environment
     :param processes: a process for each copy instead of a loop; only for ids that are neither ``ALE/*`` nor ``rmc_rl/*``
     :param device: where a batched world of ``rmc_rl/*`` keeps its tensors
+    :param previous_action_reward: whether observations hold the previous action and reward as well, see
+        :class:`~rmc_rl.envs.previous.PreviousActionReward`
     :raises UsageError: for an unknown id or keyword, or a value the environment does not take
     """
     require_whole("n_envs", n_envs)
@@ -96,7 +100,7 @@ def make_vec(
     else:
         vec_env = _make_gymnasium(spec, env_id, n_envs, keywords, processes)
     vec_env.seed(seed)
-    return vec_env
+    return PreviousActionReward(vec_env) if previous_action_reward else vec_env
 
 
 def _make_gymnasium(spec: EnvSpec, env_id: str, n_envs: int, keywords: dict[str, Any], processes: bool) -> VecEnv:

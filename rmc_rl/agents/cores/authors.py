@@ -7,7 +7,7 @@ Each function takes one layer's arrays by the names they have there and returns 
 Shapes: ``K`` modules of size ``s``, ``G`` gates, ``R`` rows, ``H`` heads, ``a`` numbers read.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +22,8 @@ UNUSED = (
     "mha.ln.bias",
     *(f"inp_att.{part}.{kind}" for part in ("gate_fc", "ln") for kind in ("weight", "bias")),
 )
+# what there is to know of a layer or a stack of them
+OFFICIAL_CONFIG = ("ninp", "nhid", "num_blocks", "topk", "inp_heads", "inp_d_k", "comm_heads", "comm_d_k", "comm_d_v")
 COMMUNICATION = ("mha.GLN_qs.w", "mha.GLN_ks.w", "mha.GLN_vs.w")
 
 
@@ -103,6 +105,18 @@ def load_weights(core: Module, weights: Mapping[str, Tensor]) -> Module:
     return core
 
 
+def check_config(config: Mapping[str, Any], needed: Sequence[str]) -> None:
+    """
+    Check that a configuration says all there is to know.
+
+    :param config: the original's arguments
+    :param needed: their names
+    :raises UsageError: where one is missing
+    """
+    missing = [name for name in needed if name not in config]
+    require(not missing, f"config must have {', '.join(needed)}; missing", missing)
+
+
 class _Named:
     """Arrays by name, each to be taken once."""
 
@@ -120,6 +134,10 @@ class _Named:
 
 def _own_blocks(dense: Tensor, gates: int, modules: int) -> Tensor:
     """``(G K s, K inputs)``, gates outside -> each module's own block, ``(K, inputs, G s)``."""
+    rows, columns = dense.shape
+    require(
+        rows % (gates * modules) == 0 and columns % modules == 0, f"num_blocks must divide a matrix {rows, columns}", modules
+    )
     # (G K s, K inputs) -> (G, K, s, K, inputs) -> (G, s, inputs, K)
-    blocks = dense.view(gates, modules, -1, modules, dense.shape[1] // modules).diagonal(dim1=1, dim2=3)
+    blocks = dense.view(gates, modules, -1, modules, columns // modules).diagonal(dim1=1, dim2=3)
     return blocks.permute(3, 2, 0, 1).flatten(2)

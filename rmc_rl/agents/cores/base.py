@@ -31,7 +31,7 @@ class Core(nn.Module, ABC):
     :param state_size: ``S``, numbers carried from step to step, per sequence; 0 for a core without memory
     """
 
-    # arguments that set how many parameters a core has, from coarse to fine; see rmc_rl.match_parameters
+    # names of arguments that set how many parameters a core has, from coarse to fine; see rmc_rl.match_parameters
     size_arguments: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, input_size: int, output_size: int, state_size: int):
@@ -126,8 +126,8 @@ class Core(nn.Module, ABC):
         """
         Called by a core within its step: keeps a tensor for :meth:`inspect`, does nothing otherwise.
 
-        :param name: the name under which :meth:`inspect` returns it. :func:`scalars` makes curves of names with "gate",
-            "attention" and "active"
+        :param name: the name under which :meth:`inspect` returns it, other than "output" and "state". :func:`scalars` makes
+            curves of names that end with "gate", "attention" or "active"
         :param value: ``(B, ...)``
         """
         if self._looks is not None:
@@ -139,19 +139,20 @@ def scalars(looks: Mapping[str, Tensor]) -> dict[str, float]:
     A few numbers that tell how a memory is doing, for curves.
 
     :param looks: what :meth:`Core.inspect` returned
-    :return: of names with "gate" the mean; with "attention" ``<name>_entropy``, the mean entropy over the last dimension in
-        nats (0: one key has all the weight; log of the number of keys: all have the same); with "active" ``<name>_<k>``, the
-        share of steps at which the ``k``-th entry of the last dimension is active
+    :return: of names that end with "gate" the mean; with "attention" ``<name>_entropy``, the mean entropy over the last
+        dimension in nats (0: one key has all the weight; log of the number of keys: all have the same); with "active"
+        ``<name>/<k>``, the share of steps at which the ``k``-th entry of the last dimension is active. The number of a layer
+        may follow, as in "active_0"
     """
     found = {}
     for name, value in looks.items():
-        if "gate" in name:
+        kind, value = name.rstrip("0123456789").rstrip("_"), value.float()
+        if kind.endswith("gate"):
             found[name] = value.mean().item()
-        elif "attention" in name and value.shape[-1] > 1:
+        elif kind.endswith("attention") and value.shape[-1] > 1:
             found[f"{name}_entropy"] = torch.special.entr(value).sum(-1).mean().item()
-        elif "active" in name:
-            shares = value.flatten(0, -2).float().mean(0).tolist()
-            found |= {f"{name}_{index}": share for index, share in enumerate(shares)}
+        elif kind.endswith("active"):
+            found |= {f"{name}/{index}": share for index, share in enumerate(value.flatten(0, -2).mean(0).tolist())}
     return found
 
 
@@ -196,10 +197,11 @@ def core_class(core: str | type[Core]) -> type[Core]:
         if module:
             try:
                 importlib.import_module(module)
-            except ModuleNotFoundError as error:
-                raise UsageError(f"the module of core '{core}' must be one that Python finds: {error}") from None
+            except Exception as error:  # whatever a user's module raises
+                rule = f"the module of core '{core}' must be one that can be imported"
+                raise UsageError(f"{rule}: {type(error).__name__}: {error}") from error
         if name not in _CORES:
-            raise unknown("core", name, _CORES)
+            raise unknown(f"core of module {module}" if module else "core", name, _CORES)
         return _CORES[name]
     if not (isinstance(core, type) and issubclass(core, Core)):
         raise UsageError(f"core must be a registered name or a subclass of Core, got {core!r}")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rmc_rl.agents.cores.authors import layer_of_official, load_weights
+from rmc_rl.agents.cores.authors import OFFICIAL_CONFIG, check_config, layer_of_official, load_weights
 from rmc_rl.agents.cores.base import Core, register_core
 from rmc_rl.agents.cores.layers import InitialState, pass_gradient
 from rmc_rl.agents.cores.modules import CELLS, VARIANTS, ModuleLayer, ModuleSizes
@@ -51,7 +51,8 @@ class BRIMs(Core):
       first step of each episode: the choice would be blind to the input.
     * The input passes a linear layer with a bias first. A zero observation would else be the null row itself, and nothing to
       attend to.
-    * No dropout (0.1 in the authors' code): the probabilities that PPO compares would differ by noise alone.
+    * No dropout (0.1 in both attentions of the authors' code), by which alone the probabilities that PPO compares would
+      differ.
 
     Which modules are active is decided by a stable sort: of equal ones the first, on every device, where ``torch.topk``
     promises no order. (Scores that differ by rounding alone may still fall either way between devices.)
@@ -71,6 +72,7 @@ class BRIMs(Core):
     * Recurrent matrices hold the modules' own blocks; there they are dense, zero off the diagonal before each forward.
     * The first weights are normal with deviation ``1/sqrt(inputs)``, cut at two deviations, biases zero, as in Sonnet. There,
       attention starts at 0.01 N(0, 1) and cells by the total width: two layers of a small agent would pass next to nothing on.
+      (The embedding is torch's, whose bias is not zero.)
     * The layers' widths need not be equal, nor that of the input: each row has keys and values of its own anyway.
 
     :param input_size: ``F``, features read per step
@@ -85,7 +87,7 @@ class BRIMs(Core):
         modules) and "dido" (biased keys and values, active modules by raw score, ungated communication)
     :param input_heads: heads of the input attention
     :param input_key_size: size of its keys per head
-    :param read_size: numbers a module reads per step, all heads together; None: ``4 s``
+    :param read_size: numbers a module reads per step, all heads together ("dido": their mean); None: ``4 s``
     :param comm_heads: heads of the attention between modules; 0: none
     :param comm_key_size: size of its keys per head
     :param comm_value_size: size of its values per head
@@ -240,7 +242,13 @@ class BRIMs(Core):
         :return: the core, float32, without embedding, starting from zeros
         :raises UsageError: where a parameter is missing, left over or of another shape than the arguments say
         """
+        check_config(config, OFFICIAL_CONFIG)
         count = len(config["nhid"])
+        lengths = [len(config[name]) for name in ("num_blocks", "topk")]
+        require(lengths == [count, count], f"num_blocks and topk must have {count} numbers, as nhid has", lengths)
+        prefixes = tuple(f"bc_lst.{index}." for index in range(count))
+        extra = sorted(name for name in weights if not name.startswith(prefixes))
+        require(not extra, "weights must hold the parameters of the layers alone", extra)
         converted: dict[str, Tensor] = {}
         for index in range(count):
             prefix = f"bc_lst.{index}."

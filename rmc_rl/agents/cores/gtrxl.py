@@ -8,6 +8,8 @@ Shapes: ``B`` batch, ``T`` time, ``F`` features read per step, ``L`` layers, ``M
 size, ``D = H V`` width.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -91,7 +93,8 @@ class GTrXL(Core):
 
         y_t &= g(x_t,\ ReLU(RelativeAttention(LN(x_{t-M} \dots x_t)))) \\
         x_t &\leftarrow g(y_t,\ ReLU(MLP(LN(y_t)))) \\
-        g(x, y) &= (1 - z) \odot x + z \odot \tanh(W_g y + U_g (r \odot x)), \quad z = \sigma(W_z y + U_z x - b)
+        g(x, y) &= (1 - z) \odot x + z \odot \tanh(W_g y + U_g (r \odot x)), \quad
+        z = \sigma(W_z y + U_z x - b), \quad r = \sigma(W_r y + U_r x)
 
     The state is the window of each layer and the number of steps in it: ``L M D + 1`` numbers, far more than other cores have.
     Steps of an earlier episode are not seen. A sequence is computed at once, layer by layer.
@@ -101,7 +104,8 @@ class GTrXL(Core):
     Differences from the paper:
 
     * The window slides with every step, in training as in acting; there, a training sequence sees its own steps and a window
-      of the ones before. As there, no gradient reaches the state that a training sequence begins with.
+      of the ones before, into which no gradient goes. Here it goes as far as the state it is given has one.
+    * A window is masked where an episode has not filled it yet.
 
     :param input_size: ``F``, features read per step
     :param num_layers: ``L``
@@ -131,7 +135,7 @@ class GTrXL(Core):
         sizes = dict(num_layers=num_layers, num_heads=num_heads, head_size=head_size, memory_length=memory_length)
         for name, value in sizes.items() | ({("mlp_size", mlp_size)} if mlp_size is not None else set()):
             require_whole(name, value)
-        number = isinstance(gate_bias, int | float) and not isinstance(gate_bias, bool)
+        number = isinstance(gate_bias, int | float) and not isinstance(gate_bias, bool) and math.isfinite(gate_bias)
         require(number, "gate_bias must be a number", gate_bias)
         super().__init__(input_size, output_size=width, state_size=num_layers * memory_length * width + 1)
         self.memory_length, self.width = memory_length, width
@@ -155,7 +159,7 @@ class GTrXL(Core):
         windows = state[:, :-1].view(batch, len(self.layers), length, self.width)
         if starts is None:
             starts = torch.zeros(time, batch, dtype=torch.bool, device=device)
-        known = steps_since_start(starts, state[:, -1].detach()).T.clamp(max=length)  # (B, T)
+        known = steps_since_start(starts, state[:, -1].long()).T.clamp(max=length)  # (B, T)
         steps = torch.arange(time + length, device=device)
         ago = steps[length:].unsqueeze(1) - steps  # (T, M + T): how many steps ago each key is, from each query
         seen = ((ago >= 0) & (ago <= known.unsqueeze(-1))).unsqueeze(1)  # (B, 1, T, M + T)
@@ -165,9 +169,10 @@ class GTrXL(Core):
         for index, layer in enumerate(self.layers):
             after.append(torch.cat([windows[:, index], x], dim=1)[:, -length:])
             x, weights = layer(x, windows[:, index], self.codes, ago.clamp(0, length), seen)
-            attention.append(weights[:, :, -1, -length - 1 :].flip(-1))
-        self.show("attention", torch.stack(attention, dim=1))
+            attention.append(weights)
+        if self._looks is not None:  # of the last step, from now back in time
+            self.show("attention", torch.stack([weights[:, :, -1, -length - 1 :].flip(-1) for weights in attention], dim=1))
         filled = (known[:, -1] + 1).clamp(max=length)  # (B,)
         kept = steps[:length] >= length - filled.unsqueeze(1)  # (B, M)
         after = [torch.where(kept.unsqueeze(-1), window, 0).flatten(1) for window in after]
-        return x.transpose(0, 1), torch.cat([*after, filled.unsqueeze(1)], dim=1)
+        return x.transpose(0, 1), torch.cat([*after, filled.unsqueeze(1).to(x.dtype)], dim=1)

@@ -87,7 +87,7 @@ def largest(scores: Tensor, count: int) -> Tensor:
     """
     if count == scores.shape[1]:
         return torch.ones_like(scores, dtype=torch.bool)
-    order = torch.sort(scores.detach(), dim=-1, descending=True, stable=True).indices
+    order = torch.sort(scores, dim=-1, descending=True, stable=True).indices
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order[:, :count], True)
 
 
@@ -121,16 +121,14 @@ def sparsify(probabilities: Tensor, keep: int, dim: int) -> Tensor:
     return kept / (kept.sum(dim, keepdim=True) + tiny)
 
 
-def steps_since_start(starts: Tensor | None, before: Tensor) -> Tensor:
+def steps_since_start(starts: Tensor, before: Tensor) -> Tensor:
     """
     How many steps of its episode precede each step.
 
-    :param starts: ``(T, B)`` bool; where true, an episode starts. None: nowhere, and ``T`` is 1
+    :param starts: ``(T, B)`` bool; where true, an episode starts
     :param before: how many steps of the running episode precede the first one, ``(B,)``
     :return: ``(T, B)``, of the type of ``before``
     """
-    if starts is None:
-        return before.unsqueeze(0)
     times = torch.arange(len(starts), device=starts.device, dtype=before.dtype).unsqueeze(1)
     # the time of the latest start; before any, the time at which the running episode has begun
     latest = torch.cummax(torch.where(starts, times, -before.expand(starts.shape) - 1), dim=0).values
@@ -142,7 +140,8 @@ def scan(factors: Tensor, terms: Tensor) -> Tensor:
     All ``h_t = factors_t * h_{t-1} + terms_t`` with ``h_{-1} = 0``, in ``log2 T`` passes over the sequence.
 
     Hillis and Steele, "Data Parallel Algorithms", 1986, https://doi.org/10.1145/7902.7903. Factors between 0 and 1 only shrink
-    in these passes, so it is as stable as the loop; no logarithms are needed, and a factor of 0 (an episode's start) is exact.
+    in these passes, so it is as stable as the loop; no logarithms are needed, and a factor of 0 (an episode's start) is exact,
+    for finite numbers.
 
     :param factors: ``(T, ...)``
     :param terms: ``(T, ...)``

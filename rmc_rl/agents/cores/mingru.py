@@ -63,7 +63,7 @@ class MinGRU(Core):
 
     A layer's gates see its input alone, so what to keep can depend on the past from the second block on.
 
-    :meth:`inspect` shows ``update_gate`` ``(T, B, L, W)``, :math:`z`.
+    :meth:`inspect` shows ``input_gate`` ``(T, B, L, W)``, :math:`z`: the share of the new.
 
     Differences from the paper:
 
@@ -105,5 +105,6 @@ class MinGRU(Core):
             x, h, update = block(x, *states, starts.unsqueeze(-1))
             after.append(h[-1])
             gates.append(update[-1])
-        self.show("update_gate", torch.stack(gates, dim=1))
+        if self._looks is not None:
+            self.show("input_gate", torch.stack(gates, dim=1))
         return self.norm(x), torch.cat(after, dim=1)

@@ -15,7 +15,7 @@ from rmc_rl.agents.cores.base import Core, register_core
 from rmc_rl.errors import require_whole
 
 SHIFTS = (-1, 0, 1)  # slots that the focus may move by at each step (section 3.3.2)
-SHARPEN = 1e-6  # keeps weights above 0, where a power has no gradient
+SMALLEST = 1e-6  # added to weights before their power, which has no gradient at 0
 
 
 @register_core("ntm")
@@ -37,11 +37,13 @@ class NTM(Core):
     with a learned memory, every head at the first slot, and nothing read.
 
     :meth:`inspect` shows ``read_attention`` ``(T, B, R, N)`` and ``write_attention`` ``(T, B, Z - R, N)``, the heads' weights,
-    and ``content_gate`` ``(T, B, Z)``, :math:`g`.
+    and ``interpolation_gate`` ``(T, B, Z)``, :math:`g`.
 
     Differences from the paper:
 
-    * What was read is the controller's input at the next step, and the output's at this one, as the paper leaves open.
+    * What it leaves open: keys and what is added pass a tanh; what was read is part of this step's output and of the
+      controller's input at the next; an episode starts as said above.
+    * 1e-6 is added to weights before their power.
 
     :param input_size: ``F``, features read per step
     :param width: units of the controller
@@ -105,10 +107,10 @@ class NTM(Core):
         likeness = functional.normalize(torch.tanh(key), dim=-1) @ functional.normalize(memory, dim=-1).transpose(1, 2)
         content = torch.softmax(functional.softplus(strength) * likeness, dim=-1)
         gate = torch.sigmoid(gate)
-        self.show("content_gate", gate.squeeze(-1))
+        self.show("interpolation_gate", gate.squeeze(-1))
         weights = gate * content + (1 - gate) * before
         shift = torch.softmax(shift, dim=-1)
         moved = torch.stack([weights.roll(by, dims=-1) for by in SHIFTS], dim=-1)  # (B, Z, N, shifts)
         weights = (moved @ shift.unsqueeze(-1)).squeeze(-1)
-        weights = (weights + SHARPEN) ** (1 + functional.softplus(power))
-        return weights / weights.sum(-1, keepdim=True)
+        # w^gamma over its sum, by logarithms: it neither underflows nor divides 0 by 0
+        return torch.softmax((1 + functional.softplus(power)) * torch.log(weights + SMALLEST), dim=-1)

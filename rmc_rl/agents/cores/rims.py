@@ -9,11 +9,17 @@ dido1998/Recurrent-Independent-Mechanisms at ``26aa8717``.
 from collections.abc import Mapping
 from typing import Any
 
-from rmc_rl.agents.cores.authors import layer_of_dido, layer_of_official, load_weights
+from rmc_rl.agents.cores.authors import OFFICIAL_CONFIG, check_config, layer_of_dido, layer_of_official, load_weights
 from rmc_rl.agents.cores.base import register_core
 from rmc_rl.agents.cores.brims import BRIMs
 from rmc_rl.agents.cores.modules import VARIANTS
 from rmc_rl.errors import require_choice, require_whole
+
+# what from_authors needs to know of a RIMCell
+DIDO_CONFIG = (
+    *("input_size", "num_units", "k", "hidden_size", "rnn_cell"),
+    *("num_input_heads", "input_key_size", "input_value_size", "num_comm_heads", "comm_key_size"),
+)
 
 
 @register_core("rims")
@@ -33,7 +39,7 @@ class RIMs(BRIMs):
         softmax over modules) or "dido" (a port: biased keys and values, active modules by raw score, ungated communication)
     :param input_heads: heads of the input attention
     :param input_key_size: size of its keys per head
-    :param read_size: numbers a module reads per step, all heads together; None: ``4 s``
+    :param read_size: numbers a module reads per step, all heads together ("dido": their mean); None: ``4 s``
     :param comm_heads: heads of the attention between modules; 0: none
     :param comm_key_size: size of its keys per head
     :param comm_value_size: size of its values per head
@@ -99,6 +105,7 @@ class RIMs(BRIMs):
         :raises UsageError: where a parameter is missing, left over or of another shape than the arguments say
         """
         require_choice("variant", variant, VARIANTS)
+        check_config(config, DIDO_CONFIG if variant == "dido" else OFFICIAL_CONFIG)
         arguments: dict[str, Any] = dict(variant=variant, embedding_size=0, initial_state="zeros")
         if variant == "dido":
             core = cls(

@@ -78,7 +78,7 @@ class RMC(Core):
     It starts from the identity matrix, cut or padded with zeros to ``(N, D)``: slots that start equal stay equal for ever.
 
     :meth:`inspect` shows ``attention`` ``(T, B, num_blocks, H, N, N + n)`` (from slots, to slots and input rows),
-    ``input_gate`` and ``forget_gate`` ``(T, B, N, G)``, and with ``readout="attention"`` ``read`` ``(T, B, H, N)``.
+    ``input_gate`` and ``forget_gate`` ``(T, B, N, G)``, and with ``readout="attention"`` ``read_attention`` ``(T, B, H, N)``.
 
     Differences from the paper:
 
@@ -217,7 +217,7 @@ class RMC(Core):
         heads = memory.view(-1, self.num_slots, self.num_heads, self.head_size).transpose(1, 2)
         scores = (heads * self.read_query.unsqueeze(1)).sum(-1) * self.head_size**-0.5
         weights = torch.softmax(scores, dim=-1)  # (B, H, N)
-        self.show("read", weights)
+        self.show("read_attention", weights)
         return (weights.unsqueeze(-1) * heads).sum(2).flatten(1)  # (B, H, V) -> (B, D)
 
     @classmethod
