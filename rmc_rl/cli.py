@@ -1,5 +1,6 @@
 """What the verbs (``rmc_rl.train``, ``rmc_rl.evaluate``) share: Hydra, with a user's mistakes told in one line."""
 
+import ctypes.util
 import itertools
 import re
 import signal
@@ -28,6 +29,8 @@ OPEN_KEYS = ("env_kwargs",)  # nodes that take keys unknown to us
 PATHS = ("run", "runs_dir")  # keys whose values are paths
 MOST_CHECKED = 100  # runs of a sweep that are checked before the first begins
 MISTAKE = 2  # exit status
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+LARGEST_BLOCK = 1 << 30  # bytes
 
 
 def run_verb(
@@ -116,6 +119,18 @@ def find_device(name: object) -> torch.device:
         present.append("mps")
     require(name in present, f"device must be one this machine has ({', '.join(present)})", name)
     return torch.device(str(name))
+
+
+def keep_freed_memory() -> None:
+    """
+    Let glibc keep large blocks that were freed, where there is a glibc.
+
+    By default it maps each block above 32 MB afresh, page by page: a minibatch of 84x84 images passes that at every layer.
+    """
+    name = ctypes.util.find_library("c")
+    if sys.platform == "linux" and name is not None and hasattr(libc := ctypes.CDLL(name), "mallopt"):
+        libc.mallopt(MMAP_THRESHOLD, LARGEST_BLOCK)
+        libc.mallopt(TRIM_THRESHOLD, LARGEST_BLOCK)
 
 
 def _refuse(message: str) -> NoReturn:

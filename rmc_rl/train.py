@@ -41,7 +41,7 @@ from rmc_rl.agents import (
     RecurrentPPO,
     match_parameters,
 )
-from rmc_rl.cli import find_device, run_verb, say
+from rmc_rl.cli import find_device, keep_freed_memory, run_verb, say
 from rmc_rl.envs import make_vec
 from rmc_rl.envs.vec import env_family
 from rmc_rl.errors import UsageError, require
@@ -361,6 +361,7 @@ def train(config: DictConfig) -> int:
     for key in ("total_timesteps", "checkpoint_every", "params"):  # people write 1e6
         if isinstance(config[key], float) and config[key].is_integer():
             config[key] = int(config[key])
+    keep_freed_memory()
     model = make_model(config)
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)

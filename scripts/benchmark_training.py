@@ -1,0 +1,143 @@
+"""
+How fast training is, against the stock class: python scripts/benchmark_training.py [--threads 2] [--rounds 5] [--worlds aligned pong]
+
+sb3-contrib's RecurrentPPO with its own policy (two LSTMs of 256) and ours with several cores train in turn, one rollout and its
+update each, on the same world. A table of how many times faster than the stock class each is: median over the rounds, and the
+range. Ratios within a round, for a machine that others use as well is slow now and fast then.
+
+Worlds: vectors of 8 numbers and 4 actions, 16 environments x 128 steps, batch 512, 4 epochs, whose episodes are "aligned" (32
+steps, all at once), "geometric" (32 steps in the mean) or "endless"; "pong" is ALE/Pong-v5, 8 x 128, batch 256, 4 epochs.
+"""
+
+import argparse
+import platform
+import time
+from collections.abc import Callable
+
+import numpy as np
+import sb3_contrib
+import stable_baselines3
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecEnv
+
+from rmc_rl import CnnMemoryPolicy, MlpMemoryPolicy, RecurrentPPO, make_vec
+from rmc_rl.cli import keep_freed_memory
+
+MEAN_LENGTH = 32
+
+
+class Laws(VecEnv):
+    """Random vectors, a reward of 1 for the right action, and episodes that end by a law."""
+
+    def __init__(self, law: str, num_envs: int):
+        super().__init__(num_envs, spaces.Box(-1, 1, (8,), np.float32), spaces.Discrete(4))
+        self.law, self.rng, self.time = law, np.random.default_rng(0), 0
+
+    def _observe(self) -> np.ndarray:
+        self.seen = self.rng.uniform(-1, 1, (self.num_envs, 8)).astype(np.float32)
+        return self.seen
+
+    def reset(self) -> np.ndarray:
+        self.time = 0
+        return self._observe()
+
+    def step_async(self, actions: np.ndarray) -> None:
+        self.actions = actions
+
+    def step_wait(self) -> tuple:
+        rewards = (self.actions == self.seen[:, :4].argmax(1)).astype(np.float32)
+        self.time += 1
+        if self.law == "aligned":
+            dones = np.full(self.num_envs, self.time % MEAN_LENGTH == 0)
+        else:
+            dones = self.rng.random(self.num_envs) < (1 / MEAN_LENGTH if self.law == "geometric" else 0)
+        return self._observe(), rewards, dones, [{} for _ in dones]
+
+    def close(self) -> None: ...
+    def get_attr(self, attr_name, indices=None):
+        return [getattr(self, attr_name)] * self.num_envs
+
+    def set_attr(self, attr_name, value, indices=None): ...
+    def env_method(self, method_name, *args, indices=None, **kwargs): ...
+    def env_is_wrapped(self, wrapper_class, indices=None):
+        return [False] * self.num_envs
+
+
+def contenders(world: str, sequence_length: int | None) -> dict[str, Callable]:
+    """Name -> a function that makes the agent; the first is the stock class."""
+    pong = world == "pong"
+    arguments = dict(n_steps=128, batch_size=256 if pong else 512, n_epochs=4, seed=0)
+
+    def env() -> VecEnv:
+        return make_vec("ALE/Pong-v5", 8, seed=0) if pong else Laws(world, 16)
+
+    def ours(length: int | None, **policy_kwargs) -> Callable:
+        policy = CnnMemoryPolicy if pong else MlpMemoryPolicy
+        kwargs = arguments | dict(sequence_length=length, policy_kwargs=policy_kwargs)
+        return lambda device: RecurrentPPO(policy, env(), device=device, **kwargs)
+
+    stock_policy = "CnnLstmPolicy" if pong else "MlpLstmPolicy"
+    lstm = dict(core="lstm", core_kwargs=dict(width=256))
+    rmc = {size: dict(core="rmc", core_kwargs=dict(num_slots=4, num_heads=4, head_size=size // 4)) for size in (64, 128)}
+    return {
+        "stock, two LSTM (256)": lambda device: sb3_contrib.RecurrentPPO(stock_policy, env(), device=device, **arguments),
+        "LSTM (256)": ours(sequence_length, **lstm),
+        "LSTM (256), critic=separate": ours(sequence_length, critic="separate", **lstm),
+        "RMC (width 64)": ours(sequence_length, **rmc[64]),
+        "RMC (width 128)": ours(sequence_length, **rmc[128]),
+    }
+
+
+def storage(model: sb3_contrib.RecurrentPPO) -> int:
+    """Bytes of the rollout's storage."""
+    values = [
+        part for value in vars(model.rollout_buffer).values() for part in (value if isinstance(value, tuple) else [value])
+    ]
+    return sum({id(value): value.nbytes for value in values if hasattr(value, "nbytes")}.values())
+
+
+def measure(world: str, rounds: int, device: str, sequence_length: int | None) -> None:
+    """Print the rows of one world."""
+    models = {name: make(device) for name, make in contenders(world, sequence_length).items()}
+    stored = {name: storage(model) for name, model in models.items()}
+    steps = {name: model.n_steps * model.n_envs for name, model in models.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for number in range(rounds + 1):
+        for name, model in models.items():
+            begin = time.perf_counter()
+            model.learn(steps[name], reset_num_timesteps=False)
+            if device == "cuda":
+                torch.cuda.synchronize()
+            if number > 0:  # the first one allocates
+                seconds[name].append(time.perf_counter() - begin)
+    stock = next(iter(models))
+    for name, found in seconds.items():
+        ratios = np.array(seconds[stock]) / np.array(found)
+        rate = steps[name] / np.median(found)
+        spread = f"{np.median(ratios):.1f} [{ratios.min():.1f}, {ratios.max():.1f}]" if name != stock else "1"
+        length = "" if name == stock else str(models[name].rollout_buffer.sequence_length)
+        print(f"| {world} | {name} | {length} | {spread} | {rate:,.0f} | {stored[name] / stored[stock]:.2f} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2, help="of torch")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--worlds", nargs="+", default=["aligned", "geometric", "endless"], help="of these three, and pong")
+    parser.add_argument("--sequence-length", type=int, help="of ours; default: 128, the rollout")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    keep_freed_memory()  # for both
+    versions = f"torch {torch.__version__}, SB3 {stable_baselines3.__version__}, sb3-contrib {sb3_contrib.__version__}"
+    where = torch.cuda.get_device_name() if arguments.device == "cuda" else f"{arguments.threads} threads"
+    print(f"{versions}, Python {platform.python_version()}, {where}, {arguments.rounds} rounds\n")
+    print("| episodes | agent | sequence_length | times stock | steps/s | storage, times stock |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for world in arguments.worlds:
+        measure(world, arguments.rounds, arguments.device, arguments.sequence_length)
+
+
+if __name__ == "__main__":
+    main()

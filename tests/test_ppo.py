@@ -1,0 +1,448 @@
+"""Our RecurrentPPO: what it computes, against hand-computed numbers, closed forms and the stock class."""
+
+import gymnasium
+import numpy as np
+import pytest
+import sb3_contrib
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecNormalize
+from test_policies import ACTIONS, OBSERVATIONS, SMALL, VECTOR, Echo, echo
+
+from rmc_rl import MlpMemoryPolicy, RecurrentPPO, make_vec
+from rmc_rl.agents.buffers import SequenceBuffer, pack
+from rmc_rl.agents.cores import core_names
+from rmc_rl.agents.policies import CRITICS
+from rmc_rl.envs.previous import PreviousActionReward
+from rmc_rl.errors import UsageError
+
+
+def agent(env=None, policy=MlpMemoryPolicy, policy_kwargs=SMALL, algorithm=RecurrentPPO, **kwargs):
+    defaults = dict(n_steps=16, batch_size=16, n_epochs=2, seed=0, device="cpu")
+    return algorithm(policy, env or echo(), policy_kwargs=policy_kwargs, **(defaults | kwargs))
+
+
+def rollout(model):
+    """One rollout, without training on it; it goes on where the one before ended."""
+    _, callback = model._setup_learn(1, reset_num_timesteps=False)
+    assert model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+    return model.rollout_buffer
+
+
+# Sequences and rows
+
+
+def test_pieces_of_episodes_in_rows():
+    # sequence 0 goes on for 2 steps, then has episodes of 1 and 3; sequence 1 starts with one of 4, then one of 2
+    starts = np.array([[0, 1], [0, 0], [1, 0], [1, 0], [0, 1], [0, 0]], dtype=bool)
+    layout = pack(starts)
+    assert layout.grid.shape == (4, 3)
+    step = {(t, b): 2 * t + b for t in range(6) for b in range(2)}
+    carried = [step[0, 0], step[1, 0]]
+    fresh = [[step[0, 1], step[1, 1], step[2, 1], step[3, 1]], [step[3, 0], step[4, 0], step[5, 0]]]
+    rows = [(layout.grid[:, r].tolist(), layout.starts[:, r].tolist()) for r in range(3)]
+    assert rows[0][0] == [*carried, step[4, 1], step[5, 1]]  # the two steps of sequence 1 fill the rest
+    assert rows[0][1] == [0, 0, 1, 0]
+    assert rows[1] == (fresh[0], [1, 0, 0, 0])
+    assert rows[2] == ([*fresh[1], step[2, 0]], [1, 0, 0, 1])
+    assert layout.rows[0] == 0
+    assert layout.grid.flatten()[layout.places].tolist() == list(range(12))
+
+
+@pytest.mark.parametrize("chance", [0, 0.05, 0.5, 1])
+def test_rows_hold_every_step_once_and_in_order(chance):
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        starts = rng.random((rng.integers(1, 30), rng.integers(1, 9))) < chance
+        layout = pack(starts)
+        length, count = starts.shape
+        assert layout.grid.flatten()[layout.places].tolist() == list(range(length * count))
+        rows = len(layout.rows)
+        for t in range(length):
+            for b in range(count):
+                time, row = divmod(int(layout.places[t * count + b]), rows)
+                assert layout.starts[time, row] == starts[t, b]
+                if not starts[t, b] and t > 0:  # what came before it stands before it
+                    assert layout.places[(t - 1) * count + b] == (time - 1) * rows + row
+                elif not starts[t, b]:
+                    assert (time, int(layout.rows[row])) == (0, b)
+
+
+@pytest.mark.parametrize("critic", CRITICS)
+@pytest.mark.parametrize("sequence_length", [16, 4, 1])
+def test_sequences_are_evaluated_as_they_were_acted(critic, sequence_length):
+    model = agent(policy_kwargs=SMALL | dict(critic=critic), sequence_length=sequence_length)
+    rollout(model)
+    buffer = rollout(model)  # one that begins in the middle of episodes
+    assert not buffer.starts[0].all()
+    assert 0 < buffer.starts[1:].sum() < buffer.starts.numel()
+    assert len(buffer.pi_states[0]) == 16 // sequence_length
+    seen = 0
+    for batch in buffer.minibatches(16 // sequence_length):
+        values, log_prob, _ = model.policy.evaluate_sequences(batch.observations, batch.actions, batch.states, batch.layout)
+        torch.testing.assert_close(values, batch.old_values, rtol=0, atol=1e-5)
+        torch.testing.assert_close(log_prob, batch.old_log_prob, rtol=0, atol=1e-5)
+        seen += len(values)
+    assert seen == 32
+
+
+@pytest.mark.parametrize("core", core_names())
+def test_the_first_ratio_is_one(core):
+    model = agent(policy_kwargs=dict(core=core), batch_size=32)
+    rollout(model)
+    buffer = rollout(model)
+    (batch,) = buffer.minibatches(2)
+    model.policy.set_training_mode(True)
+    _, log_prob, _ = model.policy.evaluate_sequences(batch.observations, batch.actions, batch.states, batch.layout)
+    torch.testing.assert_close(torch.exp(log_prob - batch.old_log_prob), torch.ones(32), rtol=0, atol=1e-5)
+
+
+def test_states_are_kept_where_sequences_begin():
+    model = agent(sequence_length=4)
+    states = []
+    forward = model.policy.forward
+
+    def acted(obs, lstm_states, *arguments, **kwargs):
+        states.append(lstm_states.pi)
+        return forward(obs, lstm_states, *arguments, **kwargs)
+
+    model.policy.forward = acted
+    buffer = rollout(model)
+    for chunk in range(4):
+        for half, kept in zip(states[4 * chunk], buffer.pi_states, strict=True):
+            assert kept[chunk].equal(half)
+    assert buffer.vf_states is buffer.pi_states
+    separate = agent(policy_kwargs=SMALL | dict(critic="separate")).rollout_buffer
+    assert separate.vf_states is not separate.pi_states
+
+
+def test_storage_is_small():
+    space = spaces.Box(0, 255, (1, 84, 84), np.uint8)
+    policy, arguments = OBSERVATIONS["image"][0], dict(n_steps=8, batch_size=8, policy_kwargs=dict(core="lstm"))
+    ours, stock = (agent(echo(space), policy, algorithm=a, **arguments).rollout_buffer for a in ALGORITHMS)
+    assert ours.observations.dtype == torch.uint8
+
+    def size_beside_observations(buffer):
+        parts = [part for value in vars(buffer).values() for part in (value if isinstance(value, tuple) else (value,))]
+        sizes = {id(part): part.nbytes for part in parts if hasattr(part, "nbytes")}
+        return sum(sizes.values()) - buffer.observations.nbytes
+
+    assert size_beside_observations(ours) < 0.2 * size_beside_observations(stock)
+
+
+# Advantages and values
+
+
+def test_advantages_against_a_hand_computation():
+    buffer = SequenceBuffer(3, 2, 3, VECTOR, ACTIONS["Discrete"], agent()._last_lstm_states, 0, torch.device("cpu"))
+    buffer.rewards[:] = torch.tensor([[1.0, 0], [2, 0], [3, 1]])
+    buffer.values[:] = torch.tensor([[0.5, 1.0], [1, 2], [2, 3]])
+    buffer.starts[:] = torch.tensor([[1.0, 0], [0, 1], [0, 0]])
+    buffer.compute_advantages(torch.tensor([4.0, 5.0]), np.array([False, True]), gamma=0.5, gae_lambda=0.5)
+    # environment 0, no end: deltas 1 + 0.5 * 1 - 0.5 = 1, 2 + 0.5 * 2 - 1 = 2, 3 + 0.5 * 4 - 2 = 3
+    # environment 1, ends after steps 0 and 2: 0 - 1 = -1, 0 + 0.5 * 3 - 2 = -0.5, 1 - 3 = -2
+    expected = [[1 + 0.25 * (2 + 0.25 * 3), -1], [2 + 0.25 * 3, -0.5 + 0.25 * -2], [3, -2]]
+    torch.testing.assert_close(buffer.advantages, torch.tensor(expected))
+    torch.testing.assert_close(buffer.returns, buffer.advantages + buffer.values)
+
+
+ALGORITHMS = [RecurrentPPO, sb3_contrib.RecurrentPPO]
+
+
+@pytest.mark.parametrize("observation", ["Box", "Dict"])
+@pytest.mark.parametrize("critic", CRITICS)
+def test_a_rollout_equals_that_of_the_stock_class(critic, observation):
+    policy, space = OBSERVATIONS[observation]
+    found = []
+    for algorithm in ALGORITHMS:
+        model = agent(echo(space), policy, SMALL | dict(critic=critic), algorithm)
+        for _ in range(2):
+            buffer = rollout(model)
+            starts = "starts" if algorithm is RecurrentPPO else "episode_starts"
+            names = ("rewards", "values", "log_probs", "advantages", "returns", starts)
+            numbers = {name: torch.as_tensor(getattr(buffer, name)).clone().numpy() for name in names}
+            found.append(numbers | {"starts": numbers.pop(starts)})
+    for mine, theirs in zip(found[:2], found[2:], strict=True):
+        for name, numbers in mine.items():
+            np.testing.assert_allclose(numbers, theirs[name], atol=1e-5, err_msg=name)
+        assert mine["starts"].any()
+        assert (mine["rewards"] != 1).any()  # Echo gives 1 at each step: the rest is the value of episodes that were cut off
+
+
+@pytest.mark.parametrize("kwargs", [{}, dict(clip_range_vf=0.1, ent_coef=0.1, vf_coef=0.3), dict(normalize_advantage=False)])
+def test_an_update_equals_that_of_the_stock_class(kwargs, monkeypatch):
+    class Endless(Echo):
+        def step(self, action):
+            observation, _, _, _, info = super().step(action)
+            return observation, float(observation[0]), False, False, info
+
+    weights, logs = [], []
+    for algorithm in ALGORITHMS:
+        env = make_vec_env(lambda: Endless(VECTOR, ACTIONS["Box"]), 3)
+        model = agent(env, batch_size=48, n_epochs=1, algorithm=algorithm, learning_rate=1e-2, **kwargs)
+        with monkeypatch.context() as patch:
+            # where it begins its minibatch is drawn at random there, which cuts a sequence in two
+            patch.setattr(np.random, "randint", lambda *_: 0)
+            model.learn(96)
+        weights.append(model.policy.state_dict())
+        logs.append(dict(model.logger.name_to_value))
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weight, weights[1][name], rtol=0, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+    assert logs[0].keys() == logs[1].keys()
+    for name, value in logs[0].items():
+        assert value == pytest.approx(logs[1][name], abs=1e-4), name
+
+
+class Probe(gymnasium.Env):
+    """Rewards that do not depend on what is done; ``episode`` lists observation and reward of each step."""
+
+    observation_space, action_space = spaces.Box(-1, 1, (1,), np.float32), spaces.Discrete(2)
+
+    def __init__(self, episode):
+        self.make_episode = episode
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.episode, self.time = self.make_episode(self.np_random), 0
+        return self.observe(), {}
+
+    def observe(self):
+        at = min(self.time, len(self.episode) - 1)
+        return np.array([self.episode[at][0]], dtype=np.float32)
+
+    def step(self, action):
+        reward = self.episode[self.time][1]
+        self.time += 1
+        return self.observe(), reward, self.time == len(self.episode), False, {}
+
+
+def probe(episode, timesteps, **kwargs):
+    env = make_vec_env(lambda: Probe(episode), 8, seed=0)
+    arguments = dict(n_steps=32, batch_size=64, n_epochs=4, learning_rate=3e-3, gamma=0.5, policy_kwargs=dict(core="gru"))
+    return agent(env, **(arguments | kwargs)).learn(timesteps)
+
+
+def value(model, *observations):
+    """The value of the last of these observations of an episode."""
+    looks = torch.tensor(observations, dtype=torch.float32).view(-1, 1, 1)
+    states, starts = model.policy.initial_states(1), torch.ones(1)
+    for t in range(len(looks)):
+        with torch.no_grad():
+            _, found, _, states = model.policy(looks[t], states, starts * (t == 0))
+    return found.item()
+
+
+def test_probe_a_constant_reward():
+    assert value(probe(lambda _: [(0, 1)], 2048), 0) == pytest.approx(1, abs=0.1)
+
+
+def test_probe_a_reward_that_is_the_observation():
+    def episode(rng):
+        sign = rng.choice([-1, 1])
+        return [(sign, sign)]
+
+    model = probe(episode, 4096)
+    assert value(model, 1) == pytest.approx(1, abs=0.1)
+    assert value(model, -1) == pytest.approx(-1, abs=0.1)
+
+
+def test_probe_a_discounted_reward():
+    model = probe(lambda _: [(0, 0), (1, 1)], 6144)
+    assert value(model, 0) == pytest.approx(0.5, abs=0.1)  # gamma
+    assert value(model, 0, 1) == pytest.approx(1, abs=0.1)
+
+
+def test_probe_a_cue_now_and_a_reward_later():
+    def episode(rng):
+        sign = rng.choice([-1, 1])
+        return [(sign, 0), (0, 0), (0, sign)]
+
+    model = probe(episode, 24_576)
+    for sign in (-1, 1):  # the last observation alone says nothing: a memoryless critic says 0
+        assert value(model, sign, 0, 0) == pytest.approx(sign, abs=0.2)
+        assert value(model, sign) == pytest.approx(0.25 * sign, abs=0.15)
+    assert value(probe(episode, 6144, policy_kwargs=dict(core="memoryless")), 1, 0, 0) == pytest.approx(0, abs=0.2)
+
+
+# As a class of SB3
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("observation", OBSERVATIONS)
+def test_spaces(observation, action):
+    policy, space = OBSERVATIONS[observation]
+    model = agent(echo(space, ACTIONS[action]), policy)
+    before = {name: weight.clone() for name, weight in model.policy.state_dict().items()}
+    model.learn(64)
+    changed = [name for name, weight in model.policy.state_dict().items() if not weight.equal(before[name])]
+    assert any(name.startswith("core.") for name in changed)
+
+
+@pytest.mark.parametrize("squash", [False, True])
+def test_gsde(squash):
+    class Within(Echo):
+        def step(self, action):
+            seen.append(action)
+            return super().step(action)
+
+    seen = []
+    env = make_vec_env(lambda: Within(VECTOR, ACTIONS["Box"]), 2)
+    agent(env, policy_kwargs=SMALL | dict(squash_output=squash, log_std_init=1.0), use_sde=True, sde_sample_freq=4).learn(64)
+    if squash:
+        assert np.abs(seen).max() > 1  # scaled to the space, which ends at 2
+
+
+def test_vec_normalize_eval_callback_and_target_kl(tmp_path):
+    env, eval_env = VecNormalize(make_vec("Pendulum-v1", 2)), VecNormalize(make_vec("Pendulum-v1", 2), training=False)
+    model = agent(env, target_kl=1e-9, n_epochs=5)
+    callback = EvalCallback(eval_env, eval_freq=16, n_eval_episodes=2, best_model_save_path=str(tmp_path), verbose=0)
+    model.learn(64, callback=callback)
+    assert model._n_updates < 10  # stopped by the KL divergence
+    assert (tmp_path / "best_model.zip").exists()
+
+
+def test_same_seed_same_numbers():
+    first, second = (agent(make_vec("rmc_rl/Copy-v0", 2, seed=0)).learn(64) for _ in range(2))
+    for name, weight in first.policy.state_dict().items():
+        assert weight.equal(second.policy.state_dict()[name]), name
+
+
+def test_a_callback_can_end_training():
+    model = agent()
+    model.learn(640, callback=lambda local, _: local["self"].num_timesteps < 40)
+    assert model.num_timesteps == 40
+
+
+@pytest.mark.parametrize(("saved", "loaded"), [ALGORITHMS, ALGORITHMS[::-1]])
+def test_files_load_in_either_class(saved, loaded, tmp_path):
+    model = agent(make_vec("rmc_rl/Copy-v0", 2, seed=0), algorithm=saved).learn(64)
+    model.save(tmp_path / "model")
+    other = loaded.load(tmp_path / "model", env=make_vec("rmc_rl/Copy-v0", 2, seed=1), device="cpu")
+    assert type(other) is loaded
+    observation = model.get_env().reset()
+    for each, again in zip(model.predict(observation)[1], other.predict(observation)[1], strict=True):
+        np.testing.assert_array_equal(each, again)
+    other.learn(64, reset_num_timesteps=False)
+    assert other.num_timesteps == 128
+    evaluate_policy(other, other.get_env(), 2)
+
+
+def test_sequence_length_is_saved(tmp_path):
+    agent(sequence_length=4).save(tmp_path / "model")
+    assert RecurrentPPO.load(tmp_path / "model", env=echo(), device="cpu").rollout_buffer.sequence_length == 4
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "length"),
+    [({}, 16), (dict(batch_size=32), 16), (dict(batch_size=8), 8), (dict(n_steps=12, batch_size=8), 4)],
+)
+def test_default_sequence_length(kwargs, length):
+    assert agent(**kwargs).rollout_buffer.sequence_length == length
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (dict(sequence_length=5), "sequence_length must divide n_steps 16 and batch_size 16: 1, 2, 4, 8, 16, got 5"),
+        (dict(sequence_length=0), "sequence_length must be a whole number of at least 1, got 0"),
+        (
+            dict(batch_size=12),
+            r"batch_size must divide the 32 transitions of a rollout \(n_steps 16 \* 2 .*: 1, 2, 4, .*32, got 12",
+        ),
+        (dict(clip_range_vf=-1), "clip_range_vf must be above 0, or None, got -1"),
+        (dict(policy="MlpLstmPolicy"), "MlpLstmPolicy"),
+        (dict(policy=sb3_contrib.ppo_recurrent.MlpLstmPolicy, policy_kwargs={}), "policy must be a MlpMemoryPolicy"),
+    ],
+)
+def test_mistakes(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        agent(**kwargs)
+
+
+def test_policies_by_name():
+    assert type(agent(policy="MlpMemoryPolicy").policy) is MlpMemoryPolicy
+
+
+# Action masks
+
+
+class Masked(Echo):
+    """Some actions are invalid: which, changes with time."""
+
+    def action_masks(self):
+        size = (
+            int(self.action_space.n) if isinstance(self.action_space, spaces.Discrete) else int(self.action_space.nvec.sum())
+        )
+        masks = np.ones(size, dtype=bool)
+        masks[self.time % 2] = False
+        return masks
+
+    def step(self, action):
+        first = action if isinstance(self.action_space, spaces.Discrete) else action[0]
+        assert first != self.time % 2, "an invalid action was taken"
+        return super().step(action)
+
+
+@pytest.mark.parametrize("action", ["Discrete", "MultiDiscrete"])
+def test_invalid_actions_are_never_taken(action):
+    env = make_vec_env(lambda: Masked(VECTOR, ACTIONS[action]), 2)
+    model = agent(env, ent_coef=0.1).learn(640)
+    masks = np.array(env.env_method("action_masks"))
+    observation = env.reset()
+    for deterministic in (False, True):
+        actions, _ = model.predict(np.repeat(observation, 50, axis=0), None, None, deterministic, np.repeat(masks, 50, axis=0))
+        first = actions if action == "Discrete" else actions[:, 0]
+        assert masks[0, first].all()
+
+
+def test_masked_actions_are_evaluated_with_their_masks():
+    model = agent(make_vec_env(lambda: Masked(VECTOR, ACTIONS["Discrete"]), 2), batch_size=32)
+    (batch,) = rollout(model).minibatches(2)
+    _, log_prob, entropy = model.policy.evaluate_sequences(
+        batch.observations, batch.actions, batch.states, batch.layout, batch.action_masks
+    )
+    torch.testing.assert_close(log_prob, batch.old_log_prob, rtol=0, atol=1e-5)
+    assert (entropy <= np.log(2) + 1e-6).all()  # two of three are left
+
+
+def test_masks_need_discrete_actions():
+    with pytest.raises(UsageError, match=r"action_masks\(\) of env needs Discrete or MultiDiscrete actions, got Box"):
+        agent(make_vec_env(lambda: Masked(VECTOR, ACTIONS["Box"]), 2))
+    policy = agent(echo(action_space=ACTIONS["MultiBinary"])).policy
+    with pytest.raises(UsageError, match="action masks need Discrete or MultiDiscrete actions, got MultiBinary"):
+        policy.predict(np.zeros((2, 3)), action_masks=np.ones((2, 4)))
+
+
+# The previous action and reward
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_previous_action_and_reward(action):
+    space = ACTIONS[action]
+    env = PreviousActionReward(make_vec_env(lambda: Echo(VECTOR, space), 2))
+    observation = env.reset()
+    assert env.observation_space.contains({name: part[0] for name, part in observation.items()})
+    assert not observation["previous"].any()
+    space.seed(0)
+    for t in range(1, 8):
+        actions = np.array([space.sample() for _ in range(2)])
+        observation, rewards, dones, infos = env.step(actions)
+        encoded = np.array([spaces.flatten(space, a) for a in actions])
+        expected = np.concatenate([encoded, rewards[:, None]], axis=1)
+        if t < 7:
+            np.testing.assert_allclose(observation["previous"], expected)
+        else:  # an episode ends
+            assert dones.all()
+            assert not observation["previous"].any()
+            np.testing.assert_allclose(infos[0]["terminal_observation"]["previous"], expected[0])
+
+
+def test_previous_action_and_reward_beside_other_keys():
+    env = PreviousActionReward(echo(OBSERVATIONS["Dict"][1]))
+    assert set(env.observation_space.spaces) == {"a", "b", "c", "previous"}
+    agent(env, OBSERVATIONS["Dict"][0]).learn(64)
+    with pytest.raises(UsageError, match="observations must not have a key 'previous' yet"):
+        PreviousActionReward(env)
