@@ -1,9 +1,9 @@
 """
-How fast training is, against the stock class: python scripts/benchmark_training.py [--threads 2] [--rounds 5] [--worlds aligned pong]
+How fast training is, against the stock class: python scripts/benchmark_training.py [--threads 2] [--worlds aligned pong] ...
 
-sb3-contrib's RecurrentPPO with its own policy (two LSTMs of 256) and ours with several cores train in turn, one rollout and its
-update each, on the same world. A table of how many times faster than the stock class each is: median over the rounds, and the
-range. Ratios within a round, for a machine that others use as well is slow now and fast then.
+sb3-contrib's RecurrentPPO with its own policy (two LSTMs of 256) and ours with several cores train in turn, one rollout and
+its update each, on the same world. A table of how many times faster than the stock class each is: median over the rounds, and
+the range. Ratios within a round, for a machine that others use as well is slow now and fast then.
 
 Worlds: vectors of 8 numbers and 4 actions, 16 environments x 128 steps, batch 512, 4 epochs, whose episodes are "aligned" (32
 steps, all at once), "geometric" (32 steps in the mean) or "endless"; "pong" is ALE/Pong-v5, 8 x 128, batch 256, 4 epochs.
@@ -13,6 +13,7 @@ import argparse
 import platform
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import sb3_contrib
@@ -20,6 +21,7 @@ import stable_baselines3
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
 from rmc_rl import CnnMemoryPolicy, MlpMemoryPolicy, RecurrentPPO, make_vec
 from rmc_rl.cli import keep_freed_memory
@@ -31,6 +33,7 @@ class Laws(VecEnv):
     """Random vectors, a reward of 1 for the right action, and episodes that end by a law."""
 
     def __init__(self, law: str, num_envs: int):
+        self.render_mode = None
         super().__init__(num_envs, spaces.Box(-1, 1, (8,), np.float32), spaces.Discrete(4))
         self.law, self.rng, self.time = law, np.random.default_rng(0), 0
 
@@ -45,7 +48,7 @@ class Laws(VecEnv):
     def step_async(self, actions: np.ndarray) -> None:
         self.actions = actions
 
-    def step_wait(self) -> tuple:
+    def step_wait(self) -> VecEnvStepReturn:
         rewards = (self.actions == self.seen[:, :4].argmax(1)).astype(np.float32)
         self.time += 1
         if self.law == "aligned":
@@ -54,27 +57,36 @@ class Laws(VecEnv):
             dones = self.rng.random(self.num_envs) < (1 / MEAN_LENGTH if self.law == "geometric" else 0)
         return self._observe(), rewards, dones, [{} for _ in dones]
 
-    def close(self) -> None: ...
-    def get_attr(self, attr_name, indices=None):
+    def close(self) -> None:
+        pass
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         return [getattr(self, attr_name)] * self.num_envs
 
-    def set_attr(self, attr_name, value, indices=None): ...
-    def env_method(self, method_name, *args, indices=None, **kwargs): ...
-    def env_is_wrapped(self, wrapper_class, indices=None):
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        setattr(self, attr_name, value)
+
+    def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
+        return [getattr(self, method_name)(*args, **kwargs)] * self.num_envs
+
+    def env_is_wrapped(self, wrapper_class: Any, indices: VecEnvIndices = None) -> list[bool]:
         return [False] * self.num_envs
 
 
-def contenders(world: str, sequence_length: int | None) -> dict[str, Callable]:
+Maker = Callable[[str], sb3_contrib.RecurrentPPO]  # from a device to an agent
+
+
+def contenders(world: str, sequence_length: int | None) -> dict[str, Maker]:
     """Name -> a function that makes the agent; the first is the stock class."""
     pong = world == "pong"
-    arguments = dict(n_steps=128, batch_size=256 if pong else 512, n_epochs=4, seed=0)
+    arguments: dict[str, Any] = dict(n_steps=128, batch_size=256 if pong else 512, n_epochs=4, seed=0)
 
     def env() -> VecEnv:
         return make_vec("ALE/Pong-v5", 8, seed=0) if pong else Laws(world, 16)
 
-    def ours(length: int | None, **policy_kwargs) -> Callable:
+    def ours(**policy_kwargs: Any) -> Maker:
         policy = CnnMemoryPolicy if pong else MlpMemoryPolicy
-        kwargs = arguments | dict(sequence_length=length, policy_kwargs=policy_kwargs)
+        kwargs = arguments | dict(sequence_length=sequence_length, policy_kwargs=policy_kwargs)
         return lambda device: RecurrentPPO(policy, env(), device=device, **kwargs)
 
     stock_policy = "CnnLstmPolicy" if pong else "MlpLstmPolicy"
@@ -82,10 +94,10 @@ def contenders(world: str, sequence_length: int | None) -> dict[str, Callable]:
     rmc = {size: dict(core="rmc", core_kwargs=dict(num_slots=4, num_heads=4, head_size=size // 4)) for size in (64, 128)}
     return {
         "stock, two LSTM (256)": lambda device: sb3_contrib.RecurrentPPO(stock_policy, env(), device=device, **arguments),
-        "LSTM (256)": ours(sequence_length, **lstm),
-        "LSTM (256), critic=separate": ours(sequence_length, critic="separate", **lstm),
-        "RMC (width 64)": ours(sequence_length, **rmc[64]),
-        "RMC (width 128)": ours(sequence_length, **rmc[128]),
+        "LSTM (256)": ours(**lstm),
+        "LSTM (256), critic=separate": ours(critic="separate", **lstm),
+        "RMC (width 64)": ours(**rmc[64]),
+        "RMC (width 128)": ours(**rmc[128]),
     }
 
 
@@ -116,7 +128,7 @@ def measure(world: str, rounds: int, device: str, sequence_length: int | None) -
         ratios = np.array(seconds[stock]) / np.array(found)
         rate = steps[name] / np.median(found)
         spread = f"{np.median(ratios):.1f} [{ratios.min():.1f}, {ratios.max():.1f}]" if name != stock else "1"
-        length = "" if name == stock else str(models[name].rollout_buffer.sequence_length)
+        length = getattr(models[name].rollout_buffer, "sequence_length", "")
         print(f"| {world} | {name} | {length} | {spread} | {rate:,.0f} | {stored[name] / stored[stock]:.2f} |", flush=True)
 
 

@@ -144,6 +144,8 @@ def test_gtrxl_attends_only_to_what_there_was():
         assert seen[..., : t + 1].all()  # now, one step ago ...
         assert not seen[..., t + 1 :].any()
     torch.testing.assert_close(looks["attention"].sum(-1), torch.ones(6, 1, 2, 2))
+    assert looks["attention_gate"].shape == looks["mlp_gate"].shape == (6, 1, 2, 32)
+    assert looks["mlp_gate"].mean() < 0.3  # of the new: a layer begins near the identity
 
 
 def test_gtrxl_equals_its_equations():

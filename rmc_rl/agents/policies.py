@@ -77,7 +77,8 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
     :param share_features_extractor: If True, actor and critic share the features extractor
     :param normalize_images: Whether to divide images by 255
     :param optimizer_class: The optimizer to use, ``torch.optim.Adam`` by default
-    :param optimizer_kwargs: Additional keyword arguments, excluding the learning rate, to pass to the optimizer
+    :param optimizer_kwargs: Additional keyword arguments, excluding the learning rate, to pass to the optimizer. Default for
+        Adam: eps 1e-5, as in SB3, and torch's fused kernel
     :raises UsageError: for an unknown core, core argument or critic, a value that breaks the core's rules, a shared
         critic with two features extractors, or a discrete space that does not start from 0
     """
@@ -120,6 +121,8 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
         for size in encoder or ():
             require_whole("each size in encoder", size)
         self._core_arguments = CoreArguments(core, dict(core_kwargs or {}), critic, list(encoder or ()))
+        if optimizer_class is torch.optim.Adam:
+            optimizer_kwargs = dict(eps=1e-5, fused=True) | (optimizer_kwargs or {})
         # Not RecurrentActorCriticPolicy's, which would build LSTMs
         super(RecurrentActorCriticPolicy, self).__init__(
             observation_space,

@@ -9,6 +9,7 @@ size, ``D = H V`` width.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -28,12 +29,13 @@ class _Gate(nn.Module):
         self.candidate = nn.Linear(width, width, bias=False)
         self.bias = nn.Parameter(torch.full((width,), float(bias)))
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """What goes on, and the gate: the share of the new in it."""
         y_reset, y_update, y_new = self.from_y(y).chunk(3, dim=-1)
         x_reset, x_update = self.from_x(x).chunk(2, dim=-1)
         update = torch.sigmoid(y_update + x_update - self.bias)
         new = torch.tanh(y_new + self.candidate(torch.sigmoid(y_reset + x_reset) * x))
-        return (1 - update) * x + update * new
+        return (1 - update) * x + update * new, update
 
 
 class _Layer(nn.Module):
@@ -52,7 +54,7 @@ class _Layer(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, mlp_size), nn.ReLU(), nn.Linear(mlp_size, width))
         self.attention_gate, self.mlp_gate = _Gate(width, gate_bias), _Gate(width, gate_bias)
 
-    def forward(self, x: Tensor, memory: Tensor, codes: Tensor, ago: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, memory: Tensor, codes: Tensor, ago: Tensor, seen: Tensor) -> tuple[Tensor, ...]:
         """
         A sequence.
 
@@ -61,7 +63,7 @@ class _Layer(nn.Module):
         :param codes: of how many steps ago, ``(M + 1, D)``
         :param ago: how many steps ago each key is, from each query, ``(T, M + T)``, cut to 0 ... M
         :param seen: whether a query may see a key, ``(B, 1, T, M + T)`` bool
-        :return: ``(B, T, D)`` and attention weights ``(B, H, T, M + T)``
+        :return: ``(B, T, D)``, attention weights ``(B, H, T, M + T)``, and the gates after attention and MLP, ``(B, T, D)``
         """
         query = self._heads(self.query(self.attention_norm(x)))  # (B, H, T, V)
         key, value = (
@@ -74,8 +76,9 @@ class _Layer(nn.Module):
         scores = ((content + position) * self.head_size**-0.5).masked_fill(~seen, -torch.inf)
         weights = torch.softmax(scores, dim=-1)
         read = self.out((weights @ value).transpose(1, 2).flatten(2))  # (B, H, T, V) -> (B, T, D)
-        x = self.attention_gate(x, torch.relu(read))
-        return self.mlp_gate(x, torch.relu(self.mlp(self.mlp_norm(x)))), weights
+        x, attention_gate = self.attention_gate(x, torch.relu(read))
+        x, mlp_gate = self.mlp_gate(x, torch.relu(self.mlp(self.mlp_norm(x))))
+        return x, weights, attention_gate, mlp_gate
 
     def _heads(self, x: Tensor) -> Tensor:
         """``(..., T, D)`` -> ``(..., H, T, V)``."""
@@ -99,7 +102,8 @@ class GTrXL(Core):
     The state is the window of each layer and the number of steps in it: ``L M D + 1`` numbers, far more than other cores have.
     Steps of an earlier episode are not seen. A sequence is computed at once, layer by layer.
 
-    :meth:`inspect` shows ``attention`` ``(T, B, L, H, M + 1)``: over this step, one step ago, ... ``M`` steps ago.
+    :meth:`inspect` shows ``attention`` ``(T, B, L, H, M + 1)``, over this step, one step ago, ... ``M`` steps ago, and the gates
+    :math:`z`, ``attention_gate`` and ``mlp_gate`` ``(T, B, L, D)``.
 
     Differences from the paper:
 
@@ -165,14 +169,23 @@ class GTrXL(Core):
         seen = ((ago >= 0) & (ago <= known.unsqueeze(-1))).unsqueeze(1)  # (B, 1, T, M + T)
 
         x = self.embedding(inputs).transpose(0, 1)  # (T, B, D) -> (B, T, D)
-        after, attention = [], []
+        after, looks = [], []
         for index, layer in enumerate(self.layers):
             after.append(torch.cat([windows[:, index], x], dim=1)[:, -length:])
-            x, weights = layer(x, windows[:, index], self.codes, ago.clamp(0, length), seen)
-            attention.append(weights)
-        if self._looks is not None:  # of the last step, from now back in time
-            self.show("attention", torch.stack([weights[:, :, -1, -length - 1 :].flip(-1) for weights in attention], dim=1))
+            x, *shown = layer(x, windows[:, index], self.codes, ago.clamp(0, length), seen)
+            looks.append(shown)
+        if self._looks is not None:
+            self._show_last_step(*zip(*looks, strict=True))
         filled = (known[:, -1] + 1).clamp(max=length)  # (B,)
         kept = steps[:length] >= length - filled.unsqueeze(1)  # (B, M)
         after = [torch.where(kept.unsqueeze(-1), window, 0).flatten(1) for window in after]
         return x.transpose(0, 1), torch.cat([*after, filled.unsqueeze(1).to(x.dtype)], dim=1)
+
+    def _show_last_step(
+        self, attention: Sequence[Tensor], attention_gates: Sequence[Tensor], mlp_gates: Sequence[Tensor]
+    ) -> None:
+        """Show what the layers did at the last step of a sequence: attention from now back in time, and gates."""
+        weights = torch.stack(attention, dim=1)  # (B, L, H, T, M + T)
+        self.show("attention", weights[..., -1, -self.memory_length - 1 :].flip(-1))
+        self.show("attention_gate", torch.stack(attention_gates, dim=1)[:, :, -1])
+        self.show("mlp_gate", torch.stack(mlp_gates, dim=1)[:, :, -1])
