@@ -9,7 +9,6 @@ size, ``D = H V`` width.
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -102,8 +101,8 @@ class GTrXL(Core):
     The state is the window of each layer and the number of steps in it: ``L M D + 1`` numbers, far more than other cores have.
     Steps of an earlier episode are not seen. A sequence is computed at once, layer by layer.
 
-    :meth:`inspect` shows ``attention`` ``(T, B, L, H, M + 1)``, over this step, one step ago, ... ``M`` steps ago, and the gates
-    :math:`z`, ``attention_gate`` and ``mlp_gate`` ``(T, B, L, D)``.
+    :meth:`inspect` shows ``attention`` ``(T, B, L, H, M + 1)``, over this step, one step ago, ... ``M`` steps ago, and the
+    gates :math:`z`, ``attention_gate`` and ``mlp_gate`` ``(T, B, L, D)``.
 
     Differences from the paper:
 
@@ -182,7 +181,7 @@ class GTrXL(Core):
         return x.transpose(0, 1), torch.cat([*after, filled.unsqueeze(1).to(x.dtype)], dim=1)
 
     def _show_last_step(
-        self, attention: Sequence[Tensor], attention_gates: Sequence[Tensor], mlp_gates: Sequence[Tensor]
+        self, attention: tuple[Tensor, ...], attention_gates: tuple[Tensor, ...], mlp_gates: tuple[Tensor, ...]
     ) -> None:
         """Show what the layers did at the last step of a sequence: attention from now back in time, and gates."""
         weights = torch.stack(attention, dim=1)  # (B, L, H, T, M + T)
