@@ -101,6 +101,8 @@ RULES: dict[str, Rule] = {
     "seed": _whole(0),
     "checkpoint_every": _or_null(_whole(1)),
     "policy.encoder": (_is_layers, "null or sizes of layers, as in [64]"),
+    "policy.channels_last": _TRUTH,
+    "policy.amp": (lambda v: v in (None, "bf16"), "bf16 or null"),
     "policy.net_arch": (_is_net_arch, "null, sizes of layers as [64, 64], or {pi: [64], vf: [64]}"),
     "policy.ortho_init": _TRUTH,
     "policy.log_std_init": _number(-np.inf),

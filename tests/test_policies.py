@@ -351,6 +351,8 @@ def test_a_core_of_ones_own():
         (dict(core_kwargs=dict(num_slot=3)), "unknown argument of core RMC 'num_slot'; did you mean 'num_slots'"),
         (dict(core_kwargs=dict(num_slots=0)), "num_slots must be a whole number of at least 1, got 0"),
         (dict(encoder=[64, 0]), "each size in encoder must be a whole number of at least 1, got 0"),
+        (dict(amp="fp8"), "amp must be 'bf16' or None, got 'fp8'"),
+        (dict(channels_last=1), "channels_last must be true or false, got 1"),
         (dict(critic="share"), "unknown critic 'share'; did you mean 'shared'"),
     ],
 )
@@ -406,6 +408,36 @@ def test_both_losses_train_a_shared_core():
         values, log_prob, _ = policy.evaluate_actions(torch.randn(2, 3), torch.zeros(2), states, starts)
         (values if part == "values" else log_prob).sum().backward()
         assert all(parameter.grad.abs().max() > 0 for parameter in policy.core.parameters()), part
+
+
+@pytest.mark.parametrize("share_features_extractor", [True, False])
+def test_half_precision_of_the_features(share_features_extractor, tmp_path):
+    policy, space = OBSERVATIONS["image"]
+    kwargs = SMALL | dict(critic="separate", share_features_extractor=share_features_extractor)
+    half = agent(echo(space), policy, kwargs | dict(amp="bf16"))
+    full = agent(echo(space), policy, kwargs).policy
+    full.load_state_dict(half.policy.state_dict())
+    obs, starts = torch.randint(0, 255, (2, 1, 40, 40), dtype=torch.uint8), torch.ones(2)
+    states = full.initial_states(2)
+    for one, other in zip(half.policy(obs, states, starts, True)[1:3], full(obs, states, starts, True)[1:3], strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0.05)
+        assert not one.equal(other)
+        assert one.dtype == torch.float32
+    values = half.policy.predict_values(obs, states.vf, starts)
+    torch.testing.assert_close(values, half.policy(obs, states, starts)[1], rtol=0, atol=1e-6)
+    half.learn(64).save(tmp_path / "model")
+    assert RecurrentPPO.load(tmp_path / "model", device="cpu").policy.amp is torch.bfloat16
+
+
+def test_channels_last_changes_nothing_but_the_order():
+    policy, space = OBSERVATIONS["image"]
+    last, first = (agent(echo(space), policy, SMALL | dict(channels_last=order)).policy for order in (True, False))
+    convolutions = [p.features_extractor.cnn[2].weight for p in (last, first)]
+    assert [w.is_contiguous(memory_format=torch.channels_last) for w in convolutions] == [True, False]
+    assert convolutions[0].equal(convolutions[1])
+    obs, starts = torch.randint(0, 255, (2, 1, 40, 40), dtype=torch.uint8), torch.ones(2)
+    values = [p.predict_values(obs, p.initial_states(2).vf, starts) for p in (last, first)]
+    torch.testing.assert_close(*values, rtol=0, atol=1e-5)
 
 
 def test_orthogonal_initialisation_leaves_the_core_alone():
