@@ -104,11 +104,12 @@ def say(text: str = "") -> None:
     print(text, flush=True)
 
 
-def find_device(name: object) -> torch.device:
+def find_device(name: object, key: str = "device") -> torch.device:
     """
     The device a configuration names.
 
     :param name: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1" ...
+    :param key: what it is called in the configuration
     :raises UsageError: for an unknown device or one that this machine lacks
     """
     count = torch.cuda.device_count()
@@ -117,7 +118,7 @@ def find_device(name: object) -> torch.device:
     present = ["auto", "cpu", *(["cuda"] if count else []), *(f"cuda:{index}" for index in range(count))]
     if torch.backends.mps.is_available():
         present.append("mps")
-    require(name in present, f"device must be one this machine has ({', '.join(present)})", name)
+    require(name in present, f"{key} must be one this machine has ({', '.join(present)})", name)
     return torch.device(str(name))
 
 

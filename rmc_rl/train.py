@@ -168,6 +168,7 @@ def make_model(config: DictConfig) -> sb3_contrib.RecurrentPPO:
         seed=config.seed,
         env_kwargs=env_kwargs,
         processes=config.processes,
+        device=find_device(config.env_device, "env_device"),
         previous_action_reward=policy_arguments.pop("previous_action_reward"),
     )
     actions = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)

@@ -282,6 +282,7 @@ MISTAKES = {
     "seed=-1": "seed must be a whole number of at least 0, got -1",
     "processes=yes_please": "processes must be true or false, got 'yes_please'",
     "device=cuda:99": "device must be one this machine has (auto, cpu",
+    "env_device=moon": "env_device must be one this machine has (auto, cpu",
     "env_kwargs.dealy=3": "unknown keyword of rmc_rl/Copy-v0 'dealy'; did you mean 'delay'?",
     "env_kwargs.delay=0": "delay must be a whole number of at least 1, got 0",
     "env_kwargs=3": "env_kwargs must hold keys, as in env_kwargs.key=value, got 3",

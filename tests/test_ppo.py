@@ -12,11 +12,13 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecNormalize
 from test_policies import ACTIONS, OBSERVATIONS, SMALL, VECTOR, Echo, echo
 
-from rmc_rl import MlpMemoryPolicy, RecurrentPPO, make_vec
+from rmc_rl import CoreScalars, MlpMemoryPolicy, RecurrentPPO, make_vec
 from rmc_rl.agents.buffers import SequenceBuffer, pack
 from rmc_rl.agents.cores import core_names
 from rmc_rl.agents.policies import CRITICS
+from rmc_rl.envs.copy import CopyWorld
 from rmc_rl.envs.previous import PreviousActionReward
+from rmc_rl.envs.same_step import SameStepVecEnv
 from rmc_rl.errors import UsageError
 
 
@@ -446,3 +448,65 @@ def test_previous_action_and_reward_beside_other_keys():
     agent(env, OBSERVATIONS["Dict"][0]).learn(64)
     with pytest.raises(UsageError, match="observations must not have a key 'previous' yet"):
         PreviousActionReward(env)
+
+
+# Worlds that stay on the device
+
+
+class Short(CopyWorld):
+    """Cuts episodes off after 4 steps."""
+
+    truncates = True
+
+    def _begin(self, rows):
+        super()._begin(rows)
+        self.age = torch.where(rows, 0, getattr(self, "age", torch.zeros(self.num_envs)))
+
+    def _advance(self, actions):
+        rewards, terminated, _ = super()._advance(actions)
+        self.age = self.age + 1
+        return rewards + 0.5, terminated, (self.age == 4) & ~terminated
+
+
+@pytest.mark.parametrize("world", [CopyWorld, Short])
+def test_a_rollout_on_the_device_equals_one_through_the_host(world, monkeypatch):
+    found = []
+    for on_device in (False, True):
+        monkeypatch.setattr(SameStepVecEnv, "on_device", on_device)  # here, the device is the CPU
+        env = SameStepVecEnv(world(3, n_symbols=2, length=1, delay=3))
+        env.seed(0)
+        model = agent(env, batch_size=48)
+        step, steps = env.step_async, []
+        env.step_async = lambda actions, step=step, steps=steps: steps.append(actions) or step(actions)
+        model.learn(48)
+        buffer = rollout(model)
+        assert bool(steps) != on_device
+        names = ("observations", "actions", "rewards", "starts", "values", "log_probs", "advantages")
+        numbers = {name: getattr(buffer, name).clone() for name in names}
+        found.append((numbers, [(info["r"], info["l"]) for info in model.ep_info_buffer]))
+    (host, host_episodes), (device, device_episodes) = found
+    for name, numbers in host.items():
+        torch.testing.assert_close(device[name], numbers, rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    assert len(host_episodes) >= 12
+    np.testing.assert_allclose(device_episodes, host_episodes)
+
+
+def test_a_wrapped_world_goes_through_the_host(monkeypatch):
+    monkeypatch.setattr(SameStepVecEnv, "on_device", True)
+    env = VecNormalize(make_vec("rmc_rl/Copy-v0", 2, seed=0), norm_obs=False)
+    rewards = rollout(agent(env)).rewards
+    assert rewards.max() != 1
+    assert env.ret_rms.count > 1
+
+
+def test_only_our_worlds_live_on_another_device():
+    with pytest.raises(UsageError, match="device must be cpu for CartPole-v1, which is no world of rmc_rl"):
+        make_vec("CartPole-v1", device="cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_training_on_a_cuda_device():
+    env = make_vec("rmc_rl/Copy-v0", 16, seed=0, env_kwargs=dict(n_symbols=2, length=1, delay=2), device="cuda")
+    model = agent(env, device="cuda").learn(1024, callback=CoreScalars())
+    assert model.rollout_buffer.observations.is_cuda
+    assert len(model.ep_info_buffer) > 0

@@ -19,7 +19,7 @@ from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.utils import FloatSchedule, explained_variance, obs_as_tensor
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from torch import Tensor
 
 from rmc_rl.agents.buffers import SequenceBuffer
@@ -45,6 +45,8 @@ class RecurrentPPO(sb3_contrib.RecurrentPPO):
     * Episodes that a time limit ends are bootstrapped with the value of their last observation in batches, once per rollout;
       there, in a call for each.
     * With gSDE and squashed output actions are scaled to the action space, as in SB3's PPO; there they are not.
+    * Worlds of ``rmc_rl/*`` that live on a GPU (``make_vec(..., device="cuda")``) are stepped there: nothing leaves it during
+      a rollout, and callbacks get no infos. Other environments cost one exchange per step, of actions for observations.
     * Environments with ``action_masks()`` have invalid actions masked, as in ``sb3_contrib.MaskablePPO``.
 
     What decides whether memory is learned, and where it is done:
@@ -163,6 +165,8 @@ class RecurrentPPO(sb3_contrib.RecurrentPPO):
             self.policy.reset_noise(env.num_envs)
         callback.on_rollout_start()
 
+        # a wrapper would have to see each step
+        on_device = not isinstance(env, VecEnvWrapper) and getattr(env, "on_device", False)
         lstm_states, masks = self._last_lstm_states, None
         assert self._last_episode_starts is not None
         all_rewards = np.zeros((n_rollout_steps, env.num_envs), dtype=np.float32)
@@ -181,39 +185,55 @@ class RecurrentPPO(sb3_contrib.RecurrentPPO):
                 )
             rollout_buffer.actions[step], rollout_buffer.values[step] = actions, values.flatten()
             rollout_buffer.log_probs[step] = log_probs
-            actions = actions.cpu().numpy()
-            clipped_actions = actions
-            if isinstance(self.action_space, spaces.Box):
-                if self.policy.squash_output:
-                    clipped_actions = self.policy.unscale_action(actions)
-                else:
-                    clipped_actions = np.clip(actions, self.action_space.low, self.action_space.high)
 
-            new_obs, rewards, dones, infos = env.step(clipped_actions)
+            infos: list[dict[str, Any]] = []
+            if on_device:
+                new_obs, rewards, dones, truncated, last_obs = env.step_on_device(actions)  # type: ignore[attr-defined]
+                if truncated is not None:
+                    with torch.no_grad():
+                        last_values = self.policy.predict_values(last_obs, lstm_states.vf, torch.zeros_like(rewards))
+                    rewards = rewards + self.gamma * last_values.flatten() * truncated
+                rollout_buffer.rewards[step] = rewards
+            else:
+                actions = actions.cpu().numpy()
+                clipped_actions = self._for_env(actions)
+                new_obs, rewards, dones, infos = env.step(clipped_actions)
+                all_rewards[step] = rewards
 
             self.num_timesteps += env.num_envs
             callback.update_locals(locals())
             if not callback.on_step():
                 return False
-            self._update_info_buffer(infos, dones)
+            self._update_info_buffer(infos)
 
-            for index in np.flatnonzero(dones).tolist():
+            for index in np.flatnonzero(dones).tolist() if infos else ():
                 info = infos[index]
                 if info.get("TimeLimit.truncated", False) and info.get("terminal_observation") is not None:
                     state = tuple(half[:, index] for half in lstm_states.vf)
                     cut_off.append((step, index, info["terminal_observation"], state))
-            all_rewards[step] = rewards
-            self._last_obs, self._last_episode_starts, self._last_lstm_states = new_obs, dones, lstm_states  # type: ignore[assignment]
+            self._last_obs, self._last_episode_starts, self._last_lstm_states = new_obs, dones, lstm_states
 
-        self._bootstrap(all_rewards, cut_off)
-        rollout_buffer.rewards.copy_(torch.from_numpy(all_rewards))
+        if on_device:
+            self._update_info_buffer(env.ended_on_device())  # type: ignore[attr-defined]
+        else:
+            self._bootstrap(all_rewards, cut_off)
+            rollout_buffer.rewards.copy_(torch.from_numpy(all_rewards))
+            new_obs = obs_as_tensor(new_obs, self.device)
         with torch.no_grad():
             starts = torch.as_tensor(dones, dtype=torch.float32, device=self.device)
-            last_values = self.policy.predict_values(obs_as_tensor(new_obs, self.device), lstm_states.vf, starts)  # type: ignore[arg-type]
+            last_values = self.policy.predict_values(new_obs, lstm_states.vf, starts)
         rollout_buffer.compute_advantages(last_values.flatten(), dones, self.gamma, self.gae_lambda)
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    def _for_env(self, actions: np.ndarray) -> np.ndarray:
+        """Actions within the bounds of the action space."""
+        if not isinstance(self.action_space, spaces.Box):
+            return actions
+        squashed = self.policy.squash_output
+        within: np.ndarray = np.clip(actions, self.action_space.low, self.action_space.high)
+        return self.policy.unscale_action(actions) if squashed else within
 
     @torch.no_grad()
     def _bootstrap(self, rewards: np.ndarray, cut_off: list[tuple[int, int, Any, tuple[Tensor, ...]]]) -> None:

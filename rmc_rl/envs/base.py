@@ -38,6 +38,8 @@ class BatchedWorld(VectorEnv[Tensor, Tensor | np.ndarray, Tensor], ABC):
     :raises UsageError: for ``num_envs`` below 1 or an unknown render mode
     """
 
+    truncates: ClassVar[bool] = False  # whether episodes may be truncated
+
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": [], "render_fps": 4}
 
     def __init__(

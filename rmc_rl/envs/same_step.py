@@ -46,6 +46,8 @@ class SameStepVecEnv(VecEnv):
         self.returns = np.zeros(vector.num_envs)
         self.lengths = np.zeros(vector.num_envs, dtype=int)
         self.started = time.time()
+        self._so_far: torch.Tensor | None = None
+        self._ended: list[tuple[torch.Tensor, torch.Tensor]] = []
         super().__init__(vector.num_envs, vector.single_observation_space, vector.single_action_space)
 
     def observation(self, observation: Any) -> VecEnvObs:
@@ -76,6 +78,7 @@ class SameStepVecEnv(VecEnv):
         self._reset_seeds()
         self._reset_options()
         self.returns[:], self.lengths[:] = 0, 0
+        self._so_far = None
         return self.observation(observation)
 
     def step_async(self, actions: np.ndarray) -> None:
@@ -104,6 +107,43 @@ class SameStepVecEnv(VecEnv):
                     }
                     self.returns[index], self.lengths[index] = 0, 0
         return observations, self.reward(rewards), dones, infos
+
+    @property
+    def on_device(self) -> bool:
+        """Whether the copies live on a device other than the CPU, so that a step need not leave it."""
+        return getattr(self.vector, "device", torch.device("cpu")).type != "cpu"
+
+    def step_on_device(
+        self, actions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, Any]:
+        """
+        A step of a :class:`~rmc_rl.envs.base.BatchedWorld` without leaving its device, and so without infos.
+
+        :param actions: ``(N, *action_shape)``
+        :return: observations, rewards ``(N,)``, dones ``(N,)``, and of a world that truncates episodes which ones it did
+            ``(N,)`` and the observations they ended with; of another None and None
+        """
+        observations, rewards, terminated, truncated, info = self.vector.step(actions)
+        dones = terminated | truncated
+        # returns and lengths so far, (2, N)
+        so_far = torch.stack([rewards, torch.ones_like(rewards)]) + (0 if self._so_far is None else self._so_far)
+        self._ended.append((dones, so_far))
+        self._so_far = torch.where(dones, 0, so_far)
+        if not getattr(self.vector, "truncates", True):
+            return observations, rewards, dones, None, None
+        return observations, rewards, dones, truncated & ~terminated, info.get("final_obs", observations)
+
+    def ended_on_device(self) -> list[dict[str, Any]]:
+        """
+        The episodes that ended since the last call, brought to the CPU at once.
+
+        :return: an info with ``episode`` for each, as SB3's ``Monitor`` gives it
+        """
+        dones, so_far = (torch.stack(parts).cpu().numpy() for parts in zip(*self._ended, strict=True))
+        self._ended.clear()
+        seconds = round(time.time() - self.started, 6)
+        ends = zip(so_far[:, 0][dones].tolist(), so_far[:, 1][dones].tolist(), strict=True)
+        return [{"episode": {"r": r, "l": int(length), "t": seconds}} for r, length in ends]
 
     def close(self) -> None:
         self.vector.close()

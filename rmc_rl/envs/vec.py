@@ -88,6 +88,8 @@ def make_vec(
         require_whole("seed", seed, at_least=0)
         require(seed <= MOST_SEED - n_envs, f"seed must be at most {MOST_SEED} less n_envs", seed)
     spec, keywords, kind = find_spec(env_id), dict(env_kwargs or {}), f"keyword of {env_id}"
+    on_cpu = torch.device(device).type == "cpu"
+    require(on_cpu or spec.id in WORLDS, f"device must be cpu for {env_id}, which is no world of rmc_rl/*", str(device))
     vec_env: VecEnv
     if is_atari(spec):
         check_keywords(kind, AtariVecEnv.__init__, keywords, given=_ATARI_GIVEN)
