@@ -92,12 +92,14 @@ def contenders(world: str, sequence_length: int | None) -> dict[str, Maker]:
     stock_policy = "CnnLstmPolicy" if pong else "MlpLstmPolicy"
     lstm = dict(core="lstm", core_kwargs=dict(width=256))
     rmc = {size: dict(core="rmc", core_kwargs=dict(num_slots=4, num_heads=4, head_size=size // 4)) for size in (64, 128)}
+    half = {"LSTM (256), amp=bf16": ours(amp="bf16", **lstm)} if pong else {}
     return {
         "stock, two LSTM (256)": lambda device: sb3_contrib.RecurrentPPO(stock_policy, env(), device=device, **arguments),
         "LSTM (256)": ours(**lstm),
         "LSTM (256), critic=separate": ours(critic="separate", **lstm),
         "RMC (width 64)": ours(**rmc[64]),
         "RMC (width 128)": ours(**rmc[128]),
+        **half,
     }
 
 
