@@ -210,7 +210,7 @@ def test_what_is_looked_at_is_what_the_policy_acted_on(algorithm, monkeypatch):
             (acted if self._looks is None else looked).append(state.clone())
             return self.weight * state, state
 
-    monkeypatch.setattr("rmc_rl.agents.callbacks.MOST_LOOKS", 3)
+    monkeypatch.setattr("rmc_rl.agents.callbacks.LOOKS", 3)
     model = agent(policy_kwargs=dict(core=Count), algorithm=algorithm, n_epochs=1)
     model.policy.critic_core = None
     model.learn(32, callback=CoreScalars())

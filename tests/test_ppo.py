@@ -312,6 +312,17 @@ def test_same_seed_same_numbers():
         assert weight.equal(second.policy.state_dict()[name]), name
 
 
+def test_successes_are_counted():
+    class Success(Echo):
+        def step(self, action):
+            observation, reward, terminated, truncated, info = super().step(action)
+            return observation, reward, terminated, truncated, info | dict(is_success=terminated)
+
+    model = agent(make_vec_env(lambda: Success(VECTOR, ACTIONS["Discrete"]), 2)).learn(64)
+    assert len(model.ep_success_buffer) == len(model.ep_info_buffer) == 8
+    assert sum(model.ep_success_buffer) == 4  # every other episode of Echo is cut off
+
+
 def test_a_callback_can_end_training():
     model = agent()
     model.learn(640, callback=lambda local, _: local["self"].num_timesteps < 40)
@@ -408,6 +419,13 @@ def test_masked_actions_are_evaluated_with_their_masks():
     )
     torch.testing.assert_close(log_prob, batch.old_log_prob, rtol=0, atol=1e-5)
     assert (entropy <= np.log(2) + 1e-6).all()  # two of three are left
+
+
+def test_masks_of_an_environment_set_later(tmp_path):
+    agent(echo()).save(tmp_path / "model")
+    model = RecurrentPPO.load(tmp_path / "model", device="cpu")
+    model.set_env(make_vec_env(lambda: Masked(VECTOR, ACTIONS["Discrete"]), 2))
+    model.learn(64)  # Masked refuses invalid actions
 
 
 def test_masks_need_discrete_actions():

@@ -7,8 +7,7 @@ from rmc_rl.agents.cores import scalars
 from rmc_rl.agents.policies import MlpMemoryPolicy
 from rmc_rl.errors import require
 
-STEPS_LOOKED_AT = 256  # of a rollout, those of all environments: the mean of so many numbers in [0, 1] is known to about 0.03
-MOST_LOOKS = 8  # times per rollout; each costs a step of the core
+LOOKS = 8  # steps of a rollout; each costs a step of the core
 
 
 class CoreScalars(BaseCallback):
@@ -26,9 +25,8 @@ class CoreScalars(BaseCallback):
         require(isinstance(policy, MlpMemoryPolicy), "CoreScalars needs a policy with a core", type(policy).__name__)
 
     def _on_rollout_start(self) -> None:
-        n_steps, n_envs = self.model.n_steps, self.training_env.num_envs  # type: ignore[attr-defined]
-        looks = min(MOST_LOOKS, -(-STEPS_LOOKED_AT // n_envs))
-        self.chosen = set(np.random.default_rng(self.num_timesteps).permutation(n_steps)[:looks].tolist())
+        n_steps = self.model.n_steps  # type: ignore[attr-defined]
+        self.chosen = set(np.random.default_rng(self.num_timesteps).permutation(n_steps)[:LOOKS].tolist())
         self.step = 0
         self.found: dict[str, list[float]] = {}
 

@@ -18,6 +18,7 @@ from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_suppo
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import FloatSchedule, explained_variance, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from torch import Tensor
@@ -102,7 +103,25 @@ class RecurrentPPO(sb3_contrib.RecurrentPPO):
         ).to(self.device)
         with torch.no_grad():
             self._last_lstm_states = self.policy.initial_states(self.n_envs)
-        self.rollout_buffer = SequenceBuffer(
+        self.rollout_buffer = self._make_buffer()
+        self.clip_range = FloatSchedule(self.clip_range)
+        if self.clip_range_vf is not None:
+            if isinstance(self.clip_range_vf, int | float):
+                require(self.clip_range_vf > 0, "clip_range_vf must be above 0, or None", self.clip_range_vf)
+            self.clip_range_vf = FloatSchedule(self.clip_range_vf)
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """
+        Train in another environment from now on; see SB3's ``set_env``.
+
+        :param env: the environment, with the same spaces and number of copies
+        :param force_reset: whether the next ``learn`` resets it
+        """
+        super().set_env(env, force_reset)
+        self.rollout_buffer = self._make_buffer()  # it may have action masks where the other had none
+
+    def _make_buffer(self) -> SequenceBuffer:
+        return SequenceBuffer(
             self.n_steps,
             self.n_envs,
             self._sequence_length(),
@@ -112,11 +131,6 @@ class RecurrentPPO(sb3_contrib.RecurrentPPO):
             self._num_masked(),
             self.device,
         )
-        self.clip_range = FloatSchedule(self.clip_range)
-        if self.clip_range_vf is not None:
-            if isinstance(self.clip_range_vf, int | float):
-                require(self.clip_range_vf > 0, "clip_range_vf must be above 0, or None", self.clip_range_vf)
-            self.clip_range_vf = FloatSchedule(self.clip_range_vf)
 
     def _sequence_length(self) -> int:
         """The length of training sequences, checked."""
@@ -204,7 +218,7 @@ class RecurrentPPO(sb3_contrib.RecurrentPPO):
             callback.update_locals(locals())
             if not callback.on_step():
                 return False
-            self._update_info_buffer(infos)
+            self._update_info_buffer(infos, dones)  # where there are infos, dones are an array
 
             for index in np.flatnonzero(dones).tolist() if infos else ():
                 info = infos[index]
@@ -214,7 +228,8 @@ class RecurrentPPO(sb3_contrib.RecurrentPPO):
             self._last_obs, self._last_episode_starts, self._last_lstm_states = new_obs, dones, lstm_states
 
         if on_device:
-            self._update_info_buffer(env.ended_on_device())  # type: ignore[attr-defined]
+            ended = env.ended_on_device()  # type: ignore[attr-defined]
+            self._update_info_buffer(ended, np.ones(len(ended), dtype=bool))
         else:
             self._bootstrap(all_rewards, cut_off)
             rollout_buffer.rewards.copy_(torch.from_numpy(all_rewards))
