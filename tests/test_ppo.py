@@ -184,7 +184,7 @@ def test_an_update_equals_that_of_the_stock_class(kwargs, monkeypatch):
     weights, logs = [], []
     for algorithm in ALGORITHMS:
         env = make_vec_env(lambda: Endless(VECTOR, ACTIONS["Box"]), 3)
-        model = agent(env, batch_size=48, n_epochs=1, algorithm=algorithm, learning_rate=1e-2, **kwargs)
+        model = agent(env, batch_size=48, n_epochs=3, algorithm=algorithm, learning_rate=1e-2, **kwargs)
         with monkeypatch.context() as patch:
             # where it begins its minibatch is drawn at random there, which cuts a sequence in two
             patch.setattr(np.random, "randint", lambda *_: 0)
@@ -194,6 +194,7 @@ def test_an_update_equals_that_of_the_stock_class(kwargs, monkeypatch):
     for name, weight in weights[0].items():
         torch.testing.assert_close(weight, weights[1][name], rtol=0, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
     assert logs[0].keys() == logs[1].keys()
+    assert logs[0]["train/clip_fraction"] > 0.1  # so clipping makes a difference
     for name, value in logs[0].items():
         assert value == pytest.approx(logs[1][name], abs=1e-4), name
 
@@ -419,6 +420,9 @@ def test_masked_actions_are_evaluated_with_their_masks():
     )
     torch.testing.assert_close(log_prob, batch.old_log_prob, rtol=0, atol=1e-5)
     assert (entropy <= np.log(2) + 1e-6).all()  # two of three are left
+    model.n_epochs = 1
+    model.train()
+    assert model.logger.name_to_value["train/approx_kl"] == pytest.approx(0, abs=1e-6)  # in the first minibatch, the only one
 
 
 def test_masks_of_an_environment_set_later(tmp_path):
