@@ -184,6 +184,8 @@ def make_model(config: DictConfig) -> sb3_contrib.RecurrentPPO:
     policy_kwargs = dict(core=core, core_kwargs=core_kwargs, **policy_arguments)
     algo = _plain(config.algo)
     algorithm = ALGORITHMS[algo.pop("name")]
+    if config.algo.name == "stock":
+        algo.pop("sequence_length", None)
     if algo.pop("learning_rate_schedule") == "linear":
         algo["learning_rate"] = LinearSchedule(algo["learning_rate"], 0.0, 1.0)
 

@@ -23,6 +23,7 @@ from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.logger import configure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import rmc_rl
 from rmc_rl import __version__, evaluate, train
 from rmc_rl.agents.buffers import SequenceBuffer
 from rmc_rl.agents.cores import base
@@ -207,14 +208,33 @@ def test_the_same_seed_gives_the_same_numbers(call):
     assert not all(one[name].equal(by_seed["2"][name]) for name in one)
 
 
-def test_atari_by_its_id(call):
-    arguments = ["env=ALE/Pong-v5", "core=memoryless", "n_envs=2", "algo.n_steps=8", "algo.batch_size=8", "device=cpu"]
-    status, out, err = call(train, *arguments, "total_timesteps=32", "algo.n_epochs=1")
+@pytest.mark.parametrize("algo", ["ppo", "stock"])
+def test_atari_by_its_id(call, algo):
+    arguments = ["env=ALE/Pong-v5", "core=memoryless", "n_envs=2", "algo.n_steps=32", "algo.batch_size=32", "device=cpu"]
+    status, out, err = call(train, *arguments, "total_timesteps=64", "algo.n_epochs=1", f"algo={algo}")
     assert status == 0, err
     assert "learning_rate: 0.00025" in out  # Atari's own default
     model = RecurrentPPO.load(only_run("memoryless", "ALE-Pong-v5").model_path())
     assert model.observation_space.shape == (1, 84, 84)  # no frame stack
     assert type(model.policy).__name__ == "CnnMemoryPolicy"
+
+
+def test_the_stock_algorithm(call, monkeypatch):
+    made = []
+    for name, algorithm in train.ALGORITHMS.items():
+        monkeypatch.setitem(
+            train.ALGORITHMS, name, lambda *a, algorithm=algorithm, **k: made.append(algorithm) or algorithm(*a, **k)
+        )
+        schedule = "algo.learning_rate_schedule=linear"
+        status, _, err = call(train, *TINY, "total_timesteps=176", f"algo={name}", schedule, "algo.learning_rate=0.1")
+        assert status == 0, err
+    assert made == [rmc_rl.RecurrentPPO, RecurrentPPO]
+    for path in Path("runs", "rmc_rl-Copy-v0", "rmc").iterdir():
+        with open(path / "progress.csv") as file:
+            rates = [float(row["train/learning_rate"]) for row in csv.DictReader(file) if row["train/learning_rate"]]
+        assert rates == [pytest.approx(0.05)]  # after the first of two updates; the second's is 0 and not yet written
+    status, _, err = call(train, "algo=stock", "algo.sequence_length=8")
+    assert (status, err.startswith("error: unknown key of algo 'sequence_length'")) == (2, True)
 
 
 def test_numbers_as_people_write_them(call):
