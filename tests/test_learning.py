@@ -62,12 +62,14 @@ def test_three_symbols_over_eight_steps(core):
 @pytest.mark.parametrize("env", ["rmc_rl/Copy-v0", "Pendulum-v1"])
 @pytest.mark.parametrize("core", core_names())
 def test_every_core_trains_for_twenty_thousand_steps(core, env, tmp_path):
-    model = RecurrentPPO(MlpMemoryPolicy, make_vec(env, 8, seed=0), policy_kwargs=dict(core=core), seed=0, device="cpu")
+    arguments = dict(n_steps=128, batch_size=512, n_epochs=2, seed=0, device="cpu")
+    model = RecurrentPPO(MlpMemoryPolicy, make_vec(env, 16, seed=0), policy_kwargs=dict(core=core), **arguments)
     model.learn(20_000)
     model.save(tmp_path / "model")
-    loaded = RecurrentPPO.load(tmp_path / "model", env=make_vec(env, 8, seed=1), device="cpu")
+    loaded = RecurrentPPO.load(tmp_path / "model", env=make_vec(env, 16, seed=1), device="cpu")
     assert np.isfinite(evaluate_policy(loaded, loaded.get_env(), 8)[0])
-    loaded.learn(1024, reset_num_timesteps=False)
+    loaded.learn(2048, reset_num_timesteps=False)
+    assert loaded.num_timesteps > 22_000
 
 
 class PositionsOnly(gymnasium.ObservationWrapper):
