@@ -126,7 +126,7 @@ def keep_freed_memory() -> None:
     """
     Let glibc keep large blocks that were freed, where there is a glibc.
 
-    By default it maps each block above 32 MB afresh, page by page: a minibatch of 84x84 images passes that at every layer.
+    By default it gives a block above 32 MB back as soon as it is freed, and maps the next one afresh, page by page.
     """
     name = ctypes.util.find_library("c")
     if sys.platform == "linux" and name is not None and hasattr(libc := ctypes.CDLL(name), "mallopt"):

@@ -5,11 +5,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import sb3_contrib
 from omegaconf import DictConfig, OmegaConf
 
+from rmc_rl.agents import RecurrentPPO
 from rmc_rl.errors import UsageError, require
 
-ALGORITHM_NAMES = ("ppo", "stock")
+# what algo.name may be
+ALGORITHMS: dict[str, type[sb3_contrib.RecurrentPPO]] = {"ppo": RecurrentPPO, "stock": sb3_contrib.RecurrentPPO}
 SCHEDULES = ("constant", "linear")
 
 Rule = tuple[Callable[[Any], bool], str]  # whether a value is valid, and how to say what is
@@ -64,7 +67,7 @@ RULES: dict[str, Rule] = {
     "policy.ortho_init": _TRUTH,
     "policy.log_std_init": _number(-np.inf),
     "policy.previous_action_reward": _TRUTH,
-    "algo.name": (lambda v: v in ALGORITHM_NAMES, " or ".join(ALGORITHM_NAMES)),
+    "algo.name": (lambda v: v in ALGORITHMS, " or ".join(ALGORITHMS)),
     "algo.learning_rate": _number(0, open_low=True),
     "algo.learning_rate_schedule": (lambda v: v in SCHEDULES, " or ".join(SCHEDULES)),
     "algo.sequence_length": _or_null(_whole(1)),

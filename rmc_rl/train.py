@@ -37,7 +37,6 @@ from rmc_rl.agents import (
     CoreScalars,
     MlpMemoryPolicy,
     MultiInputMemoryPolicy,
-    RecurrentPPO,
     match_parameters,
 )
 from rmc_rl.cli import find_device, keep_freed_memory, run_verb, say
@@ -45,14 +44,10 @@ from rmc_rl.envs import make_vec
 from rmc_rl.envs.vec import env_family
 from rmc_rl.errors import require
 from rmc_rl.runs import Run, save_model
-from rmc_rl.settings import check_config
+from rmc_rl.settings import ALGORITHMS, check_config
 
 EPISODES_FOR_BEST = 100  # as many as SB3 averages its ep_rew_mean over
 SMALLEST_CNN_IMAGE = 36  # pixels, of height and width: what the three convolutions of a NatureCNN need
-
-
-# what config.algo.name may be
-ALGORITHMS: dict[str, type[sb3_contrib.RecurrentPPO]] = {"ppo": RecurrentPPO, "stock": sb3_contrib.RecurrentPPO}
 
 
 def make_model(config: DictConfig) -> sb3_contrib.RecurrentPPO:

@@ -169,10 +169,10 @@ class CorePolicy(RecurrentActorCriticPolicy):
         :return: values ``(B * T, 1)``, log-probabilities ``(B * T,)`` and entropies ``(B * T,)``, the last None for gSDE
             with squashed output
         """
-        rows = torch.arange(lstm_states.pi[0].shape[1], device=episode_starts.device)
-        places = torch.arange(len(episode_starts), device=rows.device).view(len(rows), -1)  # (B, T)
-        times = places[:1].T * len(rows)  # (T, 1): where in the grid (T, B) its rows begin
-        layout = Layout(places.T, (times + rows).T.flatten(), episode_starts[places.T], rows)
+        batch = lstm_states.pi[0].shape[1]
+        order = torch.arange(len(episode_starts), device=episode_starts.device)
+        by_sequence, by_step = order.view(batch, -1).T, order.view(-1, batch).T  # (T, B), (B, T)
+        layout = Layout(by_sequence, by_step.flatten(), episode_starts.view(batch, -1).T, order[:batch])
         values, log_prob, entropy = self.evaluate_sequences(obs, actions, lstm_states, layout)
         return values.unsqueeze(1), log_prob, entropy
 
@@ -194,6 +194,22 @@ class CorePolicy(RecurrentActorCriticPolicy):
         if isinstance(self.action_space, spaces.MultiBinary):
             actions = actions.float()
         return self.value_net(latent_vf).flatten(), distribution.log_prob(actions), distribution.entropy()
+
+    def within_bounds(self, actions: np.ndarray) -> np.ndarray:
+        """
+        Actions as an environment takes them.
+
+        :param actions: as the policy samples them, ``(B, *action_shape)``
+        :return: Box actions clipped to the space or, with squashed output, scaled to it; others as they are
+        """
+        if not isinstance(self.action_space, spaces.Box):
+            return actions
+        bounded: np.ndarray
+        if self.squash_output:
+            bounded = self.unscale_action(actions)
+        else:
+            bounded = np.clip(actions, self.action_space.low, self.action_space.high)
+        return bounded
 
     @torch.no_grad()
     def inspect(
@@ -264,7 +280,5 @@ class CorePolicy(RecurrentActorCriticPolicy):
         distribution, states = self.get_distribution(obs, states, starts.view(-1).to(self.device), masks)
         actions = distribution.get_actions(deterministic=deterministic).cpu().numpy()
         actions = actions.reshape(-1, *(self.action_space.shape or ()))
-        if isinstance(self.action_space, spaces.Box):
-            clipped = np.clip(actions, self.action_space.low, self.action_space.high)
-            actions = self.unscale_action(actions) if self.squash_output else clipped
+        actions = self.within_bounds(actions)
         return actions if is_batch else actions.squeeze(axis=0), tuple(half.cpu().numpy() for half in states)

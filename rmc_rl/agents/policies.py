@@ -62,9 +62,9 @@ class MlpMemoryPolicy(CorePolicy):
     :param critic: "shared" (one core for actor and critic), "separate" (a core of its own) or "memoryless" (a linear layer)
     :param encoder: sizes of layers between features and core, none by default. A core that normalises what it reads, as
         RMC does, sees of few numbers their direction more than their size; our tests use ``[64]`` on CartPole
-    :param channels_last: keep the weights of convolutions in the order that computes fastest; the same numbers up to rounding
-    :param amp: "bf16": the features extractor computes in bfloat16, about twice as fast where the processor has it, and with
-        three significant digits; None: in single precision
+    :param channels_last: keep the weights of convolutions with their channels last; the same numbers up to rounding
+    :param amp: "bf16": the features extractor computes in bfloat16, with three significant digits, faster where the processor
+        has it (the README has figures); None: in single precision
     :param net_arch: layers after the core, as in SB3. Default: two layers of 64 each for actor and critic,
         none after a ``NatureCNN``
     :param activation_fn: Activation function

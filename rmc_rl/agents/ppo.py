@@ -30,7 +30,7 @@ from rmc_rl.errors import UsageError, require, require_whole
 
 class RecurrentPPO(sb3_contrib.RecurrentPPO):
     """
-    sb3-contrib's ``RecurrentPPO`` for policies with a core, several times faster: the same algorithm by another route.
+    sb3-contrib's ``RecurrentPPO`` for policies with a core: the same algorithm by a faster route (figures in the README).
 
     Arguments, defaults, callbacks, logged keys and saved files are those of ``sb3_contrib.RecurrentPPO``: changing the import
     is all it takes. Files load in either class.
@@ -210,7 +210,7 @@ class RecurrentPPO(sb3_contrib.RecurrentPPO):
                 rollout_buffer.rewards[step] = rewards
             else:
                 actions = actions.cpu().numpy()
-                clipped_actions = self._for_env(actions)
+                clipped_actions = self.policy.within_bounds(actions)
                 new_obs, rewards, dones, infos = env.step(clipped_actions)
                 all_rewards[step] = rewards
 
@@ -241,14 +241,6 @@ class RecurrentPPO(sb3_contrib.RecurrentPPO):
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
-
-    def _for_env(self, actions: np.ndarray) -> np.ndarray:
-        """Actions within the bounds of the action space."""
-        if not isinstance(self.action_space, spaces.Box):
-            return actions
-        squashed = self.policy.squash_output
-        within: np.ndarray = np.clip(actions, self.action_space.low, self.action_space.high)
-        return self.policy.unscale_action(actions) if squashed else within
 
     @torch.no_grad()
     def _bootstrap(self, rewards: np.ndarray, cut_off: list[tuple[int, int, Any, tuple[Tensor, ...]]]) -> None:

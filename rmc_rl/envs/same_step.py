@@ -79,6 +79,7 @@ class SameStepVecEnv(VecEnv):
         self._reset_options()
         self.returns[:], self.lengths[:] = 0, 0
         self._so_far = None
+        self._ended.clear()
         return self.observation(observation)
 
     def step_async(self, actions: np.ndarray) -> None:

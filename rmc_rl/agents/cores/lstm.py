@@ -7,8 +7,8 @@ gates of Gers et al., "Learning to Forget", 2000. Code: ``torch.nn.LSTM``.
 Shapes: ``B`` batch, ``T`` time, ``F`` features read per step, ``L`` layers, ``W`` width.
 """
 
-from abc import abstractmethod
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,16 +24,26 @@ class TorchRNN(Core):
     A recurrent network of torch behind the contract of cores.
 
     Torch's kernels (cuDNN, oneDNN) run whole sequences but know no episodes. So a sequence is cut in time wherever an
-    episode starts in one of its rows: one call where none does, and exact where some do.
+    episode starts in one of its rows: one call where none does, and exact where some do. A subclass names the ``network``, how
+    many tensors ``(L, B, W)`` it carries, and its gates in the order of its weights (None: what is not a gate).
 
-    :param rnn: the network, batch second
-    :param state_parts: tensors ``(L, B, W)`` that it carries
-    :param initial_state: "learned" or "zeros"
+    :param input_size: ``F``, features read per step
+    :param width: ``W``
+    :param num_layers: ``L``
+    :param initial_state: "zeros" or "learned"
+    :raises UsageError: for a value outside these rules
     """
 
-    def __init__(self, rnn: nn.LSTM | nn.GRU, state_parts: int, initial_state: str):
-        super().__init__(rnn.input_size, rnn.hidden_size, state_parts * rnn.num_layers * rnn.hidden_size)
-        self.rnn, self.state_parts = rnn, state_parts
+    network: ClassVar[type[nn.LSTM] | type[nn.GRU]]
+    state_parts: ClassVar[int]
+    gate_names: ClassVar[tuple[str | None, ...]]
+    size_arguments = ("width",)
+
+    def __init__(self, input_size: int, width: int = 64, num_layers: int = 1, initial_state: str = "zeros"):
+        require_whole("width", width)
+        require_whole("num_layers", num_layers)
+        super().__init__(input_size, output_size=width, state_size=self.state_parts * num_layers * width)
+        self.rnn = self.network(input_size, width, num_layers)
         self.initial = InitialState(self.state_size, initial_state)
 
     def initial_state(self, batch_size: int) -> Tensor:
@@ -42,11 +52,15 @@ class TorchRNN(Core):
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         outputs, after = self._run(x.unsqueeze(0), state)
         if self._looks is not None:
-            self._show_gates(x, self._parts(state), self._parts(after))
+            self._show_gates(x, self._parts(state)[0], self._parts(after)[0])
         return outputs[0], after
 
     def forward(self, inputs: Tensor, state: Tensor, starts: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if starts is None or not (times := starts.any(1).nonzero().flatten().tolist()):
+        if starts is None:
+            return self._run(inputs, state)
+        # a single step, as in acting, must not wait for the device to say where episodes start
+        times = [0] if len(inputs) == 1 else starts.any(1).nonzero().flatten().tolist()
+        if not times:
             return self._run(inputs, state)
         fresh = self.initial_state(len(state))
         outputs = []
@@ -65,17 +79,22 @@ class TorchRNN(Core):
         return outputs, after.permute(2, 0, 1, 3).flatten(1)
 
     def _parts(self, state: Tensor) -> Tensor:
-        """``(B, S)`` -> ``(parts, L, B, W)``."""
+        """``(B, S)`` -> ``(parts, L, B, W)``, ``h`` first."""
         return state.view(len(state), self.state_parts, self.rnn.num_layers, -1).permute(1, 2, 0, 3)
 
-    def _gate_inputs(self, layer: int, x: Tensor, h: Tensor) -> Tensor:
-        """What the gates of a layer are sigmoids of, from its input and its state: ``(B, gates W)``."""
-        weights = [getattr(self.rnn, f"{kind}_{source}_l{layer}") for source in ("ih", "hh") for kind in ("weight", "bias")]
-        return functional.linear(x, *weights[:2]) + functional.linear(h, *weights[2:])
-
-    @abstractmethod
     def _show_gates(self, x: Tensor, before: Tensor, after: Tensor) -> None:
-        """Show the gates of a step, which torch keeps to itself, given the parts of the state before and after it."""
+        """Show the gates of a step, which torch keeps to itself, from its input and ``h`` around it, ``(L, B, W)`` each."""
+        gates = []
+        for layer in range(self.rnn.num_layers):
+            (w_ih, b_ih), (w_hh, b_hh) = (
+                [getattr(self.rnn, f"{kind}_{source}_l{layer}") for kind in ("weight", "bias")] for source in ("ih", "hh")
+            )
+            gates.append(functional.linear(x, w_ih, b_ih) + functional.linear(before[layer], w_hh, b_hh))
+            x = after[layer]
+        parts = torch.sigmoid(torch.stack(gates, dim=1)).chunk(len(self.gate_names), dim=-1)  # (B, L, W) each
+        for name, gate in zip(self.gate_names, parts, strict=True):
+            if name is not None:
+                self.show(name, gate)
 
 
 @register_core("lstm")
@@ -83,27 +102,10 @@ class LSTM(TorchRNN):
     """
     Long short-term memory. The state is ``h`` and ``c`` of each layer, the output the last layer's ``h``.
 
-    :meth:`inspect` shows ``forget_gate``, ``input_gate`` and ``output_gate``, each ``(T, B, L, W)``.
-
-    :param input_size: ``F``, features read per step
-    :param width: ``W``
-    :param num_layers: ``L``
-    :param initial_state: "zeros" or "learned"
-    :raises UsageError: for a value outside these rules
+    :meth:`inspect` shows ``input_gate``, ``forget_gate`` and ``output_gate``, each ``(T, B, L, W)``. The arguments are those
+    of :class:`TorchRNN`.
     """
 
-    size_arguments = ("width",)
-
-    def __init__(self, input_size: int, width: int = 64, num_layers: int = 1, initial_state: str = "zeros"):
-        require_whole("width", width)
-        require_whole("num_layers", num_layers)
-        super().__init__(nn.LSTM(input_size, width, num_layers), state_parts=2, initial_state=initial_state)
-
-    def _show_gates(self, x: Tensor, before: Tensor, after: Tensor) -> None:
-        gates = []
-        for layer in range(self.rnn.num_layers):
-            gates.append(self._gate_inputs(layer, x, before[0, layer]))
-            x = after[0, layer]
-        i, f, _, o = torch.sigmoid(torch.stack(gates, dim=1)).chunk(4, dim=-1)
-        for name, gate in dict(forget_gate=f, input_gate=i, output_gate=o).items():
-            self.show(name, gate)
+    network = nn.LSTM
+    state_parts = 2
+    gate_names = ("input_gate", "forget_gate", None, "output_gate")
