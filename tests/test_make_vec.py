@@ -121,6 +121,7 @@ class TestBatchedWorld:
         assert env.env_is_wrapped(gymnasium.wrappers.TimeLimit) == [False, False]
         assert env.get_attr("delay", [0]) == [50]
         env.set_attr("render_mode", "rgb_array")
+        env.reset()
         assert len(env.get_images()) == 2
         env.set_attr("render_mode", None)
         assert env.get_images() == [None, None]
@@ -131,8 +132,8 @@ class TestBatchedWorld:
             def __init__(self):
                 super().__init__(4, spaces.Discrete(2), spaces.Discrete(2))
 
-            def _begin(self, rows):
-                pass
+            def _draw(self, count):
+                return {}
 
             def _advance(self, actions):
                 return torch.ones(4), torch.tensor([0, 0, 1, 1]).bool(), torch.tensor([0, 1, 0, 1]).bool()

@@ -480,9 +480,8 @@ class Short(CopyWorld):
 
     truncates = True
 
-    def _begin(self, rows):
-        super()._begin(rows)
-        self.age = torch.where(rows, 0, getattr(self, "age", torch.zeros(self.num_envs)))
+    def _draw(self, count):
+        return super()._draw(count) | {"age": torch.zeros(count)}
 
     def _advance(self, actions):
         rewards, terminated, _ = super()._advance(actions)

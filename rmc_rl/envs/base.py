@@ -22,7 +22,7 @@ class BatchedWorld(VectorEnv[Tensor, Tensor | np.ndarray, Tensor], ABC):
     """
     ``B`` copies of a world, whose state, observations and rewards are tensors with a leading dimension ``B``.
 
-    A world is a subclass with three methods, :meth:`_begin`, :meth:`_advance` and :meth:`_observe`; this class does
+    A world is a subclass with three methods, :meth:`_draw`, :meth:`_advance` and :meth:`_observe`; this class does
     seeding, autoreset and the Gymnasium interface. Episodes reset in the step that ends them
     (``AutoresetMode.SAME_STEP``): the observation returned is the new episode's first, the ended one's last is in
     ``info["final_obs"]``, valid where ``info["_final_obs"]``. On the CPU both keys are there only when an episode
@@ -58,16 +58,19 @@ class BatchedWorld(VectorEnv[Tensor, Tensor | np.ndarray, Tensor], ABC):
         self.observation_space = batch_space(observation_space, num_envs)
         self.action_space = batch_space(action_space, num_envs)
         self.device = torch.device(device)
+        self._is_on_cpu = self.device.type == "cpu"
         self.render_mode = render_mode
         self.generator = torch.Generator(self.device)
         self._is_seeded = self._is_reset = False
 
     @abstractmethod
-    def _begin(self, rows: Tensor) -> None:
+    def _draw(self, count: int) -> dict[str, Tensor]:
         """
-        Begin a new episode in some copies and leave the others as they are.
+        Fresh episodes: all of a copy's state, which is kept in attributes of these names.
 
-        :param rows: ``(B,)`` bool; all of them at the first call
+        :param count: how many; ``B`` at the first call, then as many as have ended (on the CPU) or ``B`` (elsewhere, where
+            counting them would wait for the device)
+        :return: attribute -> tensor ``(count, ...)`` in memory of its own, on :attr:`device`
         """
 
     @abstractmethod
@@ -83,6 +86,15 @@ class BatchedWorld(VectorEnv[Tensor, Tensor | np.ndarray, Tensor], ABC):
     def _observe(self) -> Tensor:
         """What the agents see now, ``(B, *observation_shape)``, in memory of its own."""
 
+    def _picture(self, index: int) -> np.ndarray:
+        """
+        What a person sees of a copy; to be written by worlds that have render modes.
+
+        :param index: which copy
+        :return: ``(height, width, 3)`` uint8
+        """
+        raise NotImplementedError
+
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Tensor, dict[str, Any]]:
         """
         Begin a new episode in all copies.
@@ -95,7 +107,8 @@ class BatchedWorld(VectorEnv[Tensor, Tensor | np.ndarray, Tensor], ABC):
         if seed is not None or not self._is_seeded:
             self.generator.manual_seed(int(self.np_random.integers(2**62)))
             self._is_seeded = True
-        self._begin(torch.ones(self.num_envs, dtype=torch.bool, device=self.device))
+        for name, drawn in self._draw(self.num_envs).items():
+            setattr(self, name, drawn)
         self._is_reset = True
         return self._observe(), {}
 
@@ -111,11 +124,40 @@ class BatchedWorld(VectorEnv[Tensor, Tensor | np.ndarray, Tensor], ABC):
             raise gymnasium.error.ResetNeeded("reset() must be called before step()")
         rewards, terminated, truncated = self._advance(torch.as_tensor(actions, device=self.device))
         done = terminated | truncated
-        if self.device.type == "cpu" and not done.any():
+        if self._is_on_cpu and not done.any():
             return self._observe(), rewards, terminated, truncated, {}
         info = {"final_obs": self._observe(), "_final_obs": done}
         self._begin(done)
         return self._observe(), rewards, terminated, truncated, info
+
+    def render(self) -> tuple[np.ndarray, ...] | None:
+        """
+        A picture of each copy.
+
+        :return: ``B`` frames ``(height, width, 3)`` uint8, or None without a render mode
+        :raises gymnasium.error.ResetNeeded: before the first reset
+        """
+        if self.render_mode is None:
+            return None
+        if not self._is_reset:
+            raise gymnasium.error.ResetNeeded("reset() must be called before render()")
+        return tuple(self._picture(index) for index in range(self.num_envs))
+
+    def _begin(self, rows: Tensor) -> None:
+        """
+        Begin a new episode in some copies and leave the others as they are.
+
+        :param rows: ``(B,)`` bool
+        """
+        if self._is_on_cpu:
+            ended = rows.nonzero().squeeze(1)
+            for name, drawn in self._draw(len(ended)).items():
+                getattr(self, name)[ended] = drawn
+            return
+        for name, drawn in self._draw(self.num_envs).items():
+            # (B,) -> (B, 1, ...)
+            chosen = rows.view(-1, *[1] * (drawn.dim() - 1))
+            setattr(self, name, torch.where(chosen, drawn, getattr(self, name)))
 
 
 class SingleWorld(gymnasium.Env[Any, Any]):

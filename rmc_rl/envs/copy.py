@@ -12,11 +12,10 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from rmc_rl.envs import drawing
 from rmc_rl.envs.base import BatchedWorld, SingleWorld
 from rmc_rl.errors import require_whole
 
-_SEEN, _RIGHT, _WRONG = (70, 110, 200), (60, 160, 75), (200, 60, 60)  # RGB of a rendered cell
-_PAPER, _GRID, _NOW = (250, 250, 250), (225, 225, 225), (255, 236, 170)
 _CELL = 8  # pixels
 
 
@@ -64,6 +63,10 @@ class CopyWorld(BatchedWorld):
 
     metadata: dict[str, Any] = BatchedWorld.metadata | {"render_modes": ["rgb_array"]}
 
+    symbols: Tensor  # (B, length)
+    time: Tensor  # (B,), steps since the episode began
+    answers: Tensor  # (B, length), kept for pictures alone; -1: not answered yet
+
     def __init__(
         self,
         num_envs: int = 1,
@@ -79,16 +82,11 @@ class CopyWorld(BatchedWorld):
         self.n_symbols, self.length, self.delay = n_symbols, length, delay
         self.blank, self.marker = n_symbols, n_symbols + 1
         self.recall_step = length + delay  # the first step whose action counts
-        self.symbols = torch.zeros(num_envs, length, dtype=torch.long, device=self.device)
-        self.time = torch.zeros(num_envs, dtype=torch.long, device=self.device)
-        self.answers = torch.full_like(self.symbols, -1)  # kept for pictures alone; -1: not answered yet
 
-    def _begin(self, rows: Tensor) -> None:
-        drawn = torch.randint(self.n_symbols, self.symbols.shape, generator=self.generator, device=self.device)
-        self.symbols = torch.where(rows.unsqueeze(-1), drawn, self.symbols)
-        if self.render_mode is not None:
-            self.answers = torch.where(rows.unsqueeze(-1), -1, self.answers)
-        self.time = torch.where(rows, 0, self.time)
+    def _draw(self, count: int) -> dict[str, Tensor]:
+        symbols = torch.randint(self.n_symbols, (count, self.length), generator=self.generator, device=self.device)
+        time = torch.zeros(count, dtype=torch.long, device=self.device)
+        return {"symbols": symbols, "time": time, "answers": torch.full_like(symbols, -1)}
 
     def _advance(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         place = self.time - self.recall_step
@@ -107,29 +105,17 @@ class CopyWorld(BatchedWorld):
         after = torch.where(self.time == self.recall_step - 1, self.marker, self.blank)
         return torch.where(self.time < self.length, symbol, after)
 
-    def render(self) -> tuple[np.ndarray, ...] | None:
-        """
-        A picture of each copy's episode so far: a column per step, a row per symbol.
-
-        :return: ``B`` frames ``(height, width, 3)`` uint8, or None without a render mode
-        """
-        if self.render_mode is None:
-            return None
+    def _picture(self, index: int) -> np.ndarray:
         columns = self.recall_step + self.length
-        frames = []
-        for symbols, answers, time in zip(self.symbols.tolist(), self.answers.tolist(), self.time.tolist(), strict=True):
-            cells = np.full((self.n_symbols, columns, 3), _PAPER, dtype=np.uint8)
-            cells[:, min(time, columns - 1)] = _NOW
-            for step in range(min(time + 1, self.length)):
-                cells[symbols[step], step] = _SEEN
-            for place, answer in enumerate(answers):
-                if answer >= 0:
-                    cells[answer, self.recall_step + place] = _RIGHT if answer == symbols[place] else _WRONG
-            # (rows, columns, 3) -> (rows * cell, columns * cell, 3)
-            frame = cells.repeat(_CELL, axis=0).repeat(_CELL, axis=1)
-            frame[::_CELL] = frame[:, ::_CELL] = _GRID
-            frames.append(frame)
-        return tuple(frames)
+        symbols, answers, time = self.symbols[index].tolist(), self.answers[index].tolist(), int(self.time[index])
+        cells = np.full((self.n_symbols, columns, 3), drawing.PAPER, dtype=np.uint8)
+        cells[:, min(time, columns - 1)] = drawing.NOW
+        for step in range(min(time + 1, self.length)):
+            cells[symbols[step], step] = drawing.SEEN
+        for place, answer in enumerate(answers):
+            if answer >= 0:
+                cells[answer, self.recall_step + place] = drawing.RIGHT if answer == symbols[place] else drawing.WRONG
+        return drawing.enlarge(cells, _CELL)
 
 
 class CopyEnv(SingleWorld):

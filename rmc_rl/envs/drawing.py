@@ -1,0 +1,42 @@
+"""
+Pictures of worlds, for people: colours that mean the same everywhere, and small drawings of cells and discs.
+
+Frames are ``(height, width, 3)`` uint8, as Gymnasium's ``rgb_array`` has them.
+"""
+
+import numpy as np
+
+# RGB. The hues are those of Okabe and Ito, "Color Universal Design", 2008, which colour-blind people can tell apart
+PAPER, GRID, WALL, DARK = (250, 250, 250), (225, 225, 225), (90, 90, 100), (35, 35, 45)
+SEEN, RIGHT, WRONG, NOW = (0, 114, 178), (0, 158, 115), (213, 94, 0), (255, 236, 170)
+AGENT, GOAL, FOOD = (204, 121, 167), (0, 158, 115), (230, 159, 0)
+
+
+def enlarge(cells: np.ndarray, size: int, lines: tuple[int, int, int] | None = GRID) -> np.ndarray:
+    """
+    A picture of coloured cells.
+
+    :param cells: ``(rows, columns, 3)`` uint8, a colour each
+    :param size: pixels along a cell
+    :param lines: colour of the lines between cells; None: no lines
+    :return: ``(rows * size, columns * size, 3)`` uint8
+    """
+    # (rows, columns, 3) -> (rows * size, columns * size, 3)
+    frame = cells.repeat(size, axis=0).repeat(size, axis=1)
+    if lines is not None:
+        frame[::size] = frame[:, ::size] = lines
+    return frame
+
+
+def disc(frame: np.ndarray, x: float, y: float, radius: float, colour: tuple[int, int, int]) -> None:
+    """
+    Draw a filled disc into a frame.
+
+    :param frame: ``(height, width, 3)`` uint8, changed in place
+    :param x: of the centre, in pixels from the left
+    :param y: of the centre, in pixels from the top
+    :param radius: in pixels
+    :param colour: RGB
+    """
+    rows, columns = np.ogrid[: frame.shape[0], : frame.shape[1]]
+    frame[(columns + 0.5 - x) ** 2 + (rows + 0.5 - y) ** 2 <= radius**2] = colour

@@ -1,0 +1,80 @@
+"""
+What gridworlds share: moves, and views of a map of cells.
+
+Shapes: ``B`` worlds, ``H`` rows and ``W`` columns of the map, ``h`` and ``w`` of a view.
+"""
+
+import torch
+from torch import Tensor
+
+# (row, column) of a step up, right, down, left: clockwise, as directions are counted
+MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))
+
+
+def look(cells: Tensor, rows: Tensor, columns: Tensor, outside: int) -> Tensor:
+    """
+    The cells at some places.
+
+    :param cells: ``(B, H, W)``, what each cell holds
+    :param rows: ``(B, ...)``, may lie outside of the map
+    :param columns: ``(B, ...)``
+    :param outside: what lies beyond the map
+    :return: ``(B, ...)``
+    """
+    height, width = cells.shape[1:]
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    # (B, ...) -> (B, places), and back
+    index = (rows.clamp(0, height - 1) * width + columns.clamp(0, width - 1)).flatten(1)
+    return torch.where(inside, cells.flatten(1).gather(1, index).view(rows.shape), outside)
+
+
+def window(cells: Tensor, row: Tensor, column: Tensor, size: int, outside: int) -> Tensor:
+    """
+    The square around a place, north up.
+
+    :param cells: ``(B, H, W)``
+    :param row: of the centre, ``(B,)``
+    :param column: of the centre, ``(B,)``
+    :param size: cells along the square, odd
+    :param outside: what lies beyond the map
+    :return: ``(B, size, size)``
+    """
+    reach = torch.arange(size, device=cells.device) - size // 2
+    rows = (row.view(-1, 1, 1) + reach.view(1, -1, 1)).expand(-1, size, size)
+    columns = (column.view(-1, 1, 1) + reach.view(1, 1, -1)).expand(-1, size, size)
+    return look(cells, rows, columns, outside)
+
+
+def ahead(cells: Tensor, row: Tensor, column: Tensor, direction: Tensor, size: int, outside: int) -> Tensor:
+    """
+    The square in front of an agent, turned so that it looks up: the agent is in the middle of the last row.
+
+    :param cells: ``(B, H, W)``
+    :param row: of the agent, ``(B,)``
+    :param column: of the agent, ``(B,)``
+    :param direction: it looks in, ``(B,)``, an index of :data:`MOVES`
+    :param size: cells along the square, odd
+    :param outside: what lies beyond the map
+    :return: ``(B, size, size)``
+    """
+    forward = torch.arange(size - 1, -1, -1, device=cells.device).view(1, -1, 1)  # the last row is the agent's
+    sideways = (torch.arange(size, device=cells.device) - size // 2).view(1, 1, -1)
+    moves = torch.tensor(MOVES, device=cells.device)
+    up, right = moves[direction], moves[(direction + 1) % len(MOVES)]  # (B, 2)
+    rows, columns = (
+        place.view(-1, 1, 1) + forward * up[:, axis].view(-1, 1, 1) + sideways * right[:, axis].view(-1, 1, 1)
+        for axis, place in enumerate((row, column))
+    )
+    return look(cells, rows, columns, outside)
+
+
+def planes(cells: Tensor, kinds: int) -> Tensor:
+    """
+    A plane for each kind of cell, flattened, as a network reads it.
+
+    :param cells: ``(B, h, w)``, whole numbers below ``kinds``
+    :param kinds: how many kinds of cells there are
+    :return: ``(B, kinds * h * w)`` float32, 1 where a cell is of the plane's kind
+    """
+    kind = torch.arange(kinds, device=cells.device).view(1, -1, 1, 1)
+    return (cells.unsqueeze(1) == kind).float().flatten(1)

@@ -1,0 +1,28 @@
+"""How tests play the worlds of this package."""
+
+import numpy as np
+import torch
+
+
+def play(world, episodes, act, n_steps, seed=0):
+    """
+    Step a batched world for ``n_steps`` with ``act(observations)``, which returns actions ``(B, *action_shape)``.
+
+    Returns of the episodes that ended, in order of their ends; at least as many as ``episodes`` must have.
+    """
+    observations, _ = world.reset(seed=seed)
+    running, returns = torch.zeros(world.num_envs), []
+    for _ in range(n_steps):
+        observations, rewards, terminated, truncated, _ = world.step(act(observations))
+        running += rewards
+        done = terminated | truncated
+        returns += running[done].tolist()
+        running[done] = 0
+    assert len(returns) >= episodes
+    return np.array(returns)
+
+
+def random_actions(world, seed=0):
+    """An ``act`` for :func:`play` that draws from the world's action space."""
+    world.action_space.seed(seed)
+    return lambda _: torch.as_tensor(world.action_space.sample())
