@@ -1,5 +1,7 @@
 """From an id to an SB3 VecEnv: the right route, the right ends of episodes, the right statistics."""
 
+import sys
+
 import gymnasium
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from ale_py import AtariVectorEnv
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
 from rmc_rl import make_vec
@@ -26,6 +29,7 @@ from rmc_rl.errors import UsageError
         ("rmc_rl/Copy-v0", SameStepVecEnv, "rmc_rl"),
         ("rmc_rl:rmc_rl/Copy-v0", SameStepVecEnv, "rmc_rl"),
         ("CartPole-v1", DummyVecEnv, "gymnasium"),
+        ("MiniGrid-MemoryS7-v0", DummyVecEnv, "gymnasium"),
     ],
 )
 def test_routes(env_id, kind, family):
@@ -271,3 +275,33 @@ class TestAtari:
     def test_flags_are_true_or_false(self, name):
         with pytest.raises(UsageError, match=f"{name} must be true or false, got 'maybe'"):
             make_vec("ALE/Pong-v5", 1, env_kwargs={name: "maybe"})
+
+
+class TestMiniGrid:
+    def test_cells_in_view_by_default(self):
+        env = make_vec("MiniGrid-MemoryS7-v0", 2, seed=0)
+        observations = env.reset()
+        assert observations.shape == (2, 7 * 7 * 20)
+        assert set(np.unique(observations)) == {0, 1}
+        # one object, one colour and one state for each cell
+        assert (observations.reshape(2, 49, 20).sum(-1) == 3).all()
+
+    def test_other_views(self):
+        missions = [make_vec("BabyAI-GoToObj-v0", 1, seed=seed, env_kwargs=dict(view="flat")).reset() for seed in range(9)]
+        letters = np.stack([observation[0, 147:] for observation in missions])
+        assert len(np.unique(letters, axis=0)) > 1  # the text is in it
+        pixels = make_vec("MiniGrid-MemoryS7-v0", 1, seed=0, env_kwargs=dict(view="pixels"))
+        assert pixels.observation_space.shape == (56, 56, 3)
+        assert is_image_space(pixels.observation_space)
+
+    def test_keywords_of_the_environment(self):
+        assert make_vec("MiniGrid-MemoryS7-v0", 1, env_kwargs=dict(size=9, max_steps=5)).get_attr("max_steps") == [5]
+
+    def test_mistakes(self, monkeypatch):
+        with pytest.raises(UsageError, match="unknown view 'onehots'; did you mean 'onehot'"):
+            make_vec("MiniGrid-MemoryS7-v0", 1, env_kwargs=dict(view="onehots"))
+        with pytest.raises(UsageError, match=r"unknown env 'MiniGrid-MemoryS8-v0'; did you mean 'MiniGrid-MemoryS"):
+            make_vec("MiniGrid-MemoryS8-v0", 1)
+        monkeypatch.setitem(sys.modules, "minigrid", None)
+        with pytest.raises(UsageError, match=r"needs minigrid: pip install 'rmc-rl\[minigrid\]'"):
+            make_vec("MiniGrid-MemoryS7-v0", 1)

@@ -12,6 +12,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from rmc_rl.envs.atari import AtariVecEnv, is_atari
+from rmc_rl.envs.minigrid import PREFIXES as MINIGRID_PREFIXES
+from rmc_rl.envs.minigrid import import_minigrid, is_minigrid, minigrid_view
 from rmc_rl.envs.previous import PreviousActionReward
 from rmc_rl.envs.registration import WORLDS
 from rmc_rl.envs.same_step import SameStepVecEnv
@@ -39,6 +41,8 @@ def find_spec(env_id: str) -> EnvSpec:
             importlib.import_module(module)
         except (ImportError, TypeError, ValueError) as error:
             raise UsageError(f"env '{env_id}' names a module that cannot be imported: {error}") from None
+    if name.startswith(MINIGRID_PREFIXES):
+        import_minigrid(env_id)
     if name not in gymnasium.registry:
         raise unknown("env", name, gymnasium.registry)
     return gymnasium.registry[name]
@@ -71,7 +75,8 @@ def make_vec(
     Copies of an environment as an SB3 ``VecEnv`` with episode statistics.
 
     Ids of ale-py run on :class:`~rmc_rl.envs.atari.AtariVecEnv`, ``rmc_rl/*`` on their batched world, any other
-    Gymnasium id on SB3's ``DummyVecEnv`` or ``SubprocVecEnv``.
+    Gymnasium id on SB3's ``DummyVecEnv`` or ``SubprocVecEnv``; MiniGrid's are wrapped, see
+    :func:`~rmc_rl.envs.minigrid.minigrid_view`, whose ``view`` is a keyword of theirs.
 
     :param env_id: any registered Gymnasium id, or ``module:id``
     :param n_envs: copies
@@ -107,12 +112,14 @@ def make_vec(
 
 def _make_gymnasium(spec: EnvSpec, env_id: str, n_envs: int, keywords: dict[str, Any], processes: bool) -> VecEnv:
     """Copies of an environment that has no batched form."""
+    wrapper = minigrid_view(keywords.pop("view", "onehot")) if is_minigrid(spec) else None
+    vec_env_cls = SubprocVecEnv if processes else DummyVecEnv
     try:
         creator = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
         if creator is not None:
             named = {name: value for name, value in keywords.items() if name != "max_episode_steps"}  # gymnasium.make's own
             check_keywords(f"keyword of {env_id}", creator, named)
-        return make_vec_env(env_id, n_envs, vec_env_cls=SubprocVecEnv if processes else DummyVecEnv, env_kwargs=keywords)
+        return make_vec_env(env_id, n_envs, vec_env_cls=vec_env_cls, env_kwargs=keywords, wrapper_class=wrapper)
     except (ImportError, gymnasium.error.Error) as error:
         raise UsageError(f"env '{env_id}' cannot be made: {_one_line(error)}") from None
     except Exception as error:
