@@ -1,0 +1,152 @@
+"""
+What ours learns against the stock class: python scripts/compare_stock.py [--tasks copy cartpole minigrid] [--seeds 5] ...
+
+sb3-contrib's RecurrentPPO with its own policy (MlpLstmPolicy, two LSTMs of 256), and ours with an LSTM of 256, an RMC and
+without memory, with the same arguments, steps and seeds. After training, each plays episodes on unseen seeds with its most
+probable actions. A table of the mean over seeds, with a 95 % bootstrap interval over seeds; every seed's return goes to --out
+as JSON, and what is found there is not run again.
+
+Tasks: "copy", rmc_rl/Copy-v0 with n_symbols=4, length=3, delay=5 (at most 1; without memory 0.25); "cartpole", CartPole-v1
+without velocities (at most 500); "minigrid", MiniGrid-MemoryS7-v0 (at most just under 1; half of that without memory).
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+import sb3_contrib
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+from rmc_rl import MlpMemoryPolicy, RecurrentPPO, make_vec
+from rmc_rl.evaluate import summarise
+
+AGENTS: dict[str, dict[str, Any] | None] = {  # None: the stock class and its own policy
+    "stock, two LSTM (256)": None,
+    "LSTM (256)": dict(core="lstm", core_kwargs=dict(width=256)),
+    "RMC (width 64)": dict(core="rmc"),
+    "memoryless": dict(core="memoryless"),
+}
+
+
+class PositionsOnly(gymnasium.ObservationWrapper):
+    """CartPole without its velocities: where things are going must be remembered."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any]):
+        super().__init__(env)
+        assert isinstance(env.observation_space, spaces.Box)
+        high = env.observation_space.high[[0, 2]]
+        self.observation_space = spaces.Box(-high, high, dtype=np.float32)
+
+    def observation(self, observation: Any) -> Any:
+        return observation[[0, 2]]
+
+
+def copy(n_envs: int, seed: int) -> VecEnv:
+    """The small copy task."""
+    return make_vec("rmc_rl/Copy-v0", n_envs, seed=seed, env_kwargs=dict(n_symbols=4, length=3, delay=5))
+
+
+def minigrid(n_envs: int, seed: int) -> VecEnv:
+    """MiniGrid's memory task."""
+    return make_vec("MiniGrid-MemoryS7-v0", n_envs, seed=seed)
+
+
+def cartpole(n_envs: int, seed: int) -> VecEnv:
+    """CartPole without velocities, normalised."""
+    env = make_vec_env("CartPole-v1", n_envs, seed=seed, wrapper_class=PositionsOnly)
+    return VecNormalize(env)
+
+
+class Task(NamedTuple):
+    """An environment and how agents are trained on it."""
+
+    make: Callable[[int, int], VecEnv]
+    n_envs: int
+    timesteps: int
+    learning_rate: float  # falls linearly to 0
+    arguments: dict[str, Any]
+    policy_kwargs: dict[str, Any] = {}  # of our policies
+
+
+TASKS = {
+    "copy": Task(copy, 64, 500_000, 3e-3, dict(n_steps=128, batch_size=512, n_epochs=4)),
+    "cartpole": Task(
+        cartpole,
+        8,
+        100_000,
+        1e-3,
+        dict(n_steps=128, batch_size=256, n_epochs=10, gae_lambda=0.98, max_grad_norm=1, target_kl=0.03),
+        dict(encoder=[64]),
+    ),
+    "minigrid": Task(minigrid, 16, 500_000, 1e-3, dict(n_steps=128, batch_size=512, n_epochs=4, ent_coef=0.01)),
+}
+
+
+def train(task_name: str, agent: str, seed: int, episodes: int) -> tuple[float, float]:
+    """Train one agent; the mean return of its most probable actions, and the seconds that training took."""
+    torch.set_num_threads(1)
+    task, policy_kwargs = TASKS[task_name], AGENTS[agent]
+    env = task.make(task.n_envs, seed)
+    arguments = task.arguments | dict(learning_rate=LinearSchedule(task.learning_rate, 0.0, 1.0), seed=seed, device="cpu")
+    if policy_kwargs is None:
+        model = sb3_contrib.RecurrentPPO("MlpLstmPolicy", env, **arguments)
+    else:
+        model = RecurrentPPO(MlpMemoryPolicy, env, policy_kwargs=task.policy_kwargs | policy_kwargs, **arguments)
+    begin = time.perf_counter()
+    model.learn(task.timesteps)
+    seconds = time.perf_counter() - begin
+    unseen = task.make(task.n_envs, 1000 + seed)
+    if isinstance(unseen, VecNormalize):
+        assert isinstance(env, VecNormalize)
+        unseen.obs_rms, unseen.training, unseen.norm_reward = env.obs_rms, False, False
+    mean, _ = evaluate_policy(model, unseen, episodes)
+    assert isinstance(mean, float)
+    return mean, seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--agents", nargs="+", default=list(AGENTS), choices=list(AGENTS))
+    parser.add_argument("--seeds", type=int, default=5, help="how many, from 0")
+    parser.add_argument("--episodes", type=int, default=100, help="to play after training")
+    parser.add_argument("--jobs", type=int, default=2, help="processes side by side")
+    parser.add_argument("--out", type=Path, default=Path("runs/compare_stock.json"), help="every seed's return")
+    arguments = parser.parse_args()
+    found: dict[str, tuple[float, float]] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    names = [(task, agent) for task in arguments.tasks for agent in arguments.agents]
+    with ProcessPoolExecutor(arguments.jobs) as pool:
+        runs = {
+            key: pool.submit(train, task, agent, seed, arguments.episodes)
+            for seed in range(arguments.seeds)
+            for task, agent in names
+            if (key := f"{task}/{agent}/{seed}") not in found
+        }
+        for key, run in runs.items():
+            found[key] = run.result()
+            arguments.out.write_text(json.dumps(found, indent=1))
+    print("| task | steps | agent | return | by seed | seconds |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for task, agent in names:
+        returns, seconds = zip(*(found[f"{task}/{agent}/{seed}"] for seed in range(arguments.seeds)), strict=True)
+        summary = summarise(list(returns))
+        low, high = summary["interval"]
+        interval = f"{summary['mean']:.3f} [{low:.3f}, {high:.3f}]"
+        by_seed = ", ".join(f"{value:.2f}" for value in returns)
+        print(f"| {task} | {TASKS[task].timesteps:,} | {agent} | {interval} | {by_seed} | {np.median(seconds):.0f} |")
+
+
+if __name__ == "__main__":
+    main()
