@@ -9,6 +9,7 @@ import sb3_contrib
 from omegaconf import DictConfig, OmegaConf
 
 from rmc_rl.agents import RecurrentPPO
+from rmc_rl.agents.policies import COMPILE
 from rmc_rl.errors import UsageError, require
 
 # what algo.name may be
@@ -63,6 +64,7 @@ RULES: dict[str, Rule] = {
     "policy.encoder": (_is_layers, "null or sizes of layers, as in [64]"),
     "policy.channels_last": _TRUTH,
     "policy.amp": (lambda v: v in (None, "bf16"), "bf16 or null"),
+    "policy.compile_mode": (lambda v: v in COMPILE, ", ".join(map(str, COMPILE[1:])) + " or null"),
     "policy.net_arch": (_is_net_arch, "null, sizes of layers as [64, 64], or {pi: [64], vf: [64]}"),
     "policy.ortho_init": _TRUTH,
     "policy.log_std_init": _number(-np.inf),

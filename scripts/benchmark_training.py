@@ -6,11 +6,13 @@ its update each, on the same world. A table of how many times faster than the st
 the range. Ratios within a round, for a machine that others use as well is slow now and fast then.
 
 Worlds: vectors of 8 numbers and 4 actions, 16 environments x 128 steps, batch 512, 4 epochs, whose episodes are "aligned" (32
-steps, all at once), "geometric" (32 steps in the mean) or "endless"; "pong" is ALE/Pong-v5, 8 x 128, batch 256, 4 epochs.
+steps, all at once), "geometric" (32 steps in the mean) or "endless"; "pong" is ALE/Pong-v5, 8 x 128, batch 256, 4 epochs;
+"copy256" and "copy4096" are so many copies of rmc_rl/Copy-v0 x 70 steps, in one minibatch each, living on the device.
 """
 
 import argparse
 import platform
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +29,8 @@ from rmc_rl import CnnMemoryPolicy, MlpMemoryPolicy, RecurrentPPO, make_vec
 from rmc_rl.cli import keep_freed_memory
 
 MEAN_LENGTH = 32
+LAWS = ("aligned", "geometric", "endless")
+COPY_STEPS = 70  # an episode of the copy task
 
 
 class Laws(VecEnv):
@@ -78,23 +82,27 @@ Maker = Callable[[str], sb3_contrib.RecurrentPPO]  # from a device to an agent
 
 def contenders(world: str, sequence_length: int | None) -> dict[str, Maker]:
     """Name -> a function that makes the agent; the first is the stock class."""
-    pong = world == "pong"
+    pong, copies = world == "pong", int(world.removeprefix("copy")) if world.startswith("copy") else 0
     arguments: dict[str, Any] = dict(n_steps=128, batch_size=256 if pong else 512, n_epochs=4, seed=0)
+    if copies:
+        arguments |= dict(n_steps=COPY_STEPS, batch_size=COPY_STEPS * copies)
 
-    def env() -> VecEnv:
+    def env(device: str) -> VecEnv:
+        if copies:
+            return make_vec("rmc_rl/Copy-v0", copies, seed=0, device=device)
         return make_vec("ALE/Pong-v5", 8, seed=0) if pong else Laws(world, 16)
 
     def ours(**policy_kwargs: Any) -> Maker:
         policy = CnnMemoryPolicy if pong else MlpMemoryPolicy
         kwargs = arguments | dict(sequence_length=sequence_length, policy_kwargs=policy_kwargs)
-        return lambda device: RecurrentPPO(policy, env(), device=device, **kwargs)
+        return lambda device: RecurrentPPO(policy, env(device), device=device, **kwargs)
 
     stock_policy = "CnnLstmPolicy" if pong else "MlpLstmPolicy"
     lstm = dict(core="lstm", core_kwargs=dict(width=256))
     rmc = {size: dict(core="rmc", core_kwargs=dict(num_slots=4, num_heads=4, head_size=size // 4)) for size in (64, 128)}
     half = {"LSTM (256), amp=bf16": ours(amp="bf16", **lstm)} if pong else {}
     return {
-        "stock, two LSTM (256)": lambda device: sb3_contrib.RecurrentPPO(stock_policy, env(), device=device, **arguments),
+        "stock, two LSTM (256)": lambda device: sb3_contrib.RecurrentPPO(stock_policy, env("cpu"), device=device, **arguments),
         "LSTM (256)": ours(**lstm),
         "LSTM (256), critic=separate": ours(critic="separate", **lstm),
         "RMC (width 64)": ours(**rmc[64]),
@@ -134,12 +142,19 @@ def measure(world: str, rounds: int, device: str, sequence_length: int | None) -
         print(f"| {world} | {name} | {length} | {spread} | {rate:,.0f} | {stored[name] / stored[stock]:.2f} |", flush=True)
 
 
+def known(world: str) -> str:
+    """A world's name, checked."""
+    if world not in (*LAWS, "pong") and not re.fullmatch(r"copy[1-9]\d*", world):
+        raise argparse.ArgumentTypeError(f"a world must be {', '.join(LAWS)}, pong or copy<copies>, got '{world}'")
+    return world
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2, help="of torch")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--worlds", nargs="+", default=["aligned", "geometric", "endless"], help="of these three, and pong")
+    parser.add_argument("--worlds", nargs="+", type=known, default=list(LAWS), help="of these three, pong, copy<n>")
     parser.add_argument("--sequence-length", type=int, help="of ours; default: 128, the rollout")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

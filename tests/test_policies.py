@@ -1,6 +1,7 @@
 """The policies in the stock RecurrentPPO: every space, every critic, states, saving and loading."""
 
 import re
+import shutil
 
 import gymnasium
 import numpy as np
@@ -351,6 +352,7 @@ def test_a_core_of_ones_own():
         (dict(core_kwargs=dict(num_slot=3)), "unknown argument of core RMC 'num_slot'; did you mean 'num_slots'"),
         (dict(core_kwargs=dict(num_slots=0)), "num_slots must be a whole number of at least 1, got 0"),
         (dict(encoder=[64, 0]), "each size in encoder must be a whole number of at least 1, got 0"),
+        (dict(compile_mode="fast"), "compile_mode must be one of None, default, reduce-overhead, max-autotune, got 'fast'"),
         (dict(amp="fp8"), "amp must be 'bf16' or None, got 'fp8'"),
         (dict(channels_last=1), "channels_last must be true or false, got 1"),
         (dict(critic="share"), "unknown critic 'share'; did you mean 'shared'"),
@@ -427,6 +429,25 @@ def test_half_precision_of_the_features(share_features_extractor, tmp_path):
     torch.testing.assert_close(values, half.policy(obs, states, starts)[1], rtol=0, atol=1e-6)
     half.learn(64).save(tmp_path / "model")
     assert RecurrentPPO.load(tmp_path / "model", device="cpu").policy.amp is torch.bfloat16
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
+def test_a_compiled_policy_is_the_same_policy(tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, mode: compiled.append((module, mode)))
+    policy, space = OBSERVATIONS["Box"]
+    kwargs = SMALL | dict(net_arch=[8])
+    model = agent(echo(space), policy, kwargs | dict(compile_mode="reduce-overhead"))
+    parts = [model.policy.features_extractor, model.policy.mlp_extractor.policy_net, model.policy.mlp_extractor.value_net]
+    assert compiled == [(part, "reduce-overhead") for part in parts]
+    monkeypatch.undo()
+    model = agent(echo(space), policy, kwargs | dict(compile_mode="default")).learn(64)
+    model.save(tmp_path / "model")
+    plain = agent(echo(space), policy, kwargs).learn(64)
+    for name, tensor in plain.policy.state_dict().items():
+        torch.testing.assert_close(model.policy.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
+    loaded = RecurrentPPO.load(tmp_path / "model", device="cpu").policy
+    assert loaded._core_arguments.compile_mode == "default"
 
 
 def test_channels_last_changes_nothing_but_the_order():
