@@ -22,6 +22,19 @@ def play(world, episodes, act, n_steps, seed=0):
     return np.array(returns)
 
 
+def first_returns(world, act, seed=0):
+    """
+    Returns ``(B,)`` of each copy's first episode. Unlike those of a fixed number of steps, none is missing for being long.
+    """
+    observations, _ = world.reset(seed=seed)
+    returns, running = torch.zeros(world.num_envs), torch.ones(world.num_envs, dtype=torch.bool)
+    while running.any():
+        observations, rewards, terminated, truncated, _ = world.step(act(observations))
+        returns += rewards * running
+        running &= ~(terminated | truncated)
+    return returns.numpy()
+
+
 def random_actions(world, seed=0):
     """An ``act`` for :func:`play` that draws from the world's action space."""
     world.action_space.seed(seed)

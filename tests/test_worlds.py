@@ -16,6 +16,9 @@ from rmc_rl.errors import UsageError
 # keywords of a small and quick version of each world
 SMALL = {
     "rmc_rl/Copy-v0": dict(n_symbols=4, length=3, delay=5),
+    "rmc_rl/MemoryRoom-v0": dict(random_length=True, size=9, max_steps=30),
+    "rmc_rl/ObjectPick-v0": dict(n_distractors=1, size=4, max_steps=20),
+    "rmc_rl/TMaze-v0": dict(length=3),
 }
 worlds = pytest.mark.parametrize("world_id", WORLDS)
 

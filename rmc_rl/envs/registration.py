@@ -3,7 +3,12 @@
 import gymnasium
 
 # id -> (module, name of the single world's class, name of the batched world's class)
-WORLDS = {"rmc_rl/Copy-v0": ("rmc_rl.envs.copy", "CopyEnv", "CopyWorld")}
+WORLDS = {
+    "rmc_rl/Copy-v0": ("rmc_rl.envs.copy", "CopyEnv", "CopyWorld"),
+    "rmc_rl/MemoryRoom-v0": ("rmc_rl.envs.memory_room", "MemoryRoomEnv", "MemoryRoomWorld"),
+    "rmc_rl/ObjectPick-v0": ("rmc_rl.envs.object_pick", "ObjectPickEnv", "ObjectPickWorld"),
+    "rmc_rl/TMaze-v0": ("rmc_rl.envs.tmaze", "TMazeEnv", "TMazeWorld"),
+}
 
 
 def register_worlds() -> None:

@@ -1,0 +1,143 @@
+"""MemoryRoom: the same task as MiniGrid's, step by step; perfect, memoryless and random play."""
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from playing import first_returns, random_actions
+
+from rmc_rl.envs import memory_room
+from rmc_rl.envs.memory_room import BALL, EAST, FLOOR, FORWARD, KEY, LEFT, RIGHT, UNSEEN, WALL, MemoryRoomWorld
+from rmc_rl.errors import UsageError
+
+NORTH, SOUTH = 0, 2  # of grid.MOVES
+
+# (object, what it is here) of MiniGrid's encoding; the agent's own cell is empty
+MINIGRID_KINDS = {0: UNSEEN, 1: FLOOR, 2: WALL, 5: KEY, 6: BALL}
+
+
+@pytest.mark.parametrize("size", [7, 9, 13])
+@pytest.mark.parametrize("random_length", [False, True])
+def test_equals_minigrid(size, random_length):
+    pytest.importorskip("minigrid")
+    theirs = gymnasium.make("MiniGrid-MemoryS7-v0", size=size, random_length=random_length).unwrapped
+    world = MemoryRoomWorld(1, size=size, random_length=random_length)
+    rng = np.random.default_rng(0)
+    rewards = set()
+    for episode in range(30):
+        observation, _ = theirs.reset(seed=episode)
+        ours, _ = world.reset(seed=0)
+        # the same episode
+        end = theirs.success_pos[0] - 1
+        column, row = theirs.agent_pos
+        room = theirs.grid.get(1, size // 2 - 1).type
+        room_is_north = theirs.success_pos[1] < theirs.failure_pos[1]
+        north_is_ball = (room == "ball") == room_is_north
+        world.layout[:] = world._ends.tolist().index(end)
+        world.row[:], world.column[:], world.objects[:] = int(row), int(column), (room == "ball") + 2 * north_is_ball
+        assert theirs.agent_dir == 0
+        assert world.direction == EAST
+        ours = world._observe()
+        for _ in range(200):
+            cells = ours.view(memory_room.KINDS, 7, 7).argmax(0).numpy()
+            expected = np.vectorize(MINIGRID_KINDS.get)(observation["image"][:, :, 0].T)
+            np.testing.assert_array_equal(cells, expected)
+            action = int(rng.choice(3, p=[0.2, 0.2, 0.6]))
+            observation, reward, terminated, truncated, _ = theirs.step(action)
+            our_reward, our_end, _ = world._advance(torch.tensor([action]))
+            assert our_reward.item() == pytest.approx(reward)
+            assert our_end.item() == (terminated or truncated)
+            rewards.add(reward > 0)
+            if terminated or truncated:
+                break
+            ours = world._observe()
+    assert rewards == {True, False}
+
+
+class Player:
+    """Looks at the object in the room if it remembers, and goes to one side of the crossing, by chance if it does not know."""
+
+    def __init__(self, world, remembers):
+        self.world, self.remembers = world, remembers
+        self.rng = np.random.default_rng(0)
+        self.plans = [([], 0)] * world.num_envs  # turns still to do, and the direction to take at the crossing
+
+    def __call__(self, _):
+        return torch.tensor([self.act(index) for index in range(self.world.num_envs)])
+
+    def act(self, index):
+        world = self.world
+        column, direction = int(world.column[index]), int(world.direction[index])
+        if world.time[index] == 0:
+            right_side = NORTH if int(world.objects[index]) in (0, 3) else SOUTH
+            turns = [RIGHT] * 4 if self.remembers and column > 1 else []  # from the first column it is in view
+            self.plans[index] = turns, right_side if self.remembers else int(self.rng.choice([NORTH, SOUTH]))
+        turns, side = self.plans[index]
+        if turns:
+            return turns.pop()
+        wanted = side if column == int(world._ends[world.layout[index]]) + 1 else EAST
+        if direction == wanted:
+            return FORWARD
+        return LEFT if (wanted - direction) % 4 == 3 else RIGHT
+
+
+def test_perfect_play():
+    world = MemoryRoomWorld(256)
+    returns = first_returns(world, Player(world, remembers=True))
+    assert returns.min() > 0.97
+    assert abs(returns.mean() - 0.98) < 0.01
+
+
+def test_a_player_that_does_not_know_gets_half():
+    world = MemoryRoomWorld(1024)
+    returns = first_returns(world, Player(world, remembers=False))
+    assert abs(returns.mean() - 0.49) < 0.05
+
+
+def test_random_play():
+    world = MemoryRoomWorld(512)
+    returns = first_returns(world, random_actions(world))
+    assert abs(returns.mean() - 0.27) < 0.06
+
+
+@pytest.mark.parametrize(("sizes", "together"), [(dict(), False), (dict(size=17), False), (dict(size=9), True)], ids=str)
+def test_whether_the_object_and_those_at_the_crossing_are_in_view_together(sizes, together):
+    # where they are not, no single observation tells where to go
+    world = MemoryRoomWorld(1, **sizes)
+    size = world.size
+    views = world._views.view(len(world._ends), 4, size * size * 4, -1)
+    by_room = [[views[:, [objects]] for objects in range(4) if objects & 1 == bit] for bit in (0, 1)]
+    shows_room = (torch.cat(by_room[0], 1) != torch.cat(by_room[1], 1)).any(-1).any(1)
+    shows_crossing = (views[:, 0] != views[:, 2]).any(-1) | (views[:, 1] != views[:, 3]).any(-1)
+    assert shows_room.any()
+    assert shows_crossing.any()
+    assert (shows_room & shows_crossing).any() == together
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (dict(size=8), "size must be odd, got 8"),
+        (dict(size=5), "size must be a whole number of at least 7, got 5"),
+        (dict(start="room"), "unknown start 'room'"),
+        (dict(max_steps=0), "max_steps must be a whole number of at least 1, got 0"),
+        (dict(random_length=1), "random_length must be true or false, got 1"),
+    ],
+)
+def test_mistakes(kwargs, message):
+    with pytest.raises(UsageError, match=message):
+        MemoryRoomWorld(1, **kwargs)
+
+
+def test_at_the_sign_the_object_is_in_view():
+    world = MemoryRoomWorld(64, start="sign")
+    observations, _ = world.reset(seed=0)
+    planes = observations.view(64, memory_room.KINDS, 7, 7)
+    assert (planes[:, [KEY, BALL]].sum((1, 2, 3)) == 1).all()
+    assert planes[:, BALL].sum((1, 2)).equal((world.objects & 1).float())
+
+
+def test_a_picture():
+    world = MemoryRoomWorld(2, render_mode="rgb_array")
+    world.reset(seed=0)
+    assert world.render()[0].shape == (11 * 12, 11 * 12, 3)

@@ -1,0 +1,143 @@
+"""ObjectPick: an oracle's, a memoryless and random play, and what is shown when."""
+
+from collections import deque
+
+import numpy as np
+import pytest
+import torch
+from playing import first_returns, random_actions
+
+from rmc_rl.envs import grid
+from rmc_rl.envs.object_pick import FIRST_OBJECT, FLOOR, FORWARD, LEFT, N_OBJECTS, RIGHT, VIEW, WALL, ObjectPickWorld
+from rmc_rl.errors import UsageError
+
+
+def first_step_to_target(world, index):
+    """The first action of a shortest way to the named object, around the others."""
+    cells = world.cells[index].numpy()
+    target = FIRST_OBJECT + int(world.target[index])
+    start = tuple(int(part[index]) for part in (world.row, world.column, world.direction))
+    queue, seen = deque([(start, None)]), {start}
+    while queue:
+        (row, column, direction), first = queue.popleft()
+        for action in (FORWARD, LEFT, RIGHT):
+            turned = (direction + (action == RIGHT) - (action == LEFT)) % 4
+            down, across = grid.MOVES[turned] if action == FORWARD else (0, 0)
+            place = (min(max(row + down, 0), world.size - 1), min(max(column + across, 0), world.size - 1), turned)
+            found = cells[place[:2]]
+            step = action if first is None else first
+            if found == target:
+                return step
+            if found == FLOOR and place not in seen:
+                seen.add(place)
+                queue.append((place, step))
+    return FORWARD  # shut in by others
+
+
+def towards(places):
+    """Goes or turns to the nearest of some places in view, ``(k, 2)`` rows and columns; turns right where there is none."""
+    if not len(places):
+        return RIGHT
+    ahead, aside = VIEW - 1 - places[:, 0], places[:, 1] - VIEW // 2
+    nearest = np.argmin(ahead + np.abs(aside) + (ahead == 0))
+    if ahead[nearest] > 0:
+        return FORWARD
+    return RIGHT if aside[nearest] > 0 else LEFT
+
+
+def memoryless(observations):
+    """Turns to the named object in the first step, and then goes to the nearest object in view."""
+    seen = observations[:, : 9 * VIEW**2].view(-1, VIEW, VIEW, 9)[..., 2:]
+    names = observations[:, 9 * VIEW**2 :]
+    actions = []
+    for looks, name in zip(seen.numpy(), names.numpy(), strict=True):
+        wanted = (looks * name).sum(-1) == 2 if name.any() else looks.any(-1)
+        actions.append(towards(np.argwhere(wanted)))
+    return torch.tensor(actions)
+
+
+def test_perfect_memoryless_and_random_play():
+    world = ObjectPickWorld(512)
+    perfect = first_returns(world, lambda _: torch.tensor([first_step_to_target(world, i) for i in range(512)]))
+    assert abs(perfect.mean() - 0.95) < 0.01
+    assert abs(first_returns(world, memoryless).mean() - MEMORYLESS) < 0.06
+    assert abs(first_returns(world, random_actions(world)).mean() - 0.15) < 0.05
+
+
+MEMORYLESS = 0.37
+
+
+def test_the_name_is_shown_once_and_what_is_seen_does_not_tell_it():
+    world = ObjectPickWorld(256)
+    observations, _ = world.reset(seed=0)
+    assert (observations[:, -7:].sum(1) == 2).all()
+    state = {name: getattr(world, name).clone() for name in ("cells", "row", "column", "direction", "time")}
+    after, *_ = world.step(torch.full((256,), LEFT))
+    for name, tensor in state.items():
+        setattr(world, name, tensor)
+    objects = world.cells.flatten(1).topk(4).values - FIRST_OBJECT  # the same room, another name
+    world.target = torch.where(objects[:, 0] == world.target, objects[:, 1], objects[:, 0])
+    assert world.step(torch.full((256,), LEFT))[0].equal(after)
+    assert (after[:, -7:] == 0).all()
+    always = ObjectPickWorld(8, show_always=True)
+    always.reset(seed=0)
+    assert (always.step(torch.full((8,), LEFT))[0][:, -7:].sum(1) == 2).all()
+
+
+def test_the_named_object_is_there_and_all_are_different():
+    world = ObjectPickWorld(512, n_distractors=7)
+    world.reset(seed=0)
+    objects = world.cells.flatten(1).sort(1).values[:, -8:] - FIRST_OBJECT
+    assert (objects >= 0).all()
+    assert (objects.diff(dim=1) > 0).all()
+    assert (objects == world.target.unsqueeze(1)).any(1).all()
+    assert set(world.target.tolist()) == set(range(N_OBJECTS))
+    assert (world.cells[torch.arange(512), world.row, world.column] == FLOOR).all()
+
+
+def test_held_out_objects():
+    world = ObjectPickWorld(512, held_out=4)
+    world.reset(seed=0)
+    assert world.cells.max() < FIRST_OBJECT + 8
+    world = ObjectPickWorld(512, held_out=4, only_held_out=True)
+    world.reset(seed=0)
+    assert world.target.max() < 8
+    assert ((world.cells >= FIRST_OBJECT + 8).flatten(1).sum(1) == 3).all()
+
+
+def test_the_view_turns_with_the_agent():
+    world = ObjectPickWorld(1, size=3, n_distractors=1)
+    world.reset(seed=0)
+    world.cells[:] = FLOOR
+    world.cells[0, 0, 0] = FIRST_OBJECT
+    world.row[:], world.column[:], world.direction[:] = 1, 1, 0  # in the middle, looking up: the object is left in front
+    for place in ([5, 2], None, None, [5, 4]):  # after each right turn
+        seen = world._observe()[0, :441].view(VIEW, VIEW, 9)
+        assert np.argwhere(seen[..., 2:].any(-1).numpy()).tolist() == ([] if place is None else [place])
+        assert seen[0, 0, WALL] == 1
+        world.step(torch.tensor([RIGHT]))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (dict(size=2), "size must be a whole number of at least 3, got 2"),
+        (dict(n_distractors=12), "n_distractors must be at most the 11 objects there are, got 12"),
+        (dict(size=3, n_distractors=8), "n_distractors must be at most 7 in a room of 3x3, got 8"),
+        (dict(held_out=12), "held_out must leave one of the 12 objects, got 12"),
+        (dict(only_held_out=True), "n_distractors must be at most the 0 objects there are, got 3"),
+        (dict(show_always="no"), "show_always must be true or false, got 'no'"),
+    ],
+)
+def test_mistakes(kwargs, message):
+    with pytest.raises(UsageError, match=message):
+        ObjectPickWorld(1, **kwargs)
+
+
+def test_a_picture():
+    world = ObjectPickWorld(1, render_mode="rgb_array")
+    world.reset(seed=0)
+    before = world.render()[0]
+    assert before.shape == (144, 144, 3)
+    world.step(torch.tensor([LEFT]))
+    assert (world.render()[0] != before).any()
