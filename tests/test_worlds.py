@@ -16,6 +16,9 @@ from rmc_rl.errors import UsageError
 # keywords of a small and quick version of each world
 SMALL = {
     "rmc_rl/Copy-v0": dict(n_symbols=4, length=3, delay=5),
+    "rmc_rl/NthFarthest-v0": dict(n_vectors=3, dim=1),
+    "rmc_rl/ProgramEval-v0": dict(nesting=2, task="full", n_programs=100),
+    "rmc_rl/SequentialDigits-v0": dict(size=4, pixels_per_step=4),
 }
 worlds = pytest.mark.parametrize("world_id", WORLDS)
 

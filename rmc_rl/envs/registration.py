@@ -3,7 +3,12 @@
 import gymnasium
 
 # id -> (module, name of the single world's class, name of the batched world's class)
-WORLDS = {"rmc_rl/Copy-v0": ("rmc_rl.envs.copy", "CopyEnv", "CopyWorld")}
+WORLDS = {
+    "rmc_rl/Copy-v0": ("rmc_rl.envs.copy", "CopyEnv", "CopyWorld"),
+    "rmc_rl/NthFarthest-v0": ("rmc_rl.envs.nth_farthest", "NthFarthestEnv", "NthFarthestWorld"),
+    "rmc_rl/ProgramEval-v0": ("rmc_rl.envs.program_eval", "ProgramEvalEnv", "ProgramEvalWorld"),
+    "rmc_rl/SequentialDigits-v0": ("rmc_rl.envs.sequential_digits", "SequentialDigitsEnv", "SequentialDigitsWorld"),
+}
 
 
 def register_worlds() -> None:
