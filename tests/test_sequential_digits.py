@@ -13,7 +13,7 @@ from rmc_rl.envs.digits import load_digits
 from rmc_rl.envs.sequential_digits import SequentialDigitsWorld
 from rmc_rl.errors import UsageError
 
-SIZES = [dict(), dict(pixels_per_step=1), dict(size=12, pixels_per_step=16, split="test", binary=True)]
+SIZES = [dict(), dict(pixels_per_step=8), dict(size=12, pixels_per_step=16, split="test", binary=True)]
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
@@ -111,7 +111,7 @@ def test_mnist_from_a_folder(tmp_path, pack):
         np.testing.assert_allclose(world._chunks.view(-1, 28, 28).numpy(), images / np.float32(255), atol=1e-6)
         np.testing.assert_array_equal(world.classes.numpy(), labels)
         world.reset(seed=0)
-    small = SequentialDigitsWorld(4, data=str(tmp_path), size=14, pixels_per_step=1, binary=True)
+    small = SequentialDigitsWorld(4, data=str(tmp_path), size=14, binary=True)
     assert small.reset(seed=0)[0].shape == (4, 2)
 
 
@@ -124,11 +124,15 @@ def damage(path, how):
         path.write_bytes(b"")
     elif how == "text":
         path.write_bytes(b"<html>not found</html>")
+    elif how == "garbled":
+        content = bytearray(path.read_bytes())
+        content[10:] = content[:9:-1]
+        path.write_bytes(content)
     elif how == "other type":
         path.write_bytes(bytes([0, 0, 13, 3]) + path.read_bytes()[4:])
 
 
-@pytest.mark.parametrize("how", ["missing", "cut", "empty", "text", "other type"])
+@pytest.mark.parametrize("how", ["missing", "cut", "empty", "text", "garbled", "other type"])
 @pytest.mark.parametrize("pack", [False, True])
 def test_broken_files_get_one_line(tmp_path, how, pack):
     write_mnist(tmp_path, pack)
@@ -136,7 +140,7 @@ def test_broken_files_get_one_line(tmp_path, how, pack):
     with pytest.raises(UsageError, match="train-images-idx3-ubyte") as mistake:
         SequentialDigitsWorld(data=str(tmp_path))
     assert "\n" not in str(mistake.value)
-    SequentialDigitsWorld(data=str(tmp_path), split="test", pixels_per_step=1)
+    SequentialDigitsWorld(data=str(tmp_path), split="test")
 
 
 def test_labels_must_fit_the_images(tmp_path):
@@ -172,7 +176,7 @@ def test_a_picture_shows_what_was_seen_and_the_answer(size):
     def pixels(colour):
         return int((world._picture(0) == np.array(colour)).all(-1).sum())
 
-    world = SequentialDigitsWorld(1, size=size, render_mode="rgb_array")
+    world = SequentialDigitsWorld(1, size=size, pixels_per_step=4, render_mode="rgb_array")
     world.reset(seed=0)
     side = -(-192 // size) * size
     assert pixels(drawing.GRID) == side * side * (1 - 1 / world.n_chunks)  # still to come

@@ -8,6 +8,7 @@ Shapes: ``I`` images, ``H`` pixels along a side of one.
 """
 
 import gzip
+import zlib
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -76,7 +77,7 @@ def _read_idx(folder: str, name: str, dimensions: int) -> np.ndarray:
     require(path.is_file(), f"data must be a folder with {name} or {name}.gz", str(folder))
     try:
         content = gzip.decompress(path.read_bytes()) if path is packed else path.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UsageError(f"{path} cannot be read: {error}") from error
     header = 4 * (1 + dimensions)  # bytes
     sizes = np.frombuffer(content[4:header].ljust(4 * dimensions, b"\0"), dtype=">u4").tolist()

@@ -58,7 +58,8 @@ class NthFarthestWorld(BatchedWorld):
 
     Registered Configurations
     -------------------------
-    ``rmc_rl/NthFarthest-v0``: 4 vectors of 2 dimensions. The paper: ``n_vectors=8, dim=16``.
+    ``rmc_rl/NthFarthest-v0``: 4 vectors of 2 dimensions. The paper: ``n_vectors=8, dim=16`` (its authors' example code, Sonnet
+    v1, counts ``n`` from the nearest: the same questions under other names).
 
     :param num_envs: ``B``, copies side by side
     :param n_vectors: ``N``, so also the steps of an episode

@@ -60,8 +60,8 @@ class SequentialDigitsWorld(BatchedWorld):
 
     Registered Configurations
     -------------------------
-    ``rmc_rl/SequentialDigits-v0``: 8x8, a row per step. Pixel by pixel: ``pixels_per_step=1``. The RIMs paper: MNIST in
-    ``data``, ``size=14, pixels_per_step=1, binary=True``, then ``split="test"`` with ``size=16``, 19 and 24.
+    ``rmc_rl/SequentialDigits-v0``: 8x8, pixel by pixel. Easier: ``pixels_per_step=8``, a row per step. The RIMs paper: MNIST
+    in ``data``, ``size=14, binary=True``, then ``split="test"`` with ``size=16``, 19 and 24.
 
     :param num_envs: ``B``, copies side by side
     :param size: pixels along a side; None: as many as the images have, 8 or MNIST's 28
@@ -86,7 +86,7 @@ class SequentialDigitsWorld(BatchedWorld):
         self,
         num_envs: int = 1,
         size: int | None = None,
-        pixels_per_step: int = 8,
+        pixels_per_step: int = 1,
         split: str = "train",
         interpolation: str = "area",
         binary: bool = False,
