@@ -72,7 +72,12 @@ def test_the_seed_decides_everything(world_id):
 @worlds
 def test_two_worlds_without_a_seed_differ(world_id):
     first, second = (gymnasium.make_vec(world_id, num_envs=64) for _ in range(2))
-    assert not first.reset()[0].equal(second.reset()[0])
+    first.action_space.seed(0)
+    seen = [(first.reset()[0], second.reset()[0])]
+    for _ in range(30):  # the first of them may be alike: the corners of digits are empty
+        actions = first.action_space.sample()
+        seen.append((first.step(actions)[0], second.step(actions)[0]))
+    assert not all(one.equal(other) for one, other in seen)
 
 
 @worlds

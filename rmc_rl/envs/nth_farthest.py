@@ -54,11 +54,11 @@ class NthFarthestWorld(BatchedWorld):
     not a single memory. Return of perfect play: 1. Of random play: ``1 / n_vectors``. A memoryless player sees the question
     and the last vector. It answers ``m`` where ``n`` is ``n_vectors``, and any other label else: ``2 / n_vectors``, the
     plateau of 25 % that people report at the paper's sizes. The last vector's place tells a little more, for vectors near a
-    corner are likelier far: 0.53 is the ceiling for the default, found by integration in the tests.
+    corner are likelier far: 0.71 is the ceiling for the default, found by integration in the tests.
 
     Registered Configurations
     -------------------------
-    ``rmc_rl/NthFarthest-v0``: 4 vectors of 2 dimensions. The paper: ``n_vectors=8, dim=16`` (its authors' example code, Sonnet
+    ``rmc_rl/NthFarthest-v0``: 3 vectors of 2 dimensions. The paper: ``n_vectors=8, dim=16`` (its authors' example code, Sonnet
     v1, counts ``n`` from the nearest: the same questions under other names).
 
     :param num_envs: ``B``, copies side by side
@@ -80,7 +80,7 @@ class NthFarthestWorld(BatchedWorld):
     def __init__(
         self,
         num_envs: int = 1,
-        n_vectors: int = 4,
+        n_vectors: int = 3,
         dim: int = 2,
         device: torch.device | str = "cpu",
         render_mode: str | None = None,
