@@ -21,7 +21,7 @@ from torch.nn.functional import interpolate
 from rmc_rl.errors import UsageError, require
 
 SPLITS = ("train", "test")
-TRAIN_SHARE = 0.8  # of the small set, whose last images have other writers than its first
+TRAIN_SHARE = 0.8  # of the small set, in the order of its file
 INTERPOLATIONS = ("area", "nearest")
 _MNIST_NAMES = {"train": "train", "test": "t10k"}
 _IDX_BYTES = 8  # the type of unsigned bytes in an IDX header
