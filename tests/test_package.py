@@ -30,7 +30,7 @@ def test_the_wheel_holds_one_package_with_its_yaml_files(checkout, tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names} == {"rmc_rl", f"rmc_rl-{rmc_rl.__version__}.dist-info"}
     in_checkout = {
-        str(path.relative_to(checkout)) for path in (checkout / "rmc_rl").rglob("*") if path.suffix in (".yaml", ".py")
+        str(path.relative_to(checkout)) for path in (checkout / "rmc_rl").rglob("*") if path.suffix in (".yaml", ".py", ".gz")
     }
     assert in_checkout | {"rmc_rl/py.typed"} <= set(names)
 

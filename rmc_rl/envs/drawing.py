@@ -5,6 +5,7 @@ Frames are ``(height, width, 3)`` uint8, as Gymnasium's ``rgb_array`` has them.
 """
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 # RGB. The hues are those of Okabe and Ito, "Color Universal Design", 2008, which colour-blind people can tell apart
 PAPER, GRID, WALL, DARK = (250, 250, 250), (225, 225, 225), (90, 90, 100), (35, 35, 45)
@@ -40,3 +41,19 @@ def disc(frame: np.ndarray, x: float, y: float, radius: float, colour: tuple[int
     """
     rows, columns = np.ogrid[: frame.shape[0], : frame.shape[1]]
     frame[(columns + 0.5 - x) ** 2 + (rows + 0.5 - y) ** 2 <= radius**2] = colour
+
+
+def write(frame: np.ndarray, text: str, x: float, y: float, colour: tuple[int, int, int], size: int = 14) -> None:
+    """
+    Write a line of text into a frame.
+
+    :param frame: ``(height, width, 3)`` uint8, changed in place
+    :param text: what to write
+    :param x: of the text's middle, in pixels from the left
+    :param y: of the text's middle, in pixels from the top
+    :param colour: RGB
+    :param size: of the letters, in pixels
+    """
+    image = Image.fromarray(frame)
+    ImageDraw.Draw(image).text((x, y), text, fill=colour, font=ImageFont.load_default(size), anchor="mm")
+    frame[:] = np.asarray(image)

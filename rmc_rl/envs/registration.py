@@ -6,7 +6,10 @@ import gymnasium
 WORLDS = {
     "rmc_rl/Copy-v0": ("rmc_rl.envs.copy", "CopyEnv", "CopyWorld"),
     "rmc_rl/MemoryRoom-v0": ("rmc_rl.envs.memory_room", "MemoryRoomEnv", "MemoryRoomWorld"),
+    "rmc_rl/NthFarthest-v0": ("rmc_rl.envs.nth_farthest", "NthFarthestEnv", "NthFarthestWorld"),
     "rmc_rl/ObjectPick-v0": ("rmc_rl.envs.object_pick", "ObjectPickEnv", "ObjectPickWorld"),
+    "rmc_rl/ProgramEval-v0": ("rmc_rl.envs.program_eval", "ProgramEvalEnv", "ProgramEvalWorld"),
+    "rmc_rl/SequentialDigits-v0": ("rmc_rl.envs.sequential_digits", "SequentialDigitsEnv", "SequentialDigitsWorld"),
     "rmc_rl/TMaze-v0": ("rmc_rl.envs.tmaze", "TMazeEnv", "TMazeWorld"),
 }
 
