@@ -40,8 +40,8 @@ class ProgramEvalWorld(BatchedWorld):
     All numbers have ``length`` digits, there are ``nesting`` operations, of which each takes the one before as its first
     operand, and programs are evaluated modulo ``10 ** (length + 1)``. Episodes draw from a pool of ``n_programs`` programs,
     written once when the world is made (less than a second for the default number); ``pool_seed`` decides which, whatever the
-    seed of ``reset``: evaluate with another one than was trained with to see programs that are new (of sums
-    of two digits there are hardly any: the pool has nearly all 8,100).
+    seed of ``reset``: evaluate with another one than was trained with to see programs that are new (the default has hardly
+    any: its pool holds nearly all of 8,100).
 
     Action Space
     ------------
