@@ -61,10 +61,10 @@ def test_perfect_memoryless_and_random_play():
     perfect = first_returns(world, lambda _: torch.tensor([first_step_to_target(world, i) for i in range(512)]))
     assert abs(perfect.mean() - 0.95) < 0.01
     assert abs(first_returns(world, memoryless).mean() - MEMORYLESS) < 0.06
-    assert abs(first_returns(world, random_actions(world)).mean() - 0.15) < 0.05
+    assert abs(first_returns(world, random_actions(world)).mean() - 0.21) < 0.06
 
 
-MEMORYLESS = 0.37
+MEMORYLESS = 0.62
 
 
 def test_the_name_is_shown_once_and_what_is_seen_does_not_tell_it():
@@ -75,7 +75,7 @@ def test_the_name_is_shown_once_and_what_is_seen_does_not_tell_it():
     after, *_ = world.step(torch.full((256,), LEFT))
     for name, tensor in state.items():
         setattr(world, name, tensor)
-    objects = world.cells.flatten(1).topk(4).values - FIRST_OBJECT  # the same room, another name
+    objects = world.cells.flatten(1).topk(2).values - FIRST_OBJECT  # the same room, another name
     world.target = torch.where(objects[:, 0] == world.target, objects[:, 1], objects[:, 0])
     assert world.step(torch.full((256,), LEFT))[0].equal(after)
     assert (after[:, -7:] == 0).all()
@@ -102,7 +102,7 @@ def test_held_out_objects():
     world = ObjectPickWorld(512, held_out=4, only_held_out=True)
     world.reset(seed=0)
     assert world.target.max() < 8
-    assert ((world.cells >= FIRST_OBJECT + 8).flatten(1).sum(1) == 3).all()
+    assert ((world.cells >= FIRST_OBJECT + 8).flatten(1).sum(1) == 1).all()
 
 
 def test_the_view_turns_with_the_agent():
@@ -125,7 +125,7 @@ def test_the_view_turns_with_the_agent():
         (dict(n_distractors=12), "n_distractors must be at most the 11 objects there are, got 12"),
         (dict(size=3, n_distractors=8), "n_distractors must be at most 7 in a room of 3x3, got 8"),
         (dict(held_out=12), "held_out must leave one of the 12 objects, got 12"),
-        (dict(only_held_out=True), "n_distractors must be at most the 0 objects there are, got 3"),
+        (dict(only_held_out=True), "n_distractors must be at most the 0 objects there are, got 1"),
         (dict(show_always="no"), "show_always must be true or false, got 'no'"),
     ],
 )
@@ -138,6 +138,6 @@ def test_a_picture():
     world = ObjectPickWorld(1, render_mode="rgb_array")
     world.reset(seed=0)
     before = world.render()[0]
-    assert before.shape == (144, 144, 3)
+    assert before.shape == (120, 120, 3)
     world.step(torch.tensor([LEFT]))
     assert (world.render()[0] != before).any()

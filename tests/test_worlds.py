@@ -15,6 +15,8 @@ from rmc_rl.errors import UsageError
 
 # keywords of a small and quick version of each world
 SMALL = {
+    "rmc_rl/BallTracking-v0": dict(hold_steps=2, free_steps=4, dark_steps=3),
+    "rmc_rl/BouncingBalls-v0": dict(dark_steps=3, n_balls=[2, 3], curtain=True),
     "rmc_rl/Copy-v0": dict(n_symbols=4, length=3, delay=5),
     "rmc_rl/MemoryRoom-v0": dict(random_length=True, size=9, max_steps=30),
     "rmc_rl/NthFarthest-v0": dict(n_vectors=3, dim=1),

@@ -60,13 +60,13 @@ class ObjectPickWorld(BatchedWorld):
     -------------
     The name is needed until the object is found, a few steps later, and so is what was seen on the way. Return of perfect
     play: 0.95. A memoryless player knows the name in the first step alone, and can at most turn to the object then: one that
-    does, and then takes the nearest object in view, gets 0.37. Of random play: 0.15.
+    does, and then takes the nearest object in view, gets 0.62. Of random play: 0.21.
 
     Registered Configurations
     -------------------------
-    ``rmc_rl/ObjectPick-v0``: three distractors in a room of 6x6. Train with few and test with many: ``n_distractors`` up to
-    11. With new ones: ``held_out=3`` leaves the last three of the twelve objects out of training, ``only_held_out=True`` has
-    them alone as distractors.
+    ``rmc_rl/ObjectPick-v0``: one distractor in a room of 5x5. Train with few and test with many: ``n_distractors`` up to 11.
+    With new ones: ``held_out=3`` leaves the last three of the twelve objects out of training, ``only_held_out=True`` has them
+    alone as distractors.
 
     :param num_envs: ``B``, copies side by side
     :param size: cells along a side of the room
@@ -92,12 +92,12 @@ class ObjectPickWorld(BatchedWorld):
     def __init__(
         self,
         num_envs: int = 1,
-        size: int = 6,
-        n_distractors: int = 3,
+        size: int = 5,
+        n_distractors: int = 1,
         held_out: int = 0,
         only_held_out: bool = False,
         show_always: bool = False,
-        max_steps: int = 60,
+        max_steps: int = 50,
         device: torch.device | str = "cpu",
         render_mode: str | None = None,
     ):

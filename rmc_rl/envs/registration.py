@@ -4,6 +4,8 @@ import gymnasium
 
 # id -> (module, name of the single world's class, name of the batched world's class)
 WORLDS = {
+    "rmc_rl/BallTracking-v0": ("rmc_rl.envs.ball_tracking", "BallTrackingEnv", "BallTrackingWorld"),
+    "rmc_rl/BouncingBalls-v0": ("rmc_rl.envs.bouncing_balls", "BouncingBallsEnv", "BouncingBallsWorld"),
     "rmc_rl/Copy-v0": ("rmc_rl.envs.copy", "CopyEnv", "CopyWorld"),
     "rmc_rl/MemoryRoom-v0": ("rmc_rl.envs.memory_room", "MemoryRoomEnv", "MemoryRoomWorld"),
     "rmc_rl/NthFarthest-v0": ("rmc_rl.envs.nth_farthest", "NthFarthestEnv", "NthFarthestWorld"),

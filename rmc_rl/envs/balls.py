@@ -1,0 +1,133 @@
+"""
+Balls that bounce in a box, without friction: the mechanics that several worlds share.
+
+After the bouncing balls of Sutskever & Hinton, 2007, in the form of van Steenkiste et al., "Relational neural expectation
+maximization", 2018, https://arxiv.org/abs/1802.10353 (balls of different mass, a curtain), as Goyal et al. 2019 use them.
+
+Shapes: ``B`` worlds, ``N`` places for balls, of which some may be empty. The box is the unit square, time counts in frames.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rmc_rl.errors import UsageError, require_whole
+
+SMALLEST, LARGEST = 0.07, 0.1  # radii
+MOST_BALLS = 16  # what a jittered grid of 4x4 holds
+SUBSTEPS = 8  # of a frame, where balls can meet: one moves a small part of its radius in each
+
+
+def ball_range(n_balls: int | Sequence[int]) -> tuple[int, int]:
+    """
+    How many balls there may be.
+
+    :param n_balls: a number, or the least and the most
+    :raises UsageError: for something else, or numbers outside 1 to 16
+    """
+    if isinstance(n_balls, int):
+        require_whole("n_balls", n_balls)
+        least = most = n_balls
+    else:
+        pair = list(n_balls) if isinstance(n_balls, list | tuple) else []
+        if len(pair) != 2 or not all(isinstance(n, int) and n >= 1 for n in pair) or pair[0] > pair[1]:
+            raise UsageError(f"n_balls must be a whole number or a range as in [6, 8], got {n_balls!r}")
+        least, most = pair
+    if most > MOST_BALLS:
+        raise UsageError(f"n_balls must be at most {MOST_BALLS}, got {n_balls!r}")
+    return least, most
+
+
+def draw_balls(
+    count: int, least: int, most: int, speed: float, generator: torch.Generator, same_size: bool = False
+) -> dict[str, Tensor]:
+    """
+    Balls that do not touch, each with a direction of its own.
+
+    :param count: ``B``
+    :param least: balls in a world at least
+    :param most: ``N``, balls in a world at most
+    :param speed: in box lengths per frame
+    :param generator: where everything random comes from; its device is the tensors'
+    :param same_size: whether all balls have the same size and mass
+    :return: ``position`` and ``velocity`` ``(B, N, 2)``, ``radius`` ``(B, N)``, 0 where there is no ball
+    """
+    device = generator.device
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(count, *shape, generator=generator, device=device)
+
+    side = 1
+    while side**2 < most:
+        side += 1
+    n_balls = least + (uniform(1) * (most - least + 1)).long()
+    present = torch.arange(most, device=device) < n_balls  # (B, N)
+    radius = (LARGEST if same_size else SMALLEST + (LARGEST - SMALLEST) * uniform(most)) * present
+    # each in a cell of its own of a grid, anywhere in it
+    cell = uniform(side**2).argsort(1)[:, :most]
+    corner = torch.stack([cell % side, cell // side], -1) / side
+    room = 1 / side - 2 * radius.unsqueeze(-1)
+    position = corner + radius.unsqueeze(-1) + room * uniform(most, 2)
+    angle = 2 * torch.pi * uniform(most)
+    velocity = speed * torch.stack([angle.cos(), angle.sin()], -1) * present.unsqueeze(-1)
+    return {"position": position, "velocity": velocity, "radius": radius}
+
+
+def move(position: Tensor, velocity: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+    """
+    A frame later: balls fly straight, and bounce off walls and each other elastically. Their mass goes with their area.
+
+    Each substep moves the balls, mirrors them at the walls, and lets those that touch and approach exchange momentum, pair by
+    pair: of a ball that touches several, the nearest, if it is that one's nearest too. So each collision conserves energy
+    and momentum up to rounding.
+
+    :param position: ``(B, N, 2)``
+    :param velocity: ``(B, N, 2)``, box lengths per frame
+    :param radius: ``(B, N)``, 0 where there is no ball
+    :return: position and velocity after the frame
+    """
+    there = radius > 0
+    mass = radius.square()
+    pairs = there.unsqueeze(1) & there.unsqueeze(2) & ~torch.eye(radius.shape[1], dtype=torch.bool, device=radius.device)
+    touch = radius.unsqueeze(1) + radius.unsqueeze(2)  # (B, N, N)
+    low = radius.unsqueeze(-1)
+    own = torch.arange(radius.shape[1], device=radius.device)
+    substeps = SUBSTEPS if radius.shape[1] > 1 else 1
+    for _ in range(substeps):
+        position = position + velocity / substeps
+        below, above = position < low, position > 1 - low
+        position = torch.where(below, 2 * low - position, torch.where(above, 2 * (1 - low) - position, position))
+        velocity = torch.where(below, velocity.abs(), torch.where(above, -velocity.abs(), velocity))
+        if substeps == 1:
+            break
+        apart = position.unsqueeze(1) - position.unsqueeze(2)  # (B, N, N, 2), from the first to the second
+        gap = apart.square().sum(-1).sqrt() - touch
+        closing = ((velocity.unsqueeze(1) - velocity.unsqueeze(2)) * apart).sum(-1) < 0
+        nearest, partner = torch.where(pairs & closing & (gap < 0), gap, torch.inf).min(-1)  # (B, N)
+        hits = (nearest < 0) & (partner.gather(1, partner) == own)
+        index = partner.unsqueeze(-1).expand(-1, -1, 2)
+        normal = torch.nn.functional.normalize(position.gather(1, index) - position, dim=-1)
+        approach = ((velocity.gather(1, index) - velocity) * normal).sum(-1)
+        other = mass.gather(1, partner)
+        change = torch.where(hits, 2 * other / (mass + other).clamp(min=1e-12) * approach, 0)
+        velocity = velocity + change.unsqueeze(-1) * normal
+    return position, velocity
+
+
+def coverage(position: Tensor, radius: Tensor, grid: int) -> Tensor:
+    """
+    How far balls cover the cells of a grid: 0.5 where a ball's edge goes through a cell's centre, 1 half a cell further in.
+
+    A ball smaller than a cell counts as reaching from the cell's centre to its corners, so that it covers one at least.
+
+    :param position: ``(B, N, 2)``, x to the right and y downwards
+    :param radius: ``(B, N)``
+    :param grid: cells along a side
+    :return: of each ball ``(B, N, grid, grid)``, rows and columns, 0 to 1
+    """
+    centres = (torch.arange(grid, device=radius.device) + 0.5) / grid
+    across = (position[..., :1] - centres).square().unsqueeze(-2)  # (B, N, 1, grid)
+    down = (position[..., 1:] - centres).square().unsqueeze(-1)  # (B, N, grid, 1)
+    reach = radius.clamp(min=0.5**0.5 / grid) * (radius > 0) - (radius <= 0).float()
+    return (0.5 + (reach.view(*reach.shape, 1, 1) - (across + down).sqrt()) * grid).clamp(0, 1)
