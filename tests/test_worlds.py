@@ -19,6 +19,7 @@ SMALL = {
     "rmc_rl/BouncingBalls-v0": dict(dark_steps=3, n_balls=[2, 3], curtain=True),
     "rmc_rl/Copy-v0": dict(n_symbols=4, length=3, delay=5),
     "rmc_rl/MemoryRoom-v0": dict(random_length=True, size=9, max_steps=30),
+    "rmc_rl/MiniPacman-v0": dict(max_steps=20, mode="hunt", n_mazes=2),
     "rmc_rl/NthFarthest-v0": dict(n_vectors=3, dim=1),
     "rmc_rl/ObjectPick-v0": dict(n_distractors=1, size=4, max_steps=20),
     "rmc_rl/ProgramEval-v0": dict(nesting=2, task="full", n_programs=100),
@@ -88,15 +89,21 @@ def test_two_worlds_without_a_seed_differ(world_id):
 @worlds
 def test_off_the_cpu_episodes_begin_alike(world_id):
     # there, counting the ended episodes would wait for the device: all copies are drawn, and the ended ones chosen
-    worlds = [gymnasium.make_vec(world_id, num_envs=1, **SMALL[world_id]) for _ in range(2)]
-    worlds[1].action_space.seed(0)
+    worlds = [gymnasium.make_vec(world_id, num_envs=4, **SMALL[world_id]) for _ in range(2)]
+    for world in worlds:
+        world.reset(seed=0)
+    drawn = worlds[0]._draw(4)
+    before = {name: getattr(worlds[0], name).clone() for name in drawn}
+    rows = torch.tensor([True, False, False, True])
     worlds[1]._is_on_cpu = False
-    one, other = (world.reset(seed=0)[0] for world in worlds)
-    assert one.equal(other)
-    for _ in range(300):
-        action = worlds[1].action_space.sample()
-        assert all(one.equal(other) for one, other in zip(*(world.step(action)[:4] for world in worlds), strict=True))
-        worlds[1].generator.set_state(worlds[0].generator.get_state())  # the other drew in vain where nothing ended
+    for world in worlds:
+        world._replace(rows, lambda copies: {name: tensor[copies] for name, tensor in drawn.items()})
+        for name, tensor in drawn.items():
+            assert getattr(world, name)[rows].equal(tensor[rows])
+            assert getattr(world, name)[~rows].equal(before[name][~rows])
+    worlds[1].action_space.seed(0)
+    for _ in range(100):  # and it steps
+        assert worlds[1].step(worlds[1].action_space.sample())[0].shape[0] == 4
 
 
 @worlds

@@ -5,6 +5,7 @@ Shapes: ``B`` worlds side by side (``num_envs``).
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import gymnasium
@@ -149,12 +150,22 @@ class BatchedWorld(VectorEnv[Tensor, Tensor | np.ndarray, Tensor], ABC):
 
         :param rows: ``(B,)`` bool
         """
+        self._replace(rows, lambda copies: self._draw(len(copies)))
+
+    def _replace(self, rows: Tensor, draw: Callable[[Tensor], dict[str, Tensor]]) -> None:
+        """
+        Give some copies another state and leave the others as they are.
+
+        :param rows: which copies, ``(B,)`` bool
+        :param draw: from the numbers of copies ``(n,)`` to their state, as :meth:`_draw` returns it, or a part of it. On the
+            CPU it is called for those copies, if there are any; elsewhere, where counting them would wait, for all
+        """
         if self._is_on_cpu:
-            ended = rows.nonzero().squeeze(1)
-            for name, drawn in self._draw(len(ended)).items():
-                getattr(self, name)[ended] = drawn
+            copies = rows.nonzero().squeeze(1)
+            for name, drawn in draw(copies).items() if len(copies) else ():
+                getattr(self, name)[copies] = drawn
             return
-        for name, drawn in self._draw(self.num_envs).items():
+        for name, drawn in draw(torch.arange(self.num_envs, device=self.device)).items():
             # (B,) -> (B, 1, ...)
             chosen = rows.view(-1, *[1] * (drawn.dim() - 1))
             setattr(self, name, torch.where(chosen, drawn, getattr(self, name)))

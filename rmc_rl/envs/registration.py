@@ -8,6 +8,7 @@ WORLDS = {
     "rmc_rl/BouncingBalls-v0": ("rmc_rl.envs.bouncing_balls", "BouncingBallsEnv", "BouncingBallsWorld"),
     "rmc_rl/Copy-v0": ("rmc_rl.envs.copy", "CopyEnv", "CopyWorld"),
     "rmc_rl/MemoryRoom-v0": ("rmc_rl.envs.memory_room", "MemoryRoomEnv", "MemoryRoomWorld"),
+    "rmc_rl/MiniPacman-v0": ("rmc_rl.envs.mini_pacman", "MiniPacmanEnv", "MiniPacmanWorld"),
     "rmc_rl/NthFarthest-v0": ("rmc_rl.envs.nth_farthest", "NthFarthestEnv", "NthFarthestWorld"),
     "rmc_rl/ObjectPick-v0": ("rmc_rl.envs.object_pick", "ObjectPickEnv", "ObjectPickWorld"),
     "rmc_rl/ProgramEval-v0": ("rmc_rl.envs.program_eval", "ProgramEvalEnv", "ProgramEvalWorld"),
