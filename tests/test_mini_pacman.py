@@ -39,7 +39,7 @@ def test_mazes_are_what_they_say(walls):
 
 
 def empty(mode="regular", **kwargs):
-    """A view of 5x5 in a world whose ghost stands far away and never moves, without food or pills but one; Pacman is at (1, 1)."""
+    """A view of 5x5 in a world whose ghost stands still, far away; food and pills are there too, and Pacman is at (1, 1)."""
     world = MiniPacmanWorld(1, mode=mode, view_size=5, **kwargs)
     world.reset(seed=0)
     world._move_ghosts = lambda: None
