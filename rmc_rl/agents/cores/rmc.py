@@ -188,10 +188,10 @@ class RMC(Core):
         if self._looks is not None or tracing:
             return None
         kernel = kernels.fused(self.kernel, rows.device.type)
-        if kernel is None or torch.is_autocast_enabled(rows.device.type) or not kernel.takes(self, rows, state, starts):
+        if kernel is None or torch.is_autocast_enabled(rows.device.type):
             return None
         gates = embedded[1].squeeze(-2) if len(embedded) > 1 else None
-        memories: Tensor = kernel.unroll(self, rows, gates, state, starts)
+        memories: Tensor | None = kernel.unroll(self, rows, gates, state, starts)
         return memories
 
     def _embed(self, x: Tensor) -> tuple[Tensor, ...]:

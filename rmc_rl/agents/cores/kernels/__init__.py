@@ -3,7 +3,7 @@ Fused kernels: a core's whole sequence in one call, and which of them is in use.
 
 A core with a kernel takes ``kernel``: "auto" (the fused one where there is one for the device, else eager), "eager" (plain
 torch, the reference) or "native" (as "auto", with a warning where it has to be eager). All compute the same, and a saved
-model does not depend on it. A kernel is a module with ``why_not()``, ``takes(...)`` and ``unroll(...)`` as in ``native.py``.
+model does not depend on it. A kernel is a module with ``why_not()``, ``about()`` and ``unroll(...)`` as in ``native.py``.
 """
 
 import functools

@@ -120,29 +120,7 @@ def about() -> str:
     return f"C++, {path.name if path else ''}"
 
 
-def takes(core: "RMC", rows: Tensor, state: Tensor, starts: Tensor | None) -> bool:
-    """
-    Whether the kernel computes with these. Where not, eager torch does, or says what is wrong with them.
-
-    :param core: the core
-    :param rows: the input's rows, ``(T, B, n, D)``
-    :param state: ``(B, N D)``
-    :param starts: ``(T, B)`` bool or None
-    """
-    time, batch = rows.shape[:2]
-    tensors = (rows, state, *core.parameters())
-    return (
-        rows.dtype in DTYPES
-        and all(tensor.dtype == rows.dtype and tensor.device.type == "cpu" for tensor in tensors)
-        and rows.ndim == 4
-        and time > 0
-        and batch > 0
-        and state.shape == (batch, core.state_size)
-        and (starts is None or (starts.shape == (time, batch) and starts.device.type == "cpu"))
-    )
-
-
-def unroll(core: "RMC", rows: Tensor, gates: Tensor | None, state: Tensor, starts: Tensor | None = None) -> Tensor:
+def unroll(core: "RMC", rows: Tensor, gates: Tensor | None, state: Tensor, starts: Tensor | None = None) -> Tensor | None:
     """
     All steps of an RMC.
 
@@ -151,32 +129,69 @@ def unroll(core: "RMC", rows: Tensor, gates: Tensor | None, state: Tensor, start
     :param gates: what the input adds to the gates, ``(T, B, 2G)``; None without gates
     :param state: ``(B, N D)``, before the first step
     :param starts: ``(T, B)`` bool or None, see :meth:`Core.forward`
-    :return: the memory after each step, ``(T, B, N, D)``
+    :return: the memory after each step, ``(T, B, N, D)``; None where the kernel does not take these tensors: eager torch
+        computes with them, or says what is wrong with them
     """
     blocks = cast(Sequence[Any], core.blocks)
     first = blocks[0]
+    layers = [layer for block in blocks for layer in (block.qkv, block.qkv_norm, block.attention_norm, block.mlp_norm)]
+    parameters = [parameter for layer in (*layers, *core.mlp) for parameter in (layer.weight, layer.bias)]
+    if gates is not None:
+        parameters.append(core.gate_from_memory.weight)
+    if not _takes(rows, state, starts, core.state_size, parameters):
+        return None
     # the first block reads the input's rows as they come, so their queries, keys and values wait for no step
     input_qkv = first.qkv_norm(first.qkv(rows))
     fresh = None if starts is None else core.initial_state(state.shape[0])
     if gates is not None:
         gates = gates + core.gate_from_memory.bias
-    parameters = [
-        parameter
-        for block in blocks
-        for module in (block.qkv, block.qkv_norm, block.attention_norm, block.mlp_norm)
-        for parameter in (module.weight, module.bias)
-    ]
-    parameters += [parameter for layer in core.mlp for parameter in (layer.weight, layer.bias)]
-    if gates is not None:
-        parameters.append(core.gate_from_memory.weight)
     numbers = (core.input_bias, core.forget_bias, first.qkv_norm.eps)
     sizes = (core.num_slots, core.num_heads, first.key_size, core.head_size, len(blocks), len(core.mlp))
-    keep = torch.is_grad_enabled()
-    rows_beside = rows if len(blocks) > 1 else None
-    memories: Tensor = _Unroll.apply(  # type: ignore[no-untyped-call]
-        (sizes, numbers, keep), starts, input_qkv, rows_beside, gates, state, fresh, *parameters
-    )
+    inputs = (input_qkv, rows if len(blocks) > 1 else None, gates, state, fresh)
+    if not torch.is_grad_enabled():
+        return _forward(_sizes(sizes, numbers, inputs), starts, inputs, parameters, keep=False)[0]
+    memories: Tensor = _Unroll.apply(sizes, numbers, starts, *inputs, *parameters)  # type: ignore[no-untyped-call]
     return memories
+
+
+def _takes(rows: Tensor, state: Tensor, starts: Tensor | None, state_size: int, parameters: Sequence[Tensor]) -> bool:
+    """Everything lies on the CPU, in one of the dtypes of the kernel, in the shapes that :func:`unroll` says."""
+    if rows.ndim != 4 or rows.dtype not in DTYPES or 0 in rows.shape:
+        return False
+    time, batch = rows.shape[:2]
+    dtype = rows.dtype
+    return (
+        all(parameter.dtype == dtype and parameter.is_cpu for parameter in parameters)
+        and (rows.is_cpu and state.is_cpu and state.dtype == dtype and state.shape == (batch, state_size))
+        and (starts is None or (starts.is_cpu and starts.shape == (time, batch)))
+    )
+
+
+def _sizes(sizes: tuple[int, ...], numbers: tuple[float, ...], inputs: Sequence[Tensor | None]) -> _Sizes:
+    input_qkv, _, gates, *_ = inputs
+    assert input_qkv is not None
+    time, batch, entities, _ = input_qkv.shape
+    slots, heads, key, head, blocks, layers = sizes
+    gate = 0 if gates is None else gates.shape[-1] // 2
+    threads = torch.get_num_threads() if time > 1 else 1  # a thread costs more than a step
+    return _Sizes(time, batch, slots, entities, heads, key, head, blocks, layers, gate, threads, *numbers)
+
+
+def _forward(
+    sizes: _Sizes, starts: Tensor | None, inputs: Sequence[Tensor | None], parameters: Sequence[Tensor], keep: bool
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    """The memories; and what the way back needs: starts, memories, what was kept of each step, inputs and parameters."""
+    inputs = [None if x is None else x.contiguous() for x in inputs]
+    parameters = [parameter.contiguous() for parameter in parameters]
+    starts = None if starts is None else starts.to(torch.bool).contiguous()
+    like = parameters[0]
+    memories = like.new_empty(sizes.time, sizes.batch, sizes.slots, sizes.heads * sizes.head)
+    library = load()
+    assert isinstance(library, ctypes.CDLL)
+    saved = like.new_empty(library.rmc_saved_size(byref(sizes))) if keep else None
+    tensors = _pack(inputs, starts, memories, saved, parameters)
+    _check(getattr(library, f"rmc_forward_{DTYPES[like.dtype]}")(byref(sizes), byref(tensors)))
+    return memories, (starts, memories, saved, *inputs, *parameters)
 
 
 class _Unroll(torch.autograd.Function):
@@ -185,34 +200,15 @@ class _Unroll(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        about: tuple[tuple[int, ...], tuple[float, ...], bool],
+        sizes: tuple[int, ...],
+        numbers: tuple[float, ...],
         starts: Tensor | None,
-        input_qkv: Tensor,
-        rows: Tensor | None,
-        gates: Tensor | None,
-        state: Tensor,
-        fresh: Tensor | None,
-        *parameters: Tensor,
+        *tensors: Tensor | None,
     ) -> Tensor:
-        (slots, heads, key, head, blocks, layers), numbers, keep = about
-        time, batch, entities, _ = input_qkv.shape
-        gate = 0 if gates is None else gates.shape[-1] // 2
-        threads = torch.get_num_threads() if time > 1 else 1
-        sizes = _Sizes(time, batch, slots, entities, heads, key, head, blocks, layers, gate, threads, *numbers)
-        inputs = [None if x is None else x.contiguous() for x in (input_qkv, rows, gates, state, fresh)]
-        starts = None if starts is None else starts.to(torch.bool).contiguous()
-        parameters = tuple(parameter.contiguous() for parameter in parameters)
-        memories = input_qkv.new_empty(time, batch, slots, heads * head)
-        library = load()
-        assert isinstance(library, ctypes.CDLL)
-        keep = keep and any(ctx.needs_input_grad)
-        saved = input_qkv.new_empty(library.rmc_saved_size(byref(sizes))) if keep else None
-        tensors, pointers = _pack(inputs, starts, memories, saved, parameters)
-        _check(getattr(library, f"rmc_forward_{DTYPES[memories.dtype]}")(byref(sizes), byref(tensors)))
-        del pointers
-        if keep:
-            ctx.sizes = sizes
-            ctx.save_for_backward(starts, memories, saved, *inputs, *parameters)
+        inputs, parameters = tensors[:5], cast(Sequence[Tensor], tensors[5:])
+        ctx.sizes = _sizes(sizes, numbers, inputs)
+        memories, kept = _forward(ctx.sizes, starts, inputs, parameters, keep=any(ctx.needs_input_grad))
+        ctx.save_for_backward(*kept)
         return memories
 
     @staticmethod
@@ -220,34 +216,36 @@ class _Unroll(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         starts, memories, saved, *rest = ctx.saved_tensors
         inputs, parameters = rest[:5], rest[5:]
-        tensors, pointers = _pack(inputs, starts, memories, saved, parameters)
+        tensors = _pack(inputs, starts, memories, saved, parameters)
         grad = grad.contiguous()
         *found, fresh = (None if x is None else torch.empty_like(x) for x in inputs)
-        fresh = torch.zeros_like(inputs[4]) if ctx.needs_input_grad[6] else None
+        if fresh is not None:
+            fresh.zero_()  # added to at each start
         of_parameters = [torch.empty_like(parameter) for parameter in parameters]
-        addresses = _addresses(of_parameters)
-        gradients = _Gradients(grad.data_ptr(), addresses, *(_address(x) for x in (*found, fresh)))
+        gradients = _Gradients(_address(grad), _addresses(of_parameters), *map(_address, (*found, fresh)))
         library = load()
         assert isinstance(library, ctypes.CDLL)
         call = getattr(library, f"rmc_backward_{DTYPES[memories.dtype]}")
         _check(call(byref(ctx.sizes), byref(tensors), byref(gradients)))
-        del pointers
-        return None, None, *found, fresh, *of_parameters
+        return None, None, None, *found, fresh, *of_parameters
 
 
 def _address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def _addresses(tensors: Any) -> "ctypes.Array[c_void_p]":
+def _addresses(tensors: Sequence[Tensor]) -> "ctypes.Array[c_void_p]":
     return (c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
 
 
-def _pack(inputs: Any, starts: Any, memories: Tensor, saved: Tensor | None, parameters: Any) -> tuple[_Tensors, Any]:
-    """The structure, and the array that must live as long as it."""
-    pointers = _addresses(parameters)
-    others = (_address(x) for x in (*inputs, starts, memories, saved))
-    return _Tensors(pointers, *others), pointers
+def _pack(
+    inputs: Sequence[Tensor | None],
+    starts: Tensor | None,
+    memories: Tensor,
+    saved: Tensor | None,
+    parameters: Sequence[Tensor],
+) -> _Tensors:
+    return _Tensors(_addresses(parameters), *map(_address, (*inputs, starts, memories, saved)))
 
 
 def _check(status: int) -> None:

@@ -87,16 +87,43 @@ void product(size_t M, size_t N, size_t K, const T* a, size_t a_row, size_t a_k,
 // B in panels of kPanel columns, filled up with zeros
 template <class T> size_t packed_size(size_t K, size_t N) { return K * round_up(N, kPanel<T>); }
 
+// A square of vectors, transposed: the first and the second half of its rows, interleaved as often as it can be halved
+template <class T, size_t... I> inline void transpose(Vector<T> (&rows)[kLanes<T>], std::index_sequence<I...>) {
+#if RMC_RL_SHUFFLE
+  constexpr size_t L = kLanes<T>;
+  for (size_t stage = 1; stage < L; stage *= 2) {
+    Vector<T> next[L];
+    for (size_t i = 0; i < L / 2; ++i) {
+      next[2 * i] = __builtin_shufflevector(rows[i], rows[i + L / 2], int(I / 2 + I % 2 * L)...);
+      next[2 * i + 1] = __builtin_shufflevector(rows[i], rows[i + L / 2], int((I + L) / 2 + I % 2 * L)...);
+    }
+    for (size_t i = 0; i < L; ++i) rows[i] = next[i];
+  }
+#else
+  for (size_t i = 0; i < sizeof...(I); ++i)
+    for (size_t j = 0; j < i; ++j) {
+      const T above = rows[j][i];
+      rows[j][i] = rows[i][j];
+      rows[i][j] = above;
+    }
+#endif
+}
+
 // B(k, n) = from[n * ld + k]: the transpose of a (N x K) matrix, as a linear layer keeps its weight
 template <class T> void pack_transposed(size_t K, size_t N, const T* from, size_t ld, T* to) {
-  for (size_t n = 0; n < N; n += kPanel<T>, to += K * kPanel<T>) {
-    const size_t columns = N - n < kPanel<T> ? N - n : kPanel<T>;
-    for (size_t k = 0; k < K; ++k) {
-      size_t j = 0;
-      for (; j < columns; ++j) to[k * kPanel<T> + j] = from[(n + j) * ld + k];
-      for (; j < kPanel<T>; ++j) to[k * kPanel<T> + j] = 0;
-    }
-  }
+  constexpr size_t L = kLanes<T>;
+  for (size_t n = 0; n < N; n += kPanel<T>, to += K * kPanel<T>)
+    for (size_t v = 0; v < kPanel<T>; v += L)
+      for (size_t k = 0; k < K; k += L) {
+        const size_t count = K - k < L ? K - k : L;
+        Vector<T> square[L];
+        for (size_t j = 0; j < L; ++j) {
+          const T* row = from + (n + v + j) * ld + k;
+          square[j] = n + v + j >= N ? Vector<T>{} : count == L ? load(row) : load_some(row, count);
+        }
+        transpose<T>(square, std::make_index_sequence<L>{});
+        for (size_t j = 0; j < count; ++j) store(to + (k + j) * kPanel<T> + v, square[j]);
+      }
 }
 
 template <class T> void pack(size_t K, size_t N, const T* from, size_t ld, T* to) {

@@ -91,14 +91,16 @@ template <class P> struct Parameters {
   }
 };
 
-// Zeros, on the boundary of a cache line, with a vector behind the end that may be read
+enum class Content { zeros, whatever };
+
+// Room that begins with a cache line and ends with a vector that may be read
 template <class T> class Buffer {
  public:
-  explicit Buffer(size_t size = 0) {
+  explicit Buffer(size_t size, Content content = Content::zeros) {
     const size_t bytes = round_up((size + kLanes<T>) * sizeof(T), 64);
     data_.reset(static_cast<T*>(std::aligned_alloc(64, bytes)));
     if (!data_) throw std::bad_alloc();
-    std::memset(data_.get(), 0, bytes);
+    if (content == Content::zeros) std::memset(data_.get(), 0, bytes);
   }
   operator T*() const { return data_.get(); }
 

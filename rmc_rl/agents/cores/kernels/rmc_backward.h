@@ -17,13 +17,13 @@ template <class T> struct BackwardWeights {
   std::vector<Buffer<T>> qkv, mlp;
   Buffer<T> gate;
 
-  BackwardWeights(const Shape& s, const Parameters<const T*>& p) : gate(packed_size<T>(2 * s.G, s.D)) {
+  BackwardWeights(const Shape& s, const Parameters<const T*>& p) : gate(packed_size<T>(2 * s.G, s.D), Content::whatever) {
     for (const auto& block : p.blocks) {
-      qkv.emplace_back(packed_size<T>(s.E, s.D));
+      qkv.emplace_back(packed_size<T>(s.E, s.D), Content::whatever);
       pack<T>(s.E, s.D, block.qkv.weight, s.D, qkv.back());
     }
     for (const auto& layer : p.mlp) {
-      mlp.emplace_back(packed_size<T>(s.D, s.D));
+      mlp.emplace_back(packed_size<T>(s.D, s.D), Content::whatever);
       pack<T>(s.D, s.D, layer.weight, s.D, mlp.back());
     }
     if (s.G) pack<T>(2 * s.G, s.D, p.gate, s.D, gate);
@@ -78,7 +78,8 @@ template <class T> class Backward {
            size_t group, const Parameters<T*>& parameters)
       : s(shape), x(tensors), g(gradients), w(weights), d(parameters), saved(s, x.saved, s.T, s.B),
         dmemory(group * s.N * s.D), dupdate(group * s.R * s.D), dread(group * s.R * s.D), more(group * s.R * s.D),
-        squashed(s.D), dscores(s.R * s.R), own_qkv(s.R * s.E), dqkv(s.R * s.E), gate(2 * s.G, s.D, group * s.N, d.gate, nullptr) {
+        squashed(s.D), dscores(s.H * s.R * s.R), own_qkv(s.R * s.E), dqkv(s.R * s.E), attended(s.R), dattended(s.R),
+        gate(2 * s.G, s.D, group * s.N, d.gate, nullptr) {
     for (size_t block = 0; block < s.L; ++block)
       qkv.emplace_back(s.E, s.D, group * s.own(block), d.blocks[block].qkv.weight, d.blocks[block].qkv.bias);
     for (size_t layer = 0; layer < s.layers; ++layer)
@@ -221,10 +222,14 @@ template <class T> class Backward {
                           d.blocks[block].attention_norm.bias);
       const T* normed = keep.qkv.at(t, b);
       for (size_t r = 0; r < own; ++r) affine<T>(s.E, normed + r * s.E, p.qkv_norm.weight, p.qkv_norm.bias, own_qkv + r * s.E);
-      const size_t others = row * s.n * s.E;
-      const Attended<const T> all{own_qkv, block == 0 ? x.input_qkv + others : nullptr, own, s.E};
-      const Attended<T> dall{dqkv, block == 0 ? g.input_qkv + others : nullptr, own, s.E};
-      with_size(heads, [&](auto size) { attend_back<T, size>(heads, all, keep.weights.at(t, b), change, dscores, dall); });
+      for (size_t r = 0; r < s.R; ++r) {
+        const size_t input = (row * s.n + r - own) * s.E;
+        attended[r] = r < own ? own_qkv + r * s.E : x.input_qkv + input;
+        dattended[r] = r < own ? dqkv + r * s.E : g.input_qkv + input;
+      }
+      with_size(heads, [&](auto size) {
+        attend_back<T, size>(heads, attended.data(), keep.weights.at(t, b), change, dscores, dattended.data());
+      });
       for (size_t r = 0; r < own; ++r) {
         normalise_back<T>(s.E, dqkv + r * s.E, normed + r * s.E, p.qkv_norm.weight, keep.qkv_scale.at(t, b)[r],
                           collect.gradient(r0 + r), d.blocks[block].qkv_norm.weight, d.blocks[block].qkv_norm.bias);
@@ -252,6 +257,8 @@ template <class T> class Backward {
   Parameters<T*> d;
   Saved<T> saved;
   Buffer<T> dmemory, dupdate, dread, more, squashed, dscores, own_qkv, dqkv;
+  std::vector<const T*> attended;
+  std::vector<T*> dattended;
   Collected<T> gate;
   std::vector<Collected<T>> qkv, mlp;
 };

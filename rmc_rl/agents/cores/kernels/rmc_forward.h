@@ -11,13 +11,13 @@ template <class T> struct ForwardWeights {
   std::vector<Buffer<T>> qkv, mlp;
   Buffer<T> gate;
 
-  ForwardWeights(const Shape& s, const Parameters<const T*>& p) : gate(packed_size<T>(s.D, 2 * s.G)) {
+  ForwardWeights(const Shape& s, const Parameters<const T*>& p) : gate(packed_size<T>(s.D, 2 * s.G), Content::whatever) {
     for (const auto& block : p.blocks) {
-      qkv.emplace_back(packed_size<T>(s.D, s.E));
+      qkv.emplace_back(packed_size<T>(s.D, s.E), Content::whatever);
       pack_transposed<T>(s.D, s.E, block.qkv.weight, s.D, qkv.back());
     }
     for (const auto& layer : p.mlp) {
-      mlp.emplace_back(packed_size<T>(s.D, s.D));
+      mlp.emplace_back(packed_size<T>(s.D, s.D), Content::whatever);
       pack_transposed<T>(s.D, s.D, layer.weight, s.D, mlp.back());
     }
     if (s.G) pack_transposed<T>(s.D, 2 * s.G, p.gate, s.D, gate);
@@ -31,7 +31,8 @@ template <class T> class Forward {
         kept(tensors.saved ? 0 : Saved<T>(s, nullptr, 1, group).size),
         saved(s, tensors.saved ? tensors.saved : kept, tensors.saved ? s.T : 1, tensors.saved ? s.B : group),
         memory(group * s.N * s.D), squashed(group * s.N * s.D), qkv(group * s.R * s.E), read(group * s.R * s.D),
-        more(group * s.R * s.D), rows(group * s.R * s.D) {}
+        more(group * s.R * s.D), rows(group * s.R * s.D),
+        attended(s.R) {}
 
   // batch entries first <= b < end, at most `group` of them, through all steps
   void run(size_t first, size_t end) {
@@ -61,19 +62,20 @@ template <class T> class Forward {
       T* normed = keep.qkv.at(t, b - base);
       T* scale = keep.qkv_scale.at(t, b - base);
       for (size_t r = 0; r < own; ++r) {
-        scale[r] = normalise<T>(s.E, mine + r * s.E, nullptr, T(sizes.epsilon), normed + r * s.E);
-        affine<T>(s.E, normed + r * s.E, p.qkv_norm.weight, p.qkv_norm.bias, mine + r * s.E);
+        attended[r] = mine + r * s.E;
+        scale[r] = normalise<T>(s.E, attended[r], nullptr, T(sizes.epsilon), p.qkv_norm.weight, p.qkv_norm.bias,
+                                normed + r * s.E, mine + r * s.E);
       }
       const size_t row = t * s.B + b;
-      const Attended<const T> all{mine, block == 0 ? x.input_qkv + row * s.n * s.E : nullptr, own, s.E};
+      for (size_t r = own; r < s.R; ++r) attended[r] = x.input_qkv + (row * s.n + r - own) * s.E;
       T* values = read + (b - first) * asking * s.D;
-      with_size(heads, [&](auto size) { attend<T, size>(heads, all, keep.weights.at(t, b - base), values); });
+      with_size(heads, [&](auto size) { attend<T, size>(heads, attended.data(), keep.weights.at(t, b - base), values); });
       const T* residual = from + (b - first) * own * s.D;
       for (size_t r = 0; r < asking; ++r, values += s.D) {
         const T* added = r < own ? residual + r * s.D : x.rows + (row * s.n + r - own) * s.D;
-        T* normed_row = keep.attention.at(t, b - base) + r * s.D;
-        keep.attention_scale.at(t, b - base)[r] = normalise<T>(s.D, values, added, T(sizes.epsilon), normed_row);
-        affine<T>(s.D, normed_row, p.attention_norm.weight, p.attention_norm.bias, values);
+        keep.attention_scale.at(t, b - base)[r] =
+            normalise<T>(s.D, values, added, T(sizes.epsilon), p.attention_norm.weight, p.attention_norm.bias,
+                         keep.attention.at(t, b - base) + r * s.D, values);
       }
     }
   }
@@ -93,8 +95,8 @@ template <class T> class Forward {
     T* normed = keep.mlp.at(t, first - base);
     T* scale = keep.mlp_scale.at(t, first - base);
     for (size_t r = 0; r < count; ++r) {
-      scale[r] = normalise<T>(s.D, read + r * s.D, more + r * s.D, T(sizes.epsilon), normed + r * s.D);
-      affine<T>(s.D, normed + r * s.D, p.mlp_norm.weight, p.mlp_norm.bias, rows + r * s.D);
+      scale[r] = normalise<T>(s.D, read + r * s.D, more + r * s.D, T(sizes.epsilon), p.mlp_norm.weight, p.mlp_norm.bias,
+                              normed + r * s.D, rows + r * s.D);
     }
   }
 
@@ -136,6 +138,7 @@ template <class T> class Forward {
   Buffer<T> kept;
   Saved<T> saved;
   Buffer<T> memory, squashed, qkv, read, more, rows;
+  std::vector<const T*> attended;
 };
 
 }  // namespace

@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
+#include <utility>
 
 #if defined(__AVX512F__)
 #define RMC_RL_VECTOR_BYTES 64
@@ -16,6 +18,13 @@
 #define RMC_RL_VECTOR_BYTES 32
 #else
 #define RMC_RL_VECTOR_BYTES 16
+#endif
+
+// GCC 12 and clang have it; without it the same is done number by number
+#if defined(__has_builtin)
+#define RMC_RL_SHUFFLE __has_builtin(__builtin_shufflevector)
+#else
+#define RMC_RL_SHUFFLE 0
 #endif
 
 namespace {
@@ -72,21 +81,40 @@ template <class T, class F> inline void each(size_t n, F f) {
   }
 }
 
-// the sum of the first numbers of a row: halves onto each other
-template <class T, size_t Count> inline T halves(const T* v) {
-  if constexpr (Count == 1) {
-    return v[0];
-  } else {
-    typedef T Half __attribute__((vector_size(Count / 2 * sizeof(T))));
-    Half low, high;
-    std::memcpy(&low, v, sizeof low);
-    std::memcpy(&high, v + Count / 2, sizeof high);
-    low += high;
-    return halves<T, Count / 2>(reinterpret_cast<const T*>(&low));
+// The same with f(i, k, load, store), 0 <= k < 4 from vector to vector: for sums in four registers, as an addition waits for
+// the one before it
+template <class T, class F> inline void each_in_four(size_t n, F f) {
+  constexpr size_t L = kLanes<T>;
+  const auto get = [](const T* p) { return load(p); };
+  const auto put = [](T* p, Vector<T> v) { store(p, v); };
+  size_t i = 0;
+  for (; i + 4 * L <= n; i += 4 * L) {
+    f(i, 0, get, put);
+    f(i + L, 1, get, put);
+    f(i + 2 * L, 2, get, put);
+    f(i + 3 * L, 3, get, put);
   }
+  each<T>(n - i, [&](size_t more, auto some, auto put_some) { f(i + more, 0, some, put_some); });
 }
 
-template <class T> inline T sum(Vector<T> v) { return halves<T, kLanes<T>>(reinterpret_cast<const T*>(&v)); }
+// The sum of a vector's numbers: halves onto each other
+template <class T, size_t... I> inline auto add_halves(T v, std::index_sequence<I...>) {
+#if RMC_RL_SHUFFLE
+  return __builtin_shufflevector(v, v, int(I)...) + __builtin_shufflevector(v, v, int(sizeof...(I) + I)...);
+#else
+  typedef std::decay_t<decltype(v[0])> Half __attribute__((vector_size(sizeof v / 2)));
+  return Half{v[I]...} + Half{v[sizeof...(I) + I]...};
+#endif
+}
+
+template <class T, size_t Count = kLanes<T>, class V> inline T sum(V v) {
+  if constexpr (Count == 2)
+    return v[0] + v[1];
+  else
+    return sum<T, Count / 2>(add_halves(v, std::make_index_sequence<Count / 2>{}));
+}
+
+template <class T> inline T sum_of_four(const Vector<T> (&v)[4]) { return sum<T>((v[0] + v[1]) + (v[2] + v[3])); }
 
 template <class T> inline Vector<T> all(T value) { return Vector<T>{} + value; }
 
