@@ -39,6 +39,7 @@ from rmc_rl.agents import (
     MultiInputMemoryPolicy,
     match_parameters,
 )
+from rmc_rl.agents.cores.kernels import report
 from rmc_rl.cli import find_device, keep_freed_memory, run_verb, say
 from rmc_rl.envs import make_vec
 from rmc_rl.envs.vec import env_family
@@ -275,6 +276,8 @@ def train(config: DictConfig) -> int:
     say(OmegaConf.to_yaml(config).rstrip())
     say(f"parameters: {sum(counts.values()):,} ({', '.join(f'{name} {count:,}' for name, count in counts.items())})")
     say(f"device: {model.device}")
+    if config.core.get("kernel") is not None:
+        say(f"kernel: {report(config.core.kernel, model.device.type)}")
     say(f"run: {run.path}")
 
     model.set_logger(configure(str(run.path), ["csv", "tensorboard"]))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from rmc_rl.agents.cores import Core, core_names, make_core, register_core, scalars
+from rmc_rl.agents.cores.kernels import native
 from rmc_rl.errors import UsageError
 
 INPUT, TIME, BATCH = 6, 7, 4
@@ -32,12 +33,21 @@ CASES = {
     "brims masked": ("brims", dict(top_down=False, use_inactive=False, blocked_grad=True)),
     "rmc one slot": ("rmc", dict(num_slots=1, num_heads=1, head_size=3, mlp_layers=1)),
 }
+# and with each kernel: what is above takes the best there is
+CASES |= {
+    f"{name} {kernel}": (core, {**kwargs, "kernel": kernel})
+    for name, (core, kwargs) in CASES.items()
+    if core == "rmc"
+    for kernel in ("eager", "native")
+}
 
 
 @pytest.fixture(params=CASES, name="core")
 def make(request) -> Core:
     torch.manual_seed(1)
     name, kwargs = CASES[request.param]
+    if kwargs.get("kernel") == "native" and native.why_not():
+        pytest.skip(f"no native kernel: {native.why_not()}")
     return make_core(name, INPUT, kwargs).double()
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from rmc_rl.agents.cores import RMC
+from rmc_rl.agents.cores.kernels import native
 from rmc_rl.errors import UsageError
 
 REFERENCE = Path(os.environ.get("RMC_RL_REFERENCE") or Path(__file__).parent / "reference")
@@ -28,7 +29,7 @@ def test_reference_cases_are_there():
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
-@pytest.mark.parametrize("unrolled", ["forward", "step"])
+@pytest.mark.parametrize("unrolled", ["forward native", "forward eager", "step"])
 def test_equals_sonnet(path, dtype, unrolled):
     case, arrays = load(path)
     output_error, gradient_error = TOLERANCES[dtype]
@@ -40,7 +41,10 @@ def test_equals_sonnet(path, dtype, unrolled):
     torch.testing.assert_close(
         core.initial_state(case["B"]), torch.tensor(arrays["aux/initial_state"], dtype=dtype).flatten(1), rtol=0, atol=0
     )
-    if unrolled == "forward":
+    if unrolled.startswith("forward"):
+        core.kernel = unrolled.split()[-1]
+        if core.kernel == "native" and native.why_not():
+            pytest.skip(f"no native kernel: {native.why_not()}")
         outputs, last = core(x, memory0)
     else:
         looks = core.inspect(x, memory0)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rmc_rl.agents.cores import kernels
 from rmc_rl.agents.cores.base import Core, register_core
 from rmc_rl.agents.cores.layers import linear
 from rmc_rl.errors import UsageError, require, require_choice, require_whole
@@ -104,6 +105,7 @@ class RMC(Core):
     :param num_entities: ``n``, equal parts of the input that become one row each; ``F`` must be divisible by it
     :param readout: how the memory is written out: "flatten" (``O = N D``, the original), "mean" over slots (``O = D``),
         or "attention" (``O = D``: each head reads its part of the slots with a learned query)
+    :param kernel: "auto", "eager" or "native": how it is computed, see :mod:`rmc_rl.agents.cores.kernels`
     :raises UsageError: for a value outside these rules
     """
 
@@ -123,6 +125,7 @@ class RMC(Core):
         input_bias: float = 0.0,
         num_entities: int = 1,
         readout: str = "flatten",
+        kernel: str = "auto",
     ):
         key_size = head_size if key_size is None else key_size
         sizes = dict(num_slots=num_slots, num_heads=num_heads, head_size=head_size, num_blocks=num_blocks)
@@ -131,6 +134,7 @@ class RMC(Core):
             require_whole(name, value)
         require_choice("gate_style", gate_style, GATE_STYLES)
         require_choice("readout", readout, READOUTS)
+        kernels.check_kernel(kernel)
         for name, bias in dict(forget_bias=forget_bias, input_bias=input_bias).items():
             require(isinstance(bias, int | float) and not isinstance(bias, bool), f"{name} must be a number", bias)
         require(
@@ -142,7 +146,7 @@ class RMC(Core):
         output_size = num_slots * width if readout == "flatten" else width
         super().__init__(input_size, output_size, state_size=num_slots * width)
         self.num_slots, self.num_heads, self.head_size, self.width = num_slots, num_heads, head_size, width
-        self.num_entities, self.readout = num_entities, readout
+        self.num_entities, self.readout, self.kernel = num_entities, readout, kernel
         self.gate_style, self.forget_bias, self.input_bias = gate_style, float(forget_bias), float(input_bias)
 
         self.project = linear(input_size // num_entities, width)
@@ -161,11 +165,34 @@ class RMC(Core):
         return memory.flatten().expand(batch_size, -1)
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        if not torch.is_grad_enabled() and x.ndim == 2:  # an acting step; a kernel with gradients is worth it for many steps
+            fused = self._fused(self._embed(x.unsqueeze(0)), state, None)
+            if fused is not None:
+                return self._read(fused[0]), fused[0].flatten(1)
         return self._advance(*self._embed(x), state)
 
     def forward(self, inputs: Tensor, state: Tensor, starts: Tensor | None = None) -> tuple[Tensor, Tensor]:
         # what depends on the inputs alone, for all steps at once
-        return self.unroll(self._advance, self._embed(inputs), state, starts)
+        embedded = self._embed(inputs)
+        memories = self._fused(embedded, state, starts)
+        if memories is None:
+            return self.unroll(self._advance, embedded, state, starts)
+        # (T, B, N, D) -> (T B, N, D), (T B, O) -> (T, B, O)
+        outputs = self._read(memories.flatten(0, 1)).view(*memories.shape[:2], -1)
+        return outputs, memories[-1].flatten(1)
+
+    def _fused(self, embedded: tuple[Tensor, ...], state: Tensor, starts: Tensor | None) -> Tensor | None:
+        """The memory after each step, ``(T, B, N, D)``; None where no kernel computes it."""
+        rows = embedded[0]
+        tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore
+        if self._looks is not None or tracing:
+            return None
+        kernel = kernels.fused(self.kernel, rows.device.type)
+        if kernel is None or torch.is_autocast_enabled(rows.device.type):
+            return None
+        gates = embedded[1].squeeze(-2) if len(embedded) > 1 else None
+        memories: Tensor | None = kernel.unroll(self, rows, gates, state, starts)
+        return memories
 
     def _embed(self, x: Tensor) -> tuple[Tensor, ...]:
         """``(..., F)`` -> the input's rows ``(..., n, D)`` and, where there are gates, its part of them ``(..., 1, 2G)``."""

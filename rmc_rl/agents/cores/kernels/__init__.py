@@ -1,0 +1,69 @@
+"""
+Fused kernels: a core's whole sequence in one call, and which of them is in use.
+
+A core with a kernel takes ``kernel``: "auto" (the fused one where there is one for the device, else eager), "eager" (plain
+torch, the reference) or "native" (as "auto", with a warning where it has to be eager). All compute the same, and a saved
+model does not depend on it. A kernel is a module with ``why_not()``, ``about()`` and ``unroll(...)`` as in ``native.py``.
+"""
+
+import functools
+import importlib
+import warnings
+from types import ModuleType
+
+from rmc_rl.errors import require_choice
+
+KERNELS = ("auto", "eager", "native")
+# type of device -> module of this package with the RMC's kernel for it
+MODULES = {"cpu": "native"}
+
+
+def check_kernel(kernel: str) -> None:
+    """
+    :param kernel: a core's argument
+    :raises UsageError: for another value than those of the module's first lines
+    """
+    require_choice("kernel", kernel, KERNELS)
+
+
+def fused(kernel: str, device: str) -> ModuleType | None:
+    """
+    The module to compute with.
+
+    :param kernel: a core's argument
+    :param device: type of device, as in ``tensor.device.type``
+    :return: the kernel's module; None: eager
+    """
+    found = "eager was asked for" if kernel == "eager" else _find(device)
+    if isinstance(found, str):
+        if kernel == "native":
+            _warn(found)
+        return None
+    return found
+
+
+def report(kernel: str, device: str) -> str:
+    """
+    Which kernel is in use and why, in a line for people.
+
+    :param kernel: a core's argument
+    :param device: type of device
+    """
+    found = "it was asked for" if kernel == "eager" else _find(device)
+    return f"eager ({found})" if isinstance(found, str) else f"native ({found.about()})"
+
+
+@functools.cache
+def _find(device: str) -> ModuleType | str:
+    """The module for a device, or in words why there is none."""
+    if device not in MODULES:
+        return f"there is no native kernel for {device}"
+    module = importlib.import_module(f"{__name__}.{MODULES[device]}")
+    reason = module.why_not()
+    return module if reason is None else f"no native kernel: {reason}"
+
+
+@functools.cache
+def _warn(reason: str) -> None:
+    """Once for each reason."""
+    warnings.warn(f"kernel=native is not to be had, computing the same with eager torch: {reason}", stacklevel=2)

@@ -1,0 +1,175 @@
+// The Relational Memory Core over a sequence: sizes, parameters and what the way back needs to remember.
+//
+// The computation is that of ../rmc.py, which says where it comes from. Letters as there: T time, B batch, N slots, n input
+// rows, D width, H heads, K key size, V head size, G numbers per gate and slot (0: no gates), E = H (2K + V).
+
+#pragma once
+
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "attention.h"
+#include "product.h"
+
+extern "C" {
+// As native.py fills it in
+struct RmcSizes {
+  std::int64_t time, batch, slots, entities, heads, key, head, blocks, layers, gate, threads;
+  double input_bias, forget_bias, epsilon;
+};
+
+// Tensors, contiguous: parameters in the order of `Parameters`, the others with their shapes
+struct RmcTensors {
+  const void* const* parameters;
+  const void* input_qkv;        // (T, B, n, E) of the first block, normalised
+  const void* rows;             // (T, B, n, D), null with one block
+  const void* gates;            // (T, B, 2G), null without gates
+  const void* state;            // (B, N, D)
+  const void* fresh;            // (B, N, D)
+  const unsigned char* starts;  // (T, B) or null
+  void* memories;               // (T, B, N, D), written by forward, read by backward
+  void* saved;                  // rmc_saved_size numbers, or null where there is no way back
+};
+
+// What backward reads and writes: the gradient of the memories, and those of the tensors above
+struct RmcGradients {
+  const void* memories;
+  void* const* parameters;
+  void *input_qkv, *rows, *gates, *state, *fresh;
+};
+}
+
+namespace {
+
+struct Shape {
+  size_t T, B, N, n, H, K, V, L, layers, G, D, E, R;
+
+  explicit Shape(const RmcSizes& s)
+      : T(s.time), B(s.batch), N(s.slots), n(s.entities), H(s.heads), K(s.key), V(s.head), L(s.blocks), layers(s.layers),
+        G(s.gate), D(H * V), E(H * (2 * K + V)), R(N + n) {}
+
+  bool last(size_t block) const { return block + 1 == L; }
+  // rows of one batch entry: whose queries, keys and values are computed in the loop, and that ask
+  size_t own(size_t block) const { return block == 0 ? N : R; }
+  size_t asking(size_t block) const { return last(block) ? N : R; }
+  size_t weights(size_t block) const { return H * asking(block) * R; }
+  Heads heads(size_t block) const { return {H, K, V, asking(block), R}; }
+};
+
+// One value for each parameter: of pointers to weights, or of pointers to gradients
+template <class P> struct Parameters {
+  struct Linear {
+    P weight, bias;
+  };
+  struct Block {
+    Linear qkv, qkv_norm, attention_norm, mlp_norm;
+  };
+  std::vector<Block> blocks;
+  std::vector<Linear> mlp;
+  P gate{};
+
+  // next(size) gives the value of the next parameter, in the order in which Python lists them
+  template <class F> Parameters(const Shape& s, F next) {
+    const auto linear = [&](size_t weight, size_t bias) {
+      Linear both;
+      both.weight = next(weight);
+      both.bias = next(bias);
+      return both;
+    };
+    for (size_t block = 0; block < s.L; ++block) {
+      Block b;
+      b.qkv = linear(s.E * s.D, s.E);
+      b.qkv_norm = linear(s.E, s.E);
+      b.attention_norm = linear(s.D, s.D);
+      b.mlp_norm = linear(s.D, s.D);
+      blocks.push_back(b);
+    }
+    for (size_t layer = 0; layer < s.layers; ++layer) mlp.push_back(linear(s.D * s.D, s.D));
+    if (s.G) gate = next(2 * s.G * s.D);
+  }
+};
+
+enum class Content { zeros, whatever };
+
+// Room that begins with a cache line and ends with a vector that may be read
+template <class T> class Buffer {
+ public:
+  explicit Buffer(size_t size, Content content = Content::zeros) {
+    const size_t bytes = round_up((size + kLanes<T>) * sizeof(T), 64);
+    data_.reset(static_cast<T*>(std::aligned_alloc(64, bytes)));
+    if (!data_) throw std::bad_alloc();
+    if (content == Content::zeros) std::memset(data_.get(), 0, bytes);
+  }
+  operator T*() const { return data_.get(); }
+
+ private:
+  struct Free {
+    void operator()(T* p) const { std::free(p); }
+  };
+  std::unique_ptr<T, Free> data_;
+};
+
+// Numbers kept of each step and batch entry
+template <class T> struct Piece {
+  T* base;
+  size_t size, per_step;  // numbers of a batch entry; of a step (0: each step overwrites the one before)
+
+  T* at(size_t t, size_t b) const { return base + t * per_step + b * size; }
+};
+
+// What forward leaves for backward. Without a place to keep it for all steps, it is kept for one
+template <class T> struct Saved {
+  struct Block {
+    Piece<T> qkv, qkv_scale, weights, attention, attention_scale, mlp, mlp_scale;
+    std::vector<Piece<T>> hidden;
+  };
+  std::vector<Block> blocks;
+  Piece<T> gates;
+  size_t size = 0;
+
+  Saved(const Shape& s, T* base, size_t steps, size_t batch) {
+    const auto piece = [&](size_t numbers) {
+      Piece<T> p{base ? base + size : nullptr, numbers, steps > 1 ? numbers * batch : 0};
+      size += round_up(numbers * batch * steps, 64 / sizeof(T));
+      return p;
+    };
+    for (size_t block = 0; block < s.L; ++block) {
+      const size_t rows = s.asking(block);
+      Block b;
+      b.qkv = piece(s.own(block) * s.E);
+      b.qkv_scale = piece(s.own(block));
+      b.weights = piece(s.weights(block));
+      b.attention = piece(rows * s.D);
+      b.attention_scale = piece(rows);
+      b.mlp = piece(rows * s.D);
+      b.mlp_scale = piece(rows);
+      for (size_t layer = 0; layer + 1 < s.layers; ++layer) b.hidden.push_back(piece(rows * s.D));
+      blocks.push_back(b);
+    }
+    gates = piece(s.N * 2 * s.G);
+  }
+};
+
+template <class T> struct Tensors {
+  Parameters<const T*> parameters;
+  const T *input_qkv, *rows, *gates, *state, *fresh;
+  const unsigned char* starts;
+  T *memories, *saved;
+
+  Tensors(const Shape& s, const RmcTensors& t)
+      : parameters(s, [p = t.parameters](size_t) mutable { return static_cast<const T*>(*p++); }),
+        input_qkv(static_cast<const T*>(t.input_qkv)), rows(static_cast<const T*>(t.rows)),
+        gates(static_cast<const T*>(t.gates)), state(static_cast<const T*>(t.state)), fresh(static_cast<const T*>(t.fresh)),
+        starts(t.starts), memories(static_cast<T*>(t.memories)), saved(static_cast<T*>(t.saved)) {}
+
+  // the memory (N, D) that batch entry b has when step t begins
+  const T* before(const Shape& s, size_t t, size_t b) const {
+    const size_t at = b * s.N * s.D;
+    if (starts && starts[t * s.B + b]) return fresh + at;
+    return t == 0 ? state + at : memories + (t - 1) * s.B * s.N * s.D + at;
+  }
+};
+
+}  // namespace
