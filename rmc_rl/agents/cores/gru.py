@@ -7,7 +7,8 @@ https://arxiv.org/abs/1406.1078. Code: ``torch.nn.GRU``, which applies the reset
 Shapes: ``B`` batch, ``T`` time, ``F`` features read per step, ``L`` layers, ``W`` width.
 """
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from rmc_rl.agents.cores.base import register_core
 from rmc_rl.agents.cores.lstm import TorchRNN
@@ -25,3 +26,6 @@ class GRU(TorchRNN):
     network = nn.GRU
     state_parts = 1
     gate_names = ("reset_gate", "update_gate", None)  # the candidate is no gate: the reset gate enters it
+
+    def _cell(self, x: Tensor, parts: list[Tensor], weights: list[Tensor]) -> Tensor:
+        return torch.gru_cell(x, parts[0], *weights).unsqueeze(0)

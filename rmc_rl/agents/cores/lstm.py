@@ -7,6 +7,7 @@ gates of Gers et al., "Learning to Forget", 2000. Code: ``torch.nn.LSTM``.
 Shapes: ``B`` batch, ``T`` time, ``F`` features read per step, ``L`` layers, ``W`` width.
 """
 
+from abc import abstractmethod
 from itertools import pairwise
 from typing import ClassVar
 
@@ -18,14 +19,19 @@ from rmc_rl.agents.cores.base import Core, register_core
 from rmc_rl.agents.cores.layers import InitialState
 from rmc_rl.errors import require_whole
 
+WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")  # of a layer, as torch's cells take them
+
 
 class TorchRNN(Core):
     """
     A recurrent network of torch behind the contract of cores.
 
     Torch's kernels (cuDNN, oneDNN) run whole sequences but know no episodes. So a sequence is cut in time wherever an
-    episode starts in one of its rows: one call where none does, and exact where some do. A subclass names the ``network``, how
-    many tensors ``(L, B, W)`` it carries, and its gates in the order of its weights (None: what is not a gate).
+    episode starts in one of its rows: one call where none does, and exact where some do. A single step, as in acting, goes
+    through torch's cells, which begin at once where those kernels first rearrange the weights.
+
+    A subclass names the ``network``, how many tensors ``(L, B, W)`` it carries, and its gates in the order of its weights
+    (None: what is not a gate).
 
     :param input_size: ``F``, features read per step
     :param width: ``W``
@@ -50,16 +56,31 @@ class TorchRNN(Core):
         return self.initial(batch_size)  # type: ignore[no-any-return]
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        outputs, after = self._run(x.unsqueeze(0), state)
+        before, output, layers = self._parts(state), x, []
+        for layer in range(self.rnn.num_layers):
+            parts = [part[layer] for part in before]
+            after = self._cell(output, parts, [getattr(self.rnn, f"{name}_l{layer}") for name in WEIGHTS])
+            layers.append(after)
+            output = after[0]
+        # L times (parts, B, W) -> (B, parts, L, W) -> (B, S)
+        state = torch.stack(layers, dim=1).permute(2, 0, 1, 3).flatten(1)
         if self._looks is not None:
-            self._show_gates(x, self._parts(state)[0], self._parts(after)[0])
-        return outputs[0], after
+            self._show_gates(x, before[0], torch.stack([after[0] for after in layers]))
+        return output, state
+
+    @abstractmethod
+    def _cell(self, x: Tensor, parts: list[Tensor], weights: list[Tensor]) -> Tensor:
+        """One layer's step: ``(B, F)`` and its parts of the state ``(B, W)`` -> the parts after it ``(parts, B, W)``."""
 
     def forward(self, inputs: Tensor, state: Tensor, starts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if len(inputs) == 1:  # as in acting: it must not wait for the device to say where episodes start
+            if starts is not None:
+                state = torch.where(starts[0].unsqueeze(-1), self.initial_state(len(state)), state)
+            output, state = self.step(inputs[0], state)
+            return output.unsqueeze(0), state
         if starts is None:
             return self._run(inputs, state)
-        # a single step, as in acting, must not wait for the device to say where episodes start
-        times = [0] if len(inputs) == 1 else starts.any(1).nonzero().flatten().tolist()
+        times = starts.any(1).nonzero().flatten().tolist()
         if not times:
             return self._run(inputs, state)
         fresh = self.initial_state(len(state))
@@ -109,3 +130,6 @@ class LSTM(TorchRNN):
     network = nn.LSTM
     state_parts = 2
     gate_names = ("input_gate", "forget_gate", None, "output_gate")
+
+    def _cell(self, x: Tensor, parts: list[Tensor], weights: list[Tensor]) -> Tensor:
+        return torch.stack(torch.lstm_cell(x, parts, *weights))
