@@ -137,7 +137,8 @@ def test_gradient_reaches_a_learned_initial_state():
 @needs_native
 @pytest.mark.parametrize("threads", [2, 3, 8])
 @pytest.mark.parametrize("batch", [1, 5, 40])
-def test_threads_change_nothing(threads, batch):
+def test_threads_change_nothing(threads, batch, monkeypatch):
+    monkeypatch.setattr(native, "SMALL_WORK", 0)
     core = make({})
     arrays = data(core, 5, batch)
     alone = results(core, "native", *arrays)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 BUILD_COMMAND = "python -m rmc_rl.agents.cores.kernels.build"
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
+# products of a number and a weight of one square matrix that take some 100 microseconds, as long as starting a few threads
+SMALL_WORK = 2_000_000
 # what torch calls the CPU -> instruction sets that run on it, best first
 USABLE = {"AVX512": ("v4", "v3", "v1"), "AVX2": ("v3", "v1")}
 
@@ -173,7 +175,8 @@ def _sizes(sizes: tuple[int, ...], numbers: tuple[float, ...], inputs: Sequence[
     time, batch, entities, _ = input_qkv.shape
     slots, heads, key, head, blocks, layers = sizes
     gate = 0 if gates is None else gates.shape[-1] // 2
-    threads = torch.get_num_threads() if time > 1 else 1  # a thread costs more than a step
+    work = time * batch * slots * (heads * head) ** 2
+    threads = torch.get_num_threads() if work > SMALL_WORK else 1
     return _Sizes(time, batch, slots, entities, heads, key, head, blocks, layers, gate, threads, *numbers)
 
 

@@ -1,0 +1,162 @@
+"""
+How fast cores are: python scripts/benchmark_cores.py [--threads 2] [--cores rmc] [--acting]
+
+Forward and backward over a sequence, each core with its kernel, in eager torch, and torch's own LSTM of 256 beside it, in turn
+within each round: a machine that others use as well is slow now and fast then. Microseconds per step (median over the rounds)
+and ratios within a round (median, and the range).
+
+"Bound" is the time that the matrix products alone would take at the rate of a large one in torch, measured in the same run:
+their floating-point operations, counted in an eager pass, over that rate. A kernel whose products are better than torch's can
+be below it. With --acting: one step without gradients, as in a rollout.
+"""
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from rmc_rl.agents.cores import Core, kernels, make_core
+from rmc_rl.cli import keep_freed_memory
+
+INPUT = 64  # features per step
+LSTM_WIDTH = 256  # sb3-contrib's default
+COUNTED_STEPS = 4
+PEAK_SIZE, PEAK_TRIES = 1024, 20  # rows and columns of the product that sets the rate
+
+
+@dataclass
+class Sized:
+    """A core of one size: a row of the table."""
+
+    core: str
+    batch: int
+    size: str
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def make(self, kernel: str) -> Core:
+        return make_core(self.core, INPUT, {**self.kwargs, "kernel": kernel})
+
+
+def rmc(width: int, batch: int) -> Sized:
+    return Sized("rmc", batch, f"{width}", dict(num_slots=4, num_heads=4, head_size=width // 4))
+
+
+# the sizes of issue 6; a core with a kernel joins by its rows
+ROWS = [rmc(64, 8), rmc(64, 64), rmc(128, 16), rmc(256, 16), rmc(256, 64)]
+
+
+def peak() -> float:
+    """Floating-point operations per second of a large matrix product."""
+    left, right = torch.randn(PEAK_SIZE, PEAK_SIZE), torch.randn(PEAK_SIZE, PEAK_SIZE)
+    return 2 * PEAK_SIZE**3 / min(seconds(lambda: left @ right) for _ in range(PEAK_TRIES))
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
+def training(core: Core, batch: int, steps: int) -> Callable[[], None]:
+    """Forward and backward over a sequence, with gradients of the inputs as well: there are features below a core."""
+    inputs = torch.randn(steps, batch, INPUT, requires_grad=True)
+    state = core.initial_state(batch).contiguous()
+    weights = torch.randn(steps, batch, core.output_size)
+
+    def run() -> None:
+        core(inputs, state)[0].backward(weights)
+
+    return run
+
+
+def acting(core: Core, batch: int, steps: int) -> Callable[[], None]:
+    """Steps without gradients."""
+    x, state = torch.randn(batch, INPUT), core.initial_state(batch).contiguous()
+
+    @torch.no_grad()
+    def run() -> None:
+        for _ in range(steps):
+            core.step(x, state)
+
+    return run
+
+
+def torch_lstm(batch: int, steps: int, gradients: bool) -> Callable[[], None]:
+    """What a core is compared with: torch's own LSTM, without resets."""
+    lstm = nn.LSTM(INPUT, LSTM_WIDTH)
+    inputs = torch.randn(steps if gradients else 1, batch, INPUT, requires_grad=gradients)
+    weights = torch.randn(steps, batch, LSTM_WIDTH)
+
+    def train() -> None:
+        lstm(inputs)[0].backward(weights)
+
+    @torch.no_grad()
+    def act() -> None:
+        for _ in range(steps):
+            lstm(inputs)
+
+    return train if gradients else act
+
+
+def operations(row: Sized, gradients: bool) -> float:
+    """Of the matrix products of one step, counted in eager torch."""
+    run = (training if gradients else acting)(row.make("eager"), row.batch, COUNTED_STEPS)
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return float(counter.get_total_flops()) / COUNTED_STEPS
+
+
+def ratio(above: list[float], below: list[float]) -> str:
+    found = [a / b for a, b in zip(above, below, strict=True)]
+    return f"{statistics.median(found):.2f} [{min(found):.2f}, {max(found):.2f}]"
+
+
+def measure(row: Sized, rounds: int, steps: int, gradients: bool) -> None:
+    """Print a row of the table."""
+    run = training if gradients else acting
+    contenders = {kernel: run(row.make(kernel), row.batch, steps) for kernel in ("native", "eager")}
+    contenders["lstm"] = torch_lstm(row.batch, steps, gradients)
+    bound = operations(row, gradients) / peak() * 1e6
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(rounds + 1):
+        for name, contender in contenders.items():
+            found = seconds(contender) / steps * 1e6
+            if number > 0:  # the first one allocates
+                times[name].append(found)
+    native, eager, lstm = times.values()
+    middle = " | ".join(f"{statistics.median(found):,.0f}" for found in (eager, native, lstm))
+    cells = (
+        f"| {row.core} | {row.size} | {row.batch} | {bound:,.0f} | {middle} | {ratio(eager, native)} | {ratio(lstm, native)} |"
+    )
+    print(cells, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2, help="of torch")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=128, help="of a sequence")
+    parser.add_argument("--cores", nargs="+", default=sorted({row.core for row in ROWS}))
+    parser.add_argument("--acting", action="store_true", help="one step without gradients instead of a sequence with them")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    keep_freed_memory()  # as in training
+    about = f"{arguments.rounds} rounds, {arguments.steps} steps; kernel: {kernels.report('native', 'cpu')}"
+    print(f"torch {torch.__version__}, Python {platform.python_version()}, {arguments.threads} threads, {about}\n")
+    lstm = f"LSTM ({LSTM_WIDTH})"
+    print(f"| core | width | batch | bound | eager | native | {lstm} | times eager | times {lstm} |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for row in ROWS:
+        if row.core in arguments.cores:
+            measure(row, arguments.rounds, arguments.steps, gradients=not arguments.acting)
+
+
+if __name__ == "__main__":
+    main()
