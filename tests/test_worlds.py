@@ -17,6 +17,7 @@ from rmc_rl.errors import UsageError
 SMALL = {
     "rmc_rl/BallTracking-v0": dict(hold_steps=2, free_steps=4, dark_steps=3),
     "rmc_rl/BouncingBalls-v0": dict(dark_steps=3, n_balls=[2, 3], curtain=True),
+    "rmc_rl/BoxWorld-v0": dict(view_size=3, obs="pixels", max_length=1, n_colours=4, max_steps=20),
     "rmc_rl/Copy-v0": dict(n_symbols=4, length=3, delay=5),
     "rmc_rl/MemoryRoom-v0": dict(random_length=True, size=9, max_steps=30),
     "rmc_rl/MiniPacman-v0": dict(max_steps=20, mode="hunt", n_mazes=2),

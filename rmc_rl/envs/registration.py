@@ -6,6 +6,7 @@ import gymnasium
 WORLDS = {
     "rmc_rl/BallTracking-v0": ("rmc_rl.envs.ball_tracking", "BallTrackingEnv", "BallTrackingWorld"),
     "rmc_rl/BouncingBalls-v0": ("rmc_rl.envs.bouncing_balls", "BouncingBallsEnv", "BouncingBallsWorld"),
+    "rmc_rl/BoxWorld-v0": ("rmc_rl.envs.box_world", "BoxWorldEnv", "BoxWorld"),
     "rmc_rl/Copy-v0": ("rmc_rl.envs.copy", "CopyEnv", "CopyWorld"),
     "rmc_rl/MemoryRoom-v0": ("rmc_rl.envs.memory_room", "MemoryRoomEnv", "MemoryRoomWorld"),
     "rmc_rl/MiniPacman-v0": ("rmc_rl.envs.mini_pacman", "MiniPacmanEnv", "MiniPacmanWorld"),
