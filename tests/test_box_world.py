@@ -127,9 +127,8 @@ def test_levels_are_as_drawn():
 
 
 def test_the_world_agrees_with_the_simulator():
-    world = BoxWorld(200, max_steps=10_000, size=5, max_length=1, max_distractors=0, n_colours=2)
-    two = BoxWorld(200, max_steps=10_000)
-    for world in (world, two):
+    small = BoxWorld(200, max_steps=10_000, size=5, max_length=1, max_distractors=0, n_colours=2)
+    for world in (small, BoxWorld(200, max_steps=10_000)):
         world.reset(seed=1)
         levels = [Level(world, index) for index in range(200)]
         states = [(level.start, level.objects, None) for level in levels]
