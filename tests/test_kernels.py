@@ -137,8 +137,13 @@ def test_gradient_reaches_a_learned_initial_state():
 @needs_native
 @pytest.mark.parametrize("threads", [2, 3, 8])
 @pytest.mark.parametrize("batch", [1, 5, 40])
-def test_threads_change_nothing(threads, batch, monkeypatch):
+@pytest.mark.parametrize("of", ["torch", "our own"])
+def test_threads_change_nothing(threads, batch, of, monkeypatch):
     monkeypatch.setattr(native, "SMALL_WORK", 0)
+    if of == "our own":
+        monkeypatch.setattr(native, "_parallel", lambda: None)
+    elif native._parallel() is None:
+        pytest.skip("torch has no OpenMP runtime that can be called")
     core = make({})
     arrays = data(core, 5, batch)
     alone = results(core, "native", *arrays)

@@ -43,6 +43,7 @@ class _Sizes(ctypes.Structure):
         ),
         ("threads", c_int64),
         *((name, c_double) for name in ("input_bias", "forget_bias", "epsilon")),
+        ("parallel", c_void_p),
     ]
 
 
@@ -169,6 +170,16 @@ def _takes(rows: Tensor, state: Tensor, starts: Tensor | None, state_size: int, 
     )
 
 
+@functools.cache
+def _parallel() -> int | None:
+    """The function that starts threads in torch's OpenMP runtime; None: it has none that can be called so."""
+    torch_library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    try:  # among the libraries that it was linked with, so not another runtime that happens to be loaded
+        return ctypes.cast(ctypes.CDLL(str(torch_library)).GOMP_parallel, c_void_p).value
+    except (OSError, AttributeError):
+        return None
+
+
 def _sizes(sizes: tuple[int, ...], numbers: tuple[float, ...], inputs: Sequence[Tensor | None]) -> _Sizes:
     input_qkv, _, gates, *_ = inputs
     assert input_qkv is not None
@@ -177,7 +188,7 @@ def _sizes(sizes: tuple[int, ...], numbers: tuple[float, ...], inputs: Sequence[
     gate = 0 if gates is None else gates.shape[-1] // 2
     work = time * batch * slots * (heads * head) ** 2
     threads = torch.get_num_threads() if work > SMALL_WORK else 1
-    return _Sizes(time, batch, slots, entities, heads, key, head, blocks, layers, gate, threads, *numbers)
+    return _Sizes(time, batch, slots, entities, heads, key, head, blocks, layers, gate, threads, *numbers, _parallel())
 
 
 def _forward(

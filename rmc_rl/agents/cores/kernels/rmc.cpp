@@ -1,10 +1,12 @@
 // The Relational Memory Core over a sequence, as called from native.py. Letters: rmc.h.
 //
 // The batch is split over threads: each takes its batch entries through all steps without waiting for another. Within a
-// thread, entries go in groups that keep a step's numbers in the cache.
+// thread, entries go in groups that keep a step's numbers in the cache. The threads are those of torch's OpenMP runtime where
+// it can be called: threads of our own would share the cores with them, as they spin for milliseconds after their last work.
 
 #include "rmc.h"
 
+#include <atomic>
 #include <system_error>
 #include <thread>
 
@@ -15,36 +17,44 @@ namespace {
 
 constexpr size_t kGroupRows = 64;  // rows of slots that go through the steps together
 
+// GOMP_parallel of the OpenMP runtime that torch brings: (function, its argument, threads, flags)
+using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+
 struct Split {
   size_t threads, group, batch;
+  Parallel parallel;
 
   Split(const Shape& s, const RmcSizes& sizes)
       : threads(std::min<size_t>(std::max<std::int64_t>(sizes.threads, 1), s.B)), group(std::max<size_t>(1, kGroupRows / s.N)),
-        batch(s.B) {
+        batch(s.B), parallel(reinterpret_cast<Parallel>(sizes.parallel)) {
     group = std::min(group, (s.B + threads - 1) / threads);
   }
 
-  // f(thread, first, end) for each group, in a thread of its own where there are several
-  template <class F> bool over_groups(F f) const {
-    std::vector<char> failed(threads, 0);
-    const auto part = [&](size_t thread) {
-      try {
-        const size_t end = batch * (thread + 1) / threads;
-        f(thread, batch * thread / threads, end);
-      } catch (const std::bad_alloc&) {
-        failed[thread] = 1;
-      }
+  // f(part, first, end) for each of as many parts of the batch as there are threads; false: there was too little memory
+  template <class F> bool over_parts(F f) const {
+    std::atomic<size_t> next{0};
+    std::atomic<bool> done{true};
+    auto work = [&] {
+      for (size_t part; (part = next++) < threads;) try {
+          f(part, batch * part / threads, batch * (part + 1) / threads);
+        } catch (const std::bad_alloc&) {
+          done = false;
+        }
     };
-    std::vector<std::thread> others;
-    size_t thread = 1;
-    try {
-      for (; thread < threads; ++thread) others.emplace_back(part, thread);
-    } catch (const std::system_error&) {  // no more threads to be had: the parts left are done here
-      for (; thread < threads; ++thread) part(thread);
+    if (threads == 1) {
+      work();
+    } else if (parallel) {
+      parallel([](void* function) { (*static_cast<decltype(work)*>(function))(); }, &work, static_cast<unsigned>(threads), 0);
+    } else {
+      std::vector<std::thread> others;
+      try {
+        while (others.size() + 1 < threads) others.emplace_back(work);
+      } catch (const std::system_error&) {  // no more threads to be had: those there are do all
+      }
+      work();
+      for (auto& other : others) other.join();
     }
-    part(0);
-    for (auto& other : others) other.join();
-    return std::find(failed.begin(), failed.end(), 1) == failed.end();
+    return done;
   }
 };
 
@@ -53,7 +63,7 @@ template <class T> int forward(const RmcSizes& sizes, const RmcTensors& tensors)
   const Tensors<T> x(s, tensors);
   const ForwardWeights<T> weights(s, x.parameters);
   const Split split(s, sizes);
-  return split.over_groups([&](size_t, size_t first, size_t end) {
+  return split.over_parts([&](size_t, size_t first, size_t end) {
     Forward<T> forward(s, sizes, x, weights, split.group);
     for (; first < end; first += split.group) forward.run(first, std::min(first + split.group, end));
   }) ? 0 : 1;
@@ -73,7 +83,7 @@ template <class T> int backward(const RmcSizes& sizes, const RmcTensors& tensors
   for (size_t length : lengths) total += length;
   std::vector<Buffer<T>> sums;
   for (size_t thread = 0; thread < split.threads; ++thread) sums.emplace_back(total);
-  const bool done = split.over_groups([&](size_t thread, size_t first, size_t end) {
+  const bool done = split.over_parts([&](size_t thread, size_t first, size_t end) {
     T* next = sums[thread];
     const Parameters<T*> parameters(s, [&](size_t length) { next += length; return next - length; });
     Backward<T> backward(s, x, g, weights, split.group, parameters);

@@ -18,6 +18,7 @@ extern "C" {
 struct RmcSizes {
   std::int64_t time, batch, slots, entities, heads, key, head, blocks, layers, gate, threads;
   double input_bias, forget_bias, epsilon;
+  void* parallel;  // GOMP_parallel, or null: threads of our own
 };
 
 // Tensors, contiguous: parameters in the order of `Parameters`, the others with their shapes
