@@ -128,11 +128,11 @@ def test_levels_are_as_drawn():
 
 def test_the_world_agrees_with_the_simulator():
     small = BoxWorld(200, max_steps=10_000, size=5, max_length=1, max_distractors=0, n_colours=2)
+    act, kinds = random_actions(small), set()
     for world in (small, BoxWorld(200, max_steps=10_000)):
         world.reset(seed=1)
         levels = [Level(world, index) for index in range(200)]
         states = [(level.start, level.objects, None) for level in levels]
-        act, kinds = random_actions(world), set()
         for _ in range(300):
             actions = act(None)
             _, rewards, terminated, *_ = world.step(actions)

@@ -47,10 +47,10 @@ class BoxWorld(BatchedWorld):
 
     Observation Encoding
     --------------------
-    ``Box(0, 1, (25 * (C + 2) + C,))``: for each of the 5x5 cells, row by row, ``C + 2`` numbers of 0 or 1: wall, each colour,
-    gem (a lock and a key of a colour look alike, as in the papers); then the colour of the key held, one-hot.
-    ``obs="pixels"``: ``(3, 48, 40)`` uint8, RGB, a square of 8 pixels for each cell, and above them a row whose first
-    square has the colour of the key held.
+    ``Box(0, 1, (25 * (C + 2) + C,))``, 154 numbers of 0 or 1 for four colours: for each of the 5x5 cells, row by row,
+    ``C + 2``: wall, each colour, gem (a lock and a key of a colour look alike, as in the papers); then the colour of the key
+    held, one-hot. ``obs="pixels"``: ``(3, 48, 40)`` uint8, RGB, a square of 8 pixels for each cell, and above them a row whose
+    first square has the colour of the key held.
 
     Rewards
     -------
