@@ -80,8 +80,8 @@ class MemoryRoomWorld(BatchedWorld):
     -------------
     The object is needed as many steps after it was seen as the corridor is long, ``size - 5``. Return of perfect play: 0.98
     for the default. Of a memoryless player: half of that, for the object in the room and those at the crossing are never in
-    view together. (Below ``size=11``, and in short corridors of random length, they are: one sees back into the room from the
-    crossing, so the smaller ones of MiniGrid's tasks do not need a memory.) Of random play: 0.27.
+    view together. (Below ``size=11``, and in short corridors of random length, one sees from the
+    crossing back into the room: the smaller ones of MiniGrid's tasks ask less of memory.) Of random play: 0.27.
 
     Registered Configurations
     -------------------------
