@@ -1,13 +1,13 @@
 """
 The fused RMC in Triton for NVIDIA GPUs: whether it can be had, and its place in torch's autograd.
 
-One launch computes a whole sequence and one the gradients of it (``triton_loops.py``, of the parts in ``triton_parts.py``);
+One launch computes a whole sequence and one the gradients of it (``triton_forward.py``, ``triton_backward.py``);
 the weights' gradients are one product each afterwards. Layer norms' outputs are not kept but computed again on the way back.
 Triton is imported at the first call. With ``TRITON_INTERPRET=1`` set before, tensors of the CPU are taken: slow, for tests.
 
 Products are of full float32, or TF32 where torch's are (``torch.backends.cuda.matmul.allow_tf32``).
 
-Shapes: those of ``triton_loops.py``.
+Shapes: those of ``triton_forward.py``.
 """
 
 import contextlib
@@ -154,12 +154,13 @@ def _options(sizes: _Sizes, batch: int, device: torch.device) -> dict[str, Any]:
     d_tile, e_tile, heads_tile = _power(sizes.D), _power(sizes.E), _power(sizes.HEADS)
     key_tile, head_tile = _power(sizes.KEY), _power(sizes.HEAD)
     most = _power(sequences * sizes.R)
+    multiplied = sequences * (sizes.N if sizes.BLOCKS == 1 else sizes.R)  # rows that go through products
     names = [name for name in sizes._fields if name not in ("INPUT_BIAS", "FORGET_BIAS")]  # these the way back needs not
     return {
         **{name: getattr(sizes, name) for name in names},
         "SCALE": sizes.KEY**-0.5,
         "ROWS": sequences,
-        "ROW_TILE": min(MOST_ROWS, max(16, most)),
+        "ROW_TILE": min(MOST_ROWS, max(16, _power(multiplied))),
         "OUT_TILE": min(64, max(16, d_tile)),
         "IN_TILE": min(32, max(16, d_tile)),
         "D_TILE": d_tile,
@@ -177,12 +178,12 @@ def _options(sizes: _Sizes, batch: int, device: torch.device) -> dict[str, Any]:
 
 def _launch(name: str, arrays: Sequence[Tensor | None], time: int, batch: int, options: dict[str, Any]) -> None:
     """Run a kernel; an array that is None is one that it does not look at."""
-    loops = importlib.import_module("rmc_rl.agents.cores.kernels.triton_loops")
+    module = importlib.import_module(f"rmc_rl.agents.cores.kernels.triton_{name}")
     unused = next(array for array in arrays if array is not None)
     filled = [unused if array is None else array for array in arrays]
     programs = -(-batch // options["ROWS"])
     with torch.cuda.device(unused.device) if unused.is_cuda else contextlib.nullcontext():
-        getattr(loops, name)[(programs,)](*filled, time, batch, **options)
+        getattr(module, name)[(programs,)](*filled, time, batch, **options)
 
 
 def _forward(
