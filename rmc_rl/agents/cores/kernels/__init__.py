@@ -1,9 +1,10 @@
 """
 Fused kernels: a core's whole sequence in one call, and which of them is in use.
 
-A core with a kernel takes ``kernel``: "auto" (the fused one where there is one for the device, else eager), "eager" (plain
-torch, the reference) or "native" (as "auto", with a warning where it has to be eager). All compute the same, and a saved
-model does not depend on it. A kernel is a module with ``why_not()``, ``about()`` and ``unroll(...)`` as in ``native.py``.
+A core with a kernel takes ``kernel``: "native" (the fused one where there is one for the device, else eager, with a warning),
+"eager" (plain torch, the reference) or "auto" (on the CPU as "native", without the warning; else eager, for the kernel for
+NVIDIA GPUs was compiled for them but has not run on one yet). All compute the same, and a saved model does not depend on it. A
+kernel is a module with ``why_not()``, ``about()`` and ``unroll(...)`` as in ``native.py``.
 """
 
 import functools
@@ -15,7 +16,9 @@ from rmc_rl.errors import require_choice
 
 KERNELS = ("auto", "eager", "native")
 # type of device -> module of this package with the RMC's kernel for it
-MODULES = {"cpu": "native"}
+MODULES = {"cpu": "native", "cuda": "triton_rmc"}
+# where "auto" takes it: where it was timed
+TIMED = ("cpu",)
 
 
 def check_kernel(kernel: str) -> None:
@@ -34,7 +37,7 @@ def fused(kernel: str, device: str) -> ModuleType | None:
     :param device: type of device, as in ``tensor.device.type``
     :return: the kernel's module; None: eager
     """
-    found = "eager was asked for" if kernel == "eager" else _find(device)
+    found = _choose(kernel, device)
     if isinstance(found, str):
         if kernel == "native":
             _warn(found)
@@ -49,8 +52,17 @@ def report(kernel: str, device: str) -> str:
     :param kernel: a core's argument
     :param device: type of device
     """
-    found = "it was asked for" if kernel == "eager" else _find(device)
+    found = _choose(kernel, device)
     return f"eager ({found})" if isinstance(found, str) else f"native ({found.about()})"
+
+
+def _choose(kernel: str, device: str) -> ModuleType | str:
+    """The module to compute with, or in words why it is eager torch."""
+    if kernel == "eager":
+        return "it was asked for"
+    if kernel == "auto" and device in MODULES and device not in TIMED:
+        return f"kernel=native would take one for {device} that was not timed yet"
+    return _find(device)
 
 
 @functools.cache

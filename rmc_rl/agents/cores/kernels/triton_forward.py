@@ -5,8 +5,8 @@ A program has ``ROWS`` sequences of the batch for itself and goes through all st
 kernels of TorchRL's LSTM and GRU do (pytorch/rl, pull requests 3738 and 3752). ``triton_rmc.py`` calls it and says what the
 arrays are.
 
-Shapes: those of ``rmc.py``; ``R = N + n`` rows of a block, ``E = H (2 K + V)`` queries, keys and values of a row. ``Q`` rows of a
-block go on: ``R``, in the last block ``N``. Arrays of one step have no ``T``: they are written anew at each.
+Shapes: those of ``rmc.py``; ``R = N + n`` rows of a block, ``E = H (2 K + V)`` queries, keys and values of a row. ``Q`` rows
+of a block go on: ``R``, in the last block ``N``. Arrays of one step have no ``T``: they are written anew at each.
 """
 
 import triton

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 CAPABILITY = (8, 0)  # the oldest one that Triton supports
 TILE_NUMBERS = 2048  # of a tile that is no operand of a product: 16 for each thread of 4 warps
 NUM_WARPS = 4
-MOST_ROWS = 64  # of a tile of a product
+MOST_ROWS = 32  # of a tile of a product
 
 
 class _Sizes(NamedTuple):
@@ -191,10 +191,11 @@ def _forward(
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     """The memories; and what the way back needs: starts, inputs, parameters, memories and what was kept of each step."""
     input_qkv, rows, gates, fresh, state = (None if x is None else x.contiguous() for x in inputs)
-    assert input_qkv is not None and state is not None
+    assert input_qkv is not None
+    assert state is not None
     parameters = [parameter.contiguous() for parameter in parameters]
     flags = None if starts is None else starts.to(torch.uint8).contiguous()
-    time, batch, n, _ = input_qkv.shape
+    time, batch = input_qkv.shape[:2]
     N, R, D, E = sizes[:4]
     kept_steps = batch * (time if keep else 1)
     last_rows = (sizes.BLOCKS - 1) * R + N  # that go on, in all blocks
@@ -244,9 +245,10 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     """Of each input and each parameter, in their order, the gradient."""
     input_qkv, rows, gates, fresh, state = inputs
-    assert input_qkv is not None and state is not None
+    assert input_qkv is not None
+    assert state is not None
     qkv_weight, _, qkv_gamma, qkv_beta, *norms, mlp_weight, _, gate_weight = parameters
-    attention_gamma, attention_beta, mlp_gamma, mlp_beta = norms
+    attention_gamma, _, mlp_gamma, mlp_beta = norms
     time, batch, N, D = memories.shape
     previous = torch.cat([state.view(1, batch, N, D), memories[:-1]])
     if flags is not None and fresh is not None:
@@ -287,18 +289,18 @@ def _of_linears(
     sizes: _Sizes, steps: int, previous: Tensor, kept: Sequence[Tensor], grads: Sequence[Tensor], norms: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of the weights and biases of queries, keys and values and of the MLP, all steps at once."""
-    kept_qkv, kept_read, kept_hidden, kept_mlp, _ = kept
+    _, kept_read, kept_hidden, kept_mlp, _ = kept
     grad_qkv, _, grad_hidden, grad_mlp, _ = grads
     attention_gamma, attention_beta, mlp_gamma, mlp_beta = norms
     N, R, D, E = sizes[:4]
     asked = [N] + [R] * (sizes.BLOCKS - 1)  # rows that each block projects
     goes_on = [R] * (sizes.BLOCKS - 1) + [N]
-    of_qkv = [part.view(-1, E) for part in grad_qkv.split([steps * rows * E for rows in asked])]
+    of_qkv = [part.view(-1, E) for part in torch.split(grad_qkv, [steps * rows * E for rows in asked])]
     sizes_on = [steps * rows * D for rows in goes_on]
-    read, out, of_out = ([part.view(-1, D) for part in x.split(sizes_on)] for x in (kept_read, kept_mlp, grad_mlp))
+    read, out, of_out = ([part.view(-1, D) for part in torch.split(x, sizes_on)] for x in (kept_read, kept_mlp, grad_mlp))
     several = [size * (sizes.LAYERS - 1) for size in sizes_on]
     hidden, of_hidden = (
-        [part.view(sizes.LAYERS - 1, -1, D) if sizes.LAYERS > 1 else part.view(0, 1, D) for part in x.split(several)]
+        [part.view(sizes.LAYERS - 1, -1, D) if sizes.LAYERS > 1 else part.view(0, 1, D) for part in torch.split(x, several)]
         for x in (kept_hidden, grad_hidden)
     )
     weights: list[Tensor] = []
