@@ -118,6 +118,19 @@ def test_a_new_batch_is_a_new_tensor(world_id):
 
 
 @worlds
+@pytest.mark.parametrize("size", ["default", "small"])
+def test_types_and_shapes(world_id, size):
+    world = gymnasium.make_vec(world_id, num_envs=4, **(SMALL[world_id] if size == "small" else {}))
+    observations, _ = world.reset(seed=0)
+    for _ in range(60):
+        assert world.observation_space.contains(observations.numpy())
+        observations, rewards, terminated, truncated, _ = world.step(world.action_space.sample())
+        assert (rewards.dtype, rewards.shape) == (torch.float32, (4,))
+        assert {(ends.dtype, ends.shape) for ends in (terminated, truncated)} == {(torch.bool, (4,))}
+        assert world.truncates or not truncated.any()
+
+
+@worlds
 def test_pickles(world_id):
     world = gymnasium.make(world_id, **SMALL[world_id])
     world.reset(seed=1)
