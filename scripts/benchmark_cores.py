@@ -1,5 +1,5 @@
 """
-How fast cores are: python scripts/benchmark_cores.py [--threads 2] [--cores rmc] [--acting]
+How fast cores are: python scripts/benchmark_cores.py [--threads 2] [--cores rmc] [--acting] [--device cuda]
 
 Forward and backward over a sequence, each core with its kernel, in eager torch, and torch's own LSTM of 256 beside it, in turn
 within each round: a machine that others use as well is slow now and fast then. Microseconds per step (median over the rounds)
@@ -7,7 +7,8 @@ and ratios within a round (median, and the range).
 
 "Bound" is the time that the matrix products alone would take at the rate of a large one in torch, measured in the same run:
 their floating-point operations, counted in an eager pass, over that rate. A kernel whose products are better than torch's can
-be below it. With --acting: one step without gradients, as in a rollout.
+be below it. With --acting: one step without gradients, as in a rollout. With --device cuda: "graph" is eager torch captured
+as a CUDA graph, for fixed shapes; this path has not run yet, for want of a GPU.
 """
 
 import argparse
@@ -40,8 +41,8 @@ class Sized:
     size: str
     kwargs: dict[str, Any] = field(default_factory=dict)
 
-    def make(self, kernel: str) -> Core:
-        return make_core(self.core, INPUT, {**self.kwargs, "kernel": kernel})
+    def make(self, kernel: str, device: str) -> Core:
+        return make_core(self.core, INPUT, {**self.kwargs, "kernel": kernel}).to(device)
 
 
 def rmc(width: int, batch: int) -> Sized:
@@ -52,47 +53,58 @@ def rmc(width: int, batch: int) -> Sized:
 ROWS = [rmc(64, 8), rmc(64, 64), rmc(128, 16), rmc(256, 16), rmc(256, 64)]
 
 
-def peak() -> float:
+def peak(device: str) -> float:
     """Floating-point operations per second of a large matrix product."""
-    left, right = torch.randn(PEAK_SIZE, PEAK_SIZE), torch.randn(PEAK_SIZE, PEAK_SIZE)
+    left, right = (torch.randn(PEAK_SIZE, PEAK_SIZE, device=device) for _ in range(2))
     return 2 * PEAK_SIZE**3 / min(seconds(lambda: left @ right) for _ in range(PEAK_TRIES))
 
 
 def seconds(run: Callable[[], Any]) -> float:
+    wait: Callable[[], Any] = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    wait()
     begin = time.perf_counter()
     run()
+    wait()
     return time.perf_counter() - begin
 
 
-def training(core: Core, batch: int, steps: int) -> Callable[[], None]:
+def training(core: Core, batch: int, steps: int, graph: bool = False) -> Callable[[], None]:
     """Forward and backward over a sequence, with gradients of the inputs as well: there are features below a core."""
-    inputs = torch.randn(steps, batch, INPUT, requires_grad=True)
     state = core.initial_state(batch).contiguous()
-    weights = torch.randn(steps, batch, core.output_size)
+    inputs = torch.randn(steps, batch, INPUT, device=state.device, requires_grad=True)
+    weights = torch.randn(steps, batch, core.output_size, device=state.device)
+    forward: Callable[..., Any] = torch.cuda.make_graphed_callables(core, (inputs, state)) if graph else core
 
     def run() -> None:
-        core(inputs, state)[0].backward(weights)
+        forward(inputs, state)[0].backward(weights)
 
     return run
 
 
-def acting(core: Core, batch: int, steps: int) -> Callable[[], None]:
+def acting(core: Core, batch: int, steps: int, graph: bool = False) -> Callable[[], None]:
     """Steps without gradients."""
-    x, state = torch.randn(batch, INPUT), core.initial_state(batch).contiguous()
+    state = core.initial_state(batch).contiguous()
+    x = torch.randn(batch, INPUT, device=state.device)
+    step: Callable[[], Any] = torch.no_grad()(lambda: core.step(x, state))
+    if graph:
+        step()  # what is set up at a first call cannot be captured
+        captured = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(captured):
+            step()
+        step = captured.replay
 
-    @torch.no_grad()
     def run() -> None:
         for _ in range(steps):
-            core.step(x, state)
+            step()
 
     return run
 
 
-def torch_lstm(batch: int, steps: int, gradients: bool) -> Callable[[], None]:
+def torch_lstm(batch: int, steps: int, gradients: bool, device: str) -> Callable[[], None]:
     """What a core is compared with: torch's own LSTM, without resets."""
-    lstm = nn.LSTM(INPUT, LSTM_WIDTH)
-    inputs = torch.randn(steps if gradients else 1, batch, INPUT, requires_grad=gradients)
-    weights = torch.randn(steps, batch, LSTM_WIDTH)
+    lstm = nn.LSTM(INPUT, LSTM_WIDTH, device=device)
+    inputs = torch.randn(steps if gradients else 1, batch, INPUT, device=device, requires_grad=gradients)
+    weights = torch.randn(steps, batch, LSTM_WIDTH, device=device)
 
     def train() -> None:
         lstm(inputs)[0].backward(weights)
@@ -107,7 +119,7 @@ def torch_lstm(batch: int, steps: int, gradients: bool) -> Callable[[], None]:
 
 def operations(row: Sized, gradients: bool) -> float:
     """Of the matrix products of one step, counted in eager torch."""
-    run = (training if gradients else acting)(row.make("eager"), row.batch, COUNTED_STEPS)
+    run = (training if gradients else acting)(row.make("eager", "cpu"), row.batch, COUNTED_STEPS)
     with FlopCounterMode(display=False) as counter:
         run()
     return float(counter.get_total_flops()) / COUNTED_STEPS
@@ -118,29 +130,29 @@ def ratio(above: list[float], below: list[float]) -> str:
     return f"{statistics.median(found):.2f} [{min(found):.2f}, {max(found):.2f}]"
 
 
-def measure(row: Sized, rounds: int, steps: int, gradients: bool) -> None:
+def measure(row: Sized, rounds: int, steps: int, gradients: bool, device: str) -> None:
     """Print a row of the table."""
     run = training if gradients else acting
-    contenders = {kernel: run(row.make(kernel), row.batch, steps) for kernel in ("native", "eager")}
-    contenders["lstm"] = torch_lstm(row.batch, steps, gradients)
-    bound = operations(row, gradients) / peak() * 1e6
+    contenders = {kernel: run(row.make(kernel, device), row.batch, steps) for kernel in ("eager", "native")}
+    if device != "cpu":
+        contenders["graph"] = run(row.make("eager", device), row.batch, steps, graph=True)
+    contenders["lstm"] = torch_lstm(row.batch, steps, gradients, device)
+    bound = operations(row, gradients) / peak(device) * 1e6
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds + 1):
         for name, contender in contenders.items():
             found = seconds(contender) / steps * 1e6
             if number > 0:  # the first one allocates
                 times[name].append(found)
-    native, eager, lstm = times.values()
-    middle = " | ".join(f"{statistics.median(found):,.0f}" for found in (eager, native, lstm))
-    cells = (
-        f"| {row.core} | {row.size} | {row.batch} | {bound:,.0f} | {middle} | {ratio(eager, native)} | {ratio(lstm, native)} |"
-    )
-    print(cells, flush=True)
+    middle = " | ".join(f"{statistics.median(found):,.0f}" for found in times.values())
+    against = " | ".join(ratio(found, times["native"]) for name, found in times.items() if name != "native")
+    print(f"| {row.core} | {row.size} | {row.batch} | {bound:,.0f} | {middle} | {against} |", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2, help="of torch")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=128, help="of a sequence")
     parser.add_argument("--cores", nargs="+", default=sorted({row.core for row in ROWS}))
@@ -148,14 +160,15 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()  # as in training
-    about = f"{arguments.rounds} rounds, {arguments.steps} steps; kernel: {kernels.report('native', 'cpu')}"
+    about = f"{arguments.rounds} rounds, {arguments.steps} steps; kernel: {kernels.report('native', arguments.device)}"
     print(f"torch {torch.__version__}, Python {platform.python_version()}, {arguments.threads} threads, {about}\n")
-    lstm = f"LSTM ({LSTM_WIDTH})"
-    print(f"| core | width | batch | bound | eager | native | {lstm} | times eager | times {lstm} |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    others = ["eager", *(["graph"] if arguments.device != "cpu" else []), f"LSTM ({LSTM_WIDTH})"]
+    names = ["core", "width", "batch", "bound", "eager", "native", *others[1:], *(f"times {name}" for name in others)]
+    print(f"| {' | '.join(names)} |")
+    print("| --- " * len(names) + "|")
     for row in ROWS:
         if row.core in arguments.cores:
-            measure(row, arguments.rounds, arguments.steps, gradients=not arguments.acting)
+            measure(row, arguments.rounds, arguments.steps, not arguments.acting, arguments.device)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ On a CUDA device they are compiled; without one Triton's interpreter runs them o
 it must be told before Triton is imported.
 """
 
+import importlib
 import os
 import subprocess
 import sys
@@ -134,6 +135,30 @@ def test_a_core_uses_it_when_told_to(monkeypatch):
     torch.testing.assert_close(found, eager(core, inputs, state, starts), rtol=0, atol=1e-5)
     torch.testing.assert_close(output, core(inputs[:1], state)[0][0], rtol=0, atol=1e-5)
     kernels._find.cache_clear()
+
+
+@pytest.mark.skipif(INTERPRETED, reason="what the interpreter runs is not compiled")
+@pytest.mark.parametrize("name", ["forward", "backward"])
+@pytest.mark.parametrize("kwargs", [dict(num_blocks=2, mlp_layers=3, num_entities=2), dict(gate_style="none")], ids=str)
+def test_compiles_without_a_gpu(name, kwargs):
+    """The compiler knows rules that the interpreter does not: of types in loops and of what is constant."""
+    triton = pytest.importorskip("triton", reason="Triton is not installed")
+    compiler, backends = (importlib.import_module(f"triton.{part}") for part in ("compiler", "backends.compiler"))
+    function = getattr(importlib.import_module(f"rmc_rl.agents.cores.kernels.triton_{name}"), name)
+    core = RMC(INPUT, num_heads=2, head_size=8, **kwargs)
+    sizes = triton_rmc.sizes_of(core)
+    constants = triton_rmc._options(sizes, 8, torch.device("cpu")) | dict(STARTS=True)
+    if name == "forward":
+        constants |= dict(KEEP=True, INPUT_BIAS=0.0, FORGET_BIAS=1.0)
+    warps = constants.pop("num_warps")
+    types = {name: "constexpr" for name in constants} | dict(T="i32", B="i32", starts="*u8")
+    signature = {parameter.name: types.get(parameter.name, "*fp32") for parameter in function.params}
+    compiled = triton.compile(
+        compiler.ASTSource(function, signature, constexprs=constants),
+        target=backends.GPUTarget("cuda", 80, 32),
+        options=dict(num_warps=warps),
+    )
+    assert compiled.metadata.shared < 48 * 1024  # what a program gets on any GPU
 
 
 def run(code: str, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -97,11 +97,11 @@ def unroll(core: "RMC", rows: Tensor, gates: Tensor | None, state: Tensor, start
     # the first block reads the input's rows as they come, so their queries, keys and values wait for no step
     input_qkv = first.qkv_norm(first.qkv(rows))
     parameters = [
-        torch.stack([block.qkv.weight for block in blocks]),
-        torch.stack([block.qkv.bias for block in blocks]),
-        *(torch.stack([getattr(getattr(block, norm), p) for block in blocks]) for norm in norms for p in ("weight", "bias")),
-        torch.stack([cast(Tensor, layer.weight) for layer in core.mlp]),
-        torch.stack([cast(Tensor, layer.bias) for layer in core.mlp]),
+        _stack([block.qkv.weight for block in blocks]),
+        _stack([block.qkv.bias for block in blocks]),
+        *(_stack([getattr(getattr(block, norm), p) for block in blocks]) for norm in norms for p in ("weight", "bias")),
+        _stack([cast(Tensor, layer.weight) for layer in core.mlp]),
+        _stack([cast(Tensor, layer.bias) for layer in core.mlp]),
     ]
     if gates is None:
         parameters.append(state.new_empty(0))
@@ -111,16 +111,28 @@ def unroll(core: "RMC", rows: Tensor, gates: Tensor | None, state: Tensor, start
         parameters.append(core.gate_from_memory.weight.repeat_interleave(repeat, 0))
         gates = (gates + core.gate_from_memory.bias).repeat_interleave(repeat, -1)
     fresh = None if starts is None else core.initial_state(state.shape[0])
-    sizes = _Sizes(
-        core.num_slots, core.num_slots + rows.shape[2], core.width, first.qkv.out_features,
-        core.num_heads, first.key_size, core.head_size, len(blocks), len(core.mlp),
-        gates is not None, core.input_bias, core.forget_bias, first.qkv_norm.eps,
-    )  # fmt: skip
+    sizes = sizes_of(core)
     inputs = (input_qkv, rows if len(blocks) > 1 else None, gates, fresh, state)
     if not torch.is_grad_enabled():
         return _forward(sizes, starts, inputs, parameters, keep=False)[0]
     memories: Tensor = _Unroll.apply(sizes, starts, *inputs, *parameters)  # type: ignore[no-untyped-call]
     return memories
+
+
+def sizes_of(core: "RMC") -> _Sizes:
+    """What the kernels are compiled for."""
+    blocks = cast(Sequence[Any], core.blocks)
+    first = blocks[0]
+    return _Sizes(
+        core.num_slots, core.num_slots + core.num_entities, core.width, first.qkv.out_features,
+        core.num_heads, first.key_size, core.head_size, len(blocks), len(core.mlp),
+        core.gate_style != "none", core.input_bias, core.forget_bias, first.qkv_norm.eps,
+    )  # fmt: skip
+
+
+def _stack(tensors: Sequence[Tensor]) -> Tensor:
+    """All in one; of a single one a view."""
+    return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(list(tensors))
 
 
 def _takes(core: "RMC", rows: Tensor, state: Tensor, starts: Tensor | None) -> bool:
