@@ -168,7 +168,9 @@ def run(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_interpreter_computes_the_same():
-    pytest.importorskip("triton", reason="Triton is not installed")
+    triton = pytest.importorskip("triton", reason="Triton is not installed")
+    if triton.__version__.startswith("3.4."):
+        pytest.skip("the interpreter of Triton 3.4 fails in a loop over time with numpy 2.4")
     if NEEDED is None:
         pytest.skip("these tests run the kernel already")
     command = [sys.executable, "-m", "pytest", "-q", __file__]
