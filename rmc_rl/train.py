@@ -39,6 +39,7 @@ from rmc_rl.agents import (
     MultiInputMemoryPolicy,
     match_parameters,
 )
+from rmc_rl.agents.cores import core_class
 from rmc_rl.agents.cores.kernels import report
 from rmc_rl.cli import find_device, keep_freed_memory, run_verb, say
 from rmc_rl.envs import make_vec
@@ -277,7 +278,7 @@ def train(config: DictConfig) -> int:
     say(f"parameters: {sum(counts.values()):,} ({', '.join(f'{name} {count:,}' for name, count in counts.items())})")
     say(f"device: {model.device}")
     if config.core.get("kernel") is not None:
-        say(f"kernel: {report(config.core.kernel, model.device.type)}")
+        say(f"kernel: {report(config.core.kernel, core_class(config.core.name).kernel_family, model.device.type)}")
     say(f"run: {run.path}")
 
     model.set_logger(configure(str(run.path), ["csv", "tensorboard"]))

@@ -160,7 +160,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()  # as in training
-    about = f"{arguments.rounds} rounds, {arguments.steps} steps; kernel: {kernels.report('native', arguments.device)}"
+    about = f"{arguments.rounds} rounds, {arguments.steps} steps; kernel: {kernels.report('native', 'rmc', arguments.device)}"
     print(f"torch {torch.__version__}, Python {platform.python_version()}, {arguments.threads} threads, {about}\n")
     others = ["eager", *(["graph"] if arguments.device != "cpu" else []), f"LSTM ({LSTM_WIDTH})"]
     names = ["core", "width", "batch", "bound", "eager", "native", *others[1:], *(f"times {name}" for name in others)]

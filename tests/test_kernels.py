@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rmc_rl.agents.cores import RMC, kernels
-from rmc_rl.agents.cores.kernels import build, native
+from rmc_rl.agents.cores.kernels import build, native, native_rmc
 from rmc_rl.errors import UsageError
 
 NEEDED = native.why_not()
@@ -77,16 +77,21 @@ def data(core, time, batch, dtype=torch.float64):
     return inputs, state, starts
 
 
+def clear_caches() -> None:
+    for cache in (native.load, native._function, kernels._find, kernels._warn):
+        cache.cache_clear()
+
+
 def used(monkeypatch) -> list[bool]:
     """Grows with each result of the kernel: what is compared with eager must not be eager itself."""
-    calls, unroll = [], native.unroll
+    calls, unroll = [], native_rmc.unroll
 
     def counted(*args):
         memories = unroll(*args)
         calls.extend([True] * (memories is not None))
         return memories
 
-    monkeypatch.setattr(native, "unroll", counted)
+    monkeypatch.setattr(native_rmc, "unroll", counted)
     return calls
 
 
@@ -165,7 +170,7 @@ def test_every_instruction_set(name, monkeypatch):
     if name not in names:
         pytest.skip(f"this CPU has no {name}")
     monkeypatch.setattr(native, "usable", lambda: (name,))
-    native.load.cache_clear()
+    clear_caches()
     try:
         assert f"native-{name}" in native.about()
         for case in ("usual", "blocks and entities", "keys larger than values", "more rows than a group"):
@@ -176,7 +181,7 @@ def test_every_instruction_set(name, monkeypatch):
                 found, expected = (results(core, kernel, inputs, state, starts) for kernel in ("native", "eager"))
                 assert_same(found, expected, tolerance)
     finally:
-        native.load.cache_clear()
+        clear_caches()
 
 
 @needs_native
@@ -272,12 +277,9 @@ def test_a_copy_without_the_argument_of_later_versions():
 def make_lost(monkeypatch, tmp_path):
     """No library, as in a wheel that was built without a compiler."""
     monkeypatch.setattr(build, "library", lambda name: tmp_path / f"native-{name}.so")
-    caches = (native.load, kernels._find, kernels._warn)
-    for cache in caches:
-        cache.cache_clear()
+    clear_caches()
     yield tmp_path
-    for cache in caches:
-        cache.cache_clear()
+    clear_caches()
 
 
 @pytest.mark.usefixtures("lost")
@@ -293,7 +295,7 @@ def test_without_a_library_one_warning_and_the_same_results():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert_same(results(core, "native", *arrays), expected, 0)
-    assert "not built" in kernels.report("auto", "cpu")
+    assert "not built" in kernels.report("auto", "rmc", "cpu")
 
 
 def test_a_library_that_cannot_be_loaded(lost):
@@ -313,8 +315,8 @@ def test_a_library_of_other_sources_is_noticed(monkeypatch, request):
     monkeypatch.setattr(build, "library", found.__getitem__)
     monkeypatch.setattr(build, "checksum", lambda: "another")
     with pytest.warns(UserWarning, match=r"built from other sources than those beside it \(python -m rmc_rl\.agents\.cores"):
-        assert kernels.fused("auto", "cpu") is None
-    assert "other sources" in kernels.report("auto", "cpu")
+        assert kernels.fused("auto", "rmc", "cpu") is None
+    assert "other sources" in kernels.report("auto", "rmc", "cpu")
 
 
 def test_without_a_compiler_nothing_is_built(lost, monkeypatch):
@@ -324,9 +326,9 @@ def test_without_a_compiler_nothing_is_built(lost, monkeypatch):
 
 
 def test_reports():
-    assert kernels.report("eager", "cpu") == "eager (it was asked for)"
-    assert kernels.report("auto", "mps") == "eager (there is no native kernel for mps)"
+    assert kernels.report("eager", "rmc", "cpu") == "eager (it was asked for)"
+    assert kernels.report("auto", "rmc", "mps") == "eager (there is no native kernel for mps)"
     if NEEDED is None:
-        assert kernels.report("auto", "cpu").startswith("native (C++, native-")
+        assert kernels.report("auto", "rmc", "cpu").startswith("native (C++, native-")
     with pytest.raises(UsageError, match="unknown kernel 'natve'; did you mean 'native'"):
         RMC(INPUT, kernel="natve")

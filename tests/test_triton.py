@@ -123,11 +123,11 @@ def test_acting_equals_training(case):
 def test_a_core_uses_it_when_told_to(monkeypatch):
     calls, unroll = [], triton_rmc.unroll
     monkeypatch.setattr(triton_rmc, "unroll", lambda *args: calls.append(args) or unroll(*args))
-    monkeypatch.setitem(kernels.MODULES, DEVICE, "triton_rmc")
+    monkeypatch.setitem(kernels.MODULES, ("rmc", DEVICE), "triton_rmc")
     kernels._find.cache_clear()
     core = make(dict(kernel="native"), torch.float32)
     inputs, state, _, starts = data(core, 2, 2, torch.float32)
-    assert "Triton" in kernels.report("native", DEVICE)
+    assert "Triton" in kernels.report("native", "rmc", DEVICE)
     found = core(inputs, state, starts)[0]
     with torch.no_grad():
         output, _ = core.step(inputs[0], state)
@@ -190,9 +190,9 @@ def test_without_triton_it_is_eager_and_says_why():
         import sys, warnings
         sys.modules["triton"] = None  # as if it was not installed
         from rmc_rl.agents.cores import kernels
-        assert "Triton cannot be imported" in kernels.report("native", "cuda"), kernels.report("native", "cuda")
+        assert "Triton cannot be imported" in kernels.report("native", "rmc", "cuda"), kernels.report("native", "rmc", "cuda")
         with warnings.catch_warnings(record=True) as caught:
-            assert kernels.fused("native", "cuda") is None
+            assert kernels.fused("native", "rmc", "cuda") is None
         assert "Triton cannot be imported" in str(caught[0].message)
         """,
         TRITON_INTERPRET="0",
@@ -201,5 +201,5 @@ def test_without_triton_it_is_eager_and_says_why():
 
 
 def test_auto_does_not_take_what_was_never_timed():
-    assert kernels.fused("auto", "cuda") is None
-    assert "not timed" in kernels.report("auto", "cuda")
+    assert kernels.fused("auto", "rmc", "cuda") is None
+    assert "not timed" in kernels.report("auto", "rmc", "cuda")

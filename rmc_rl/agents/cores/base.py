@@ -11,11 +11,13 @@ Haiku's ``ResetCore``; the state is one flat vector per sequence, so that whoeve
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from rmc_rl.agents.cores import kernels
 from rmc_rl.errors import UsageError, check_keywords, unknown
 
 
@@ -33,6 +35,9 @@ class Core(nn.Module, ABC):
 
     # names of arguments that set how many parameters a core has, from coarse to fine; see rmc_rl.match_parameters
     size_arguments: ClassVar[tuple[str, ...]] = ()
+    # under which its fused kernels are found, see rmc_rl.agents.cores.kernels; such a core has an argument `kernel`
+    kernel_family: ClassVar[str] = ""
+    kernel: str = "eager"
 
     def __init__(self, input_size: int, output_size: int, state_size: int):
         super().__init__()
@@ -98,6 +103,18 @@ class Core(nn.Module, ABC):
             output, state = step(*(sequence[t] for sequence in sequences), state)
             outputs.append(output)
         return torch.stack(outputs), state
+
+    def find_kernel(self, device: str) -> ModuleType | None:
+        """
+        The fused kernel to compute with.
+
+        :param device: type of device
+        :return: its module; None: eager torch, as always under :meth:`inspect`, autocast and the tracers of torch
+        """
+        tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore
+        if self._looks is not None or tracing or torch.is_autocast_enabled(device):
+            return None
+        return kernels.fused(self.kernel, self.kernel_family, device)
 
     def inspect(self, inputs: Tensor, state: Tensor, starts: Tensor | None = None) -> dict[str, Tensor]:
         """

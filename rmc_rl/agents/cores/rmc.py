@@ -109,6 +109,7 @@ class RMC(Core):
     :raises UsageError: for a value outside these rules
     """
 
+    kernel_family = "rmc"
     size_arguments = ("head_size", "key_size")
 
     def __init__(
@@ -184,15 +185,13 @@ class RMC(Core):
     def _fused(self, embedded: tuple[Tensor, ...], state: Tensor, starts: Tensor | None) -> Tensor | None:
         """The memory after each step, ``(T, B, N, D)``; None where no kernel computes it."""
         rows = embedded[0]
-        tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore
-        if self._looks is not None or tracing:
-            return None
-        kernel = kernels.fused(self.kernel, rows.device.type)
-        if kernel is None or torch.is_autocast_enabled(rows.device.type):
+        kernel = self.find_kernel(rows.device.type)
+        if kernel is None:
             return None
         gates = embedded[1].squeeze(-2) if len(embedded) > 1 else None
         memories: Tensor | None = kernel.unroll(self, rows, gates, state, starts)
-        return memories
+        # (T, B, N D) -> (T, B, N, D)
+        return None if memories is None else memories.view(*rows.shape[:2], self.num_slots, self.width)
 
     def _embed(self, x: Tensor) -> tuple[Tensor, ...]:
         """``(..., F)`` -> the input's rows ``(..., n, D)`` and, where there are gates, its part of them ``(..., 1, 2G)``."""

@@ -4,7 +4,7 @@ Fused kernels: a core's whole sequence in one call, and which of them is in use.
 A core with a kernel takes ``kernel``: "native" (the fused one where there is one for the device, else eager, with a warning),
 "eager" (plain torch, the reference) or "auto" (on the CPU as "native", without the warning; else eager, for the kernel for
 NVIDIA GPUs was compiled for them but has not run on one yet). All compute the same, and a saved model does not depend on it. A
-kernel is a module with ``why_not()``, ``about()`` and ``unroll(...)`` as in ``native.py``.
+kernel is a module with ``why_not()``, ``about()`` and ``unroll(...)`` as in ``native_rmc.py``.
 """
 
 import functools
@@ -15,8 +15,8 @@ from types import ModuleType
 from rmc_rl.errors import require_choice
 
 KERNELS = ("auto", "eager", "native")
-# type of device -> module of this package with the RMC's kernel for it
-MODULES = {"cpu": "native", "cuda": "triton_rmc"}
+# family of cores, type of device -> module of this package with the kernel
+MODULES = {("rmc", "cpu"): "native_rmc", ("rmc", "cuda"): "triton_rmc"}
 # where "auto" takes it: where it was timed
 TIMED = ("cpu",)
 
@@ -29,15 +29,16 @@ def check_kernel(kernel: str) -> None:
     require_choice("kernel", kernel, KERNELS)
 
 
-def fused(kernel: str, device: str) -> ModuleType | None:
+def fused(kernel: str, family: str, device: str) -> ModuleType | None:
     """
     The module to compute with.
 
     :param kernel: a core's argument
+    :param family: of cores, the first part of a key of ``MODULES``
     :param device: type of device, as in ``tensor.device.type``
     :return: the kernel's module; None: eager
     """
-    found = _choose(kernel, device)
+    found = _choose(kernel, family, device)
     if isinstance(found, str):
         if kernel == "native":
             _warn(found)
@@ -45,32 +46,33 @@ def fused(kernel: str, device: str) -> ModuleType | None:
     return found
 
 
-def report(kernel: str, device: str) -> str:
+def report(kernel: str, family: str, device: str) -> str:
     """
     Which kernel is in use and why, in a line for people.
 
     :param kernel: a core's argument
+    :param family: of cores, the first part of a key of ``MODULES``
     :param device: type of device
     """
-    found = _choose(kernel, device)
+    found = _choose(kernel, family, device)
     return f"eager ({found})" if isinstance(found, str) else f"native ({found.about()})"
 
 
-def _choose(kernel: str, device: str) -> ModuleType | str:
+def _choose(kernel: str, family: str, device: str) -> ModuleType | str:
     """The module to compute with, or in words why it is eager torch."""
     if kernel == "eager":
         return "it was asked for"
-    if kernel == "auto" and device in MODULES and device not in TIMED:
+    if kernel == "auto" and (family, device) in MODULES and device not in TIMED:
         return f"kernel=native would take one for {device} that was not timed yet"
-    return _find(device)
+    return _find(family, device)
 
 
 @functools.cache
-def _find(device: str) -> ModuleType | str:
-    """The module for a device, or in words why there is none."""
-    if device not in MODULES:
+def _find(family: str, device: str) -> ModuleType | str:
+    """The module for a family and a device, or in words why there is none."""
+    if (family, device) not in MODULES:
         return f"there is no native kernel for {device}"
-    module = importlib.import_module(f"{__name__}.{MODULES[device]}")
+    module = importlib.import_module(f"{__name__}.{MODULES[family, device]}")
     reason = module.why_not()
     return module if reason is None else f"no native kernel: {reason}"
 

@@ -1,11 +1,11 @@
 """
-The fused RMC in C++ for the CPU: finding and loading the library, and its place in torch's autograd.
+The C++ kernels for the CPU: finding and loading their library, and their place in torch's autograd.
 
-One call computes a whole sequence, and one the gradients of it, without returning to Python between steps: ``rmc.cpp`` and
-the headers beside it. ``build.py`` builds it. Called through a plain C interface (ctypes), so that one library serves all
-versions of torch and Python.
+One call computes a whole sequence, and one the gradients of it, without returning to Python between steps. ``build.py``
+builds the library; it is called through a plain C interface (ctypes), so that one serves all versions of torch and Python.
+Each family of cores has its kernel, and a module ``native_<family>.py`` that says what it is called with.
 
-Shapes: those of ``rmc.py``, and ``E = H (2 K + V)``, queries, keys and values of one row.
+Shapes: ``T`` time, ``B`` batch, ``S`` numbers carried from step to step.
 """
 
 import ctypes
@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Sequence
 from ctypes import POINTER, byref, c_char_p, c_double, c_int, c_int64, c_void_p
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,48 +22,31 @@ from torch.autograd.function import once_differentiable
 
 from rmc_rl.agents.cores.kernels import build
 
-if TYPE_CHECKING:
-    from rmc_rl.agents.cores.rmc import RMC
-
 BUILD_COMMAND = "python -m rmc_rl.agents.cores.kernels.build"
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
-# products of a number and a weight of one square matrix that take some 100 microseconds, as long as starting a few threads
+# products of two numbers that take some 100 microseconds, as long as starting a few threads
 SMALL_WORK = 2_000_000
 # what torch calls the CPU -> instruction sets that run on it, best first
 USABLE = {"AVX512": ("v4", "v3", "v1"), "AVX2": ("v3", "v1")}
 
 
-class _Sizes(ctypes.Structure):
-    """``RmcSizes`` of ``rmc.h``."""
+class _Call(ctypes.Structure):
+    """``Call`` of ``call.h``."""
 
     _fields_ = [
-        *(
-            (name, c_int64)
-            for name in ("time", "batch", "slots", "entities", "heads", "key", "head", "blocks", "layers", "gate")
-        ),
-        ("threads", c_int64),
-        *((name, c_double) for name in ("input_bias", "forget_bias", "epsilon")),
-        ("parallel", c_void_p),
-    ]
-
-
-class _Tensors(ctypes.Structure):
-    """``RmcTensors`` of ``rmc.h``."""
-
-    _fields_ = [
+        ("sizes", POINTER(c_int64)),
+        ("numbers", POINTER(c_double)),
         ("parameters", POINTER(c_void_p)),
-        *((name, c_void_p) for name in ("input_qkv", "rows", "gates", "state", "fresh", "starts", "memories", "saved")),
+        ("inputs", POINTER(c_void_p)),
+        *((name, c_void_p) for name in ("starts", "states", "saved", "parallel")),
+        ("threads", c_int64),
     ]
 
 
 class _Gradients(ctypes.Structure):
-    """``RmcGradients`` of ``rmc.h``."""
+    """``CallGradients`` of ``call.h``."""
 
-    _fields_ = [
-        ("memories", c_void_p),
-        ("parameters", POINTER(c_void_p)),
-        *((name, c_void_p) for name in ("input_qkv", "rows", "gates", "state", "fresh")),
-    ]
+    _fields_ = [("states", c_void_p), ("parameters", POINTER(c_void_p)), ("inputs", POINTER(c_void_p))]
 
 
 @functools.cache
@@ -89,11 +72,6 @@ def load() -> ctypes.CDLL | str:
     if reason is not None:
         warnings.warn(f"computing with eager torch: {reason}", stacklevel=2)
         return reason
-    library.rmc_saved_size.argtypes, library.rmc_saved_size.restype = [POINTER(_Sizes)], c_int64
-    for dtype in DTYPES.values():
-        forward, backward = getattr(library, f"rmc_forward_{dtype}"), getattr(library, f"rmc_backward_{dtype}")
-        forward.argtypes, forward.restype = [POINTER(_Sizes), POINTER(_Tensors)], c_int
-        backward.argtypes, backward.restype = [POINTER(_Sizes), POINTER(_Tensors), POINTER(_Gradients)], c_int
     return library
 
 
@@ -123,49 +101,64 @@ def about() -> str:
     return f"C++, {path.name if path else ''}"
 
 
-def unroll(core: "RMC", rows: Tensor, gates: Tensor | None, state: Tensor, starts: Tensor | None = None) -> Tensor | None:
+class Kernel(NamedTuple):
     """
-    All steps of an RMC.
+    A kernel for one core.
 
-    :param core: the core
-    :param rows: the input's rows, ``(T, B, n, D)``
-    :param gates: what the input adds to the gates, ``(T, B, 2G)``; None without gates
-    :param state: ``(B, N D)``, before the first step
+    :param name: the first part of its functions' names
+    :param sizes: whole numbers, in the order of its C++ struct, after ``T`` and ``B``
+    :param numbers: other numbers, in the order of its C++ struct
+    :param work: products of two numbers that a step of one batch entry takes, about: few are not worth a second thread
+    """
+
+    name: str
+    sizes: tuple[int, ...]
+    numbers: tuple[float, ...]
+    work: int
+
+
+def unroll(
+    kernel: Kernel,
+    inputs: Sequence[Tensor | None],
+    state: Tensor,
+    fresh: Tensor | None,
+    starts: Tensor | None,
+    parameters: Sequence[Tensor],
+) -> Tensor:
+    """
+    All steps of a core.
+
+    :param kernel: its kernel
+    :param inputs: what the steps read, each ``(T, B, ...)``; of ``inputs[0]`` neither may be 0
+    :param state: before the first step, ``(B, S)``
+    :param fresh: at the start of an episode, ``(B, S)``; None where starts is
     :param starts: ``(T, B)`` bool or None, see :meth:`Core.forward`
-    :return: the memory after each step, ``(T, B, N, D)``; None where the kernel does not take these tensors: eager torch
-        computes with them, or says what is wrong with them
+    :param parameters: of the core, in the order of its C++ struct
+    :return: the state after each step, ``(T, B, S)``
+    :raises MemoryError: where there is too little
     """
-    blocks = cast(Sequence[Any], core.blocks)
-    first = blocks[0]
-    layers = [layer for block in blocks for layer in (block.qkv, block.qkv_norm, block.attention_norm, block.mlp_norm)]
-    parameters = [parameter for layer in (*layers, *core.mlp) for parameter in (layer.weight, layer.bias)]
-    if gates is not None:
-        parameters.append(core.gate_from_memory.weight)
-    if not _takes(rows, state, starts, core.state_size, parameters):
-        return None
-    # the first block reads the input's rows as they come, so their queries, keys and values wait for no step
-    input_qkv = first.qkv_norm(first.qkv(rows))
-    fresh = None if starts is None else core.initial_state(state.shape[0])
-    if gates is not None:
-        gates = gates + core.gate_from_memory.bias
-    numbers = (core.input_bias, core.forget_bias, first.qkv_norm.eps)
-    sizes = (core.num_slots, core.num_heads, first.key_size, core.head_size, len(blocks), len(core.mlp))
-    inputs = (input_qkv, rows if len(blocks) > 1 else None, gates, state, fresh)
-    if not torch.is_grad_enabled():
-        return _forward(_sizes(sizes, numbers, inputs), starts, inputs, parameters, keep=False)[0]
-    memories: Tensor = _Unroll.apply(sizes, numbers, starts, *inputs, *parameters)  # type: ignore[no-untyped-call]
-    return memories
+    if torch.is_grad_enabled():
+        states: Tensor = _Unroll.apply(kernel, starts, len(inputs), *inputs, state, fresh, *parameters)  # type: ignore[no-untyped-call]
+        return states
+    return _forward(kernel, starts, (*inputs, state, fresh), parameters, keep=False)[0]
 
 
-def _takes(rows: Tensor, state: Tensor, starts: Tensor | None, state_size: int, parameters: Sequence[Tensor]) -> bool:
-    """Everything lies on the CPU, in one of the dtypes of the kernel, in the shapes that :func:`unroll` says."""
-    if rows.ndim != 4 or rows.dtype not in DTYPES or 0 in rows.shape:
-        return False
-    time, batch = rows.shape[:2]
-    dtype = rows.dtype
+def takes(
+    inputs: Sequence[Tensor | None], state: Tensor, starts: Tensor | None, state_size: int, parameters: Sequence[Tensor]
+) -> bool:
+    """
+    Whether a kernel takes these arguments of :func:`unroll`: everything lies on the CPU, in one of the dtypes, in shapes that
+    fit. Where not, eager torch computes with them, or says what is wrong with them.
+    """
+    first = inputs[0]
+    assert first is not None
+    time, batch = first.shape[:2]
+    tensors = [*(tensor for tensor in inputs if tensor is not None), state, *parameters]
     return (
-        all(parameter.dtype == dtype and parameter.is_cpu for parameter in parameters)
-        and (rows.is_cpu and state.is_cpu and state.dtype == dtype and state.shape == (batch, state_size))
+        first.dtype in DTYPES
+        and 0 not in (time, batch)
+        and all(tensor.dtype == first.dtype and tensor.is_cpu for tensor in tensors)
+        and state.shape == (batch, state_size)
         and (starts is None or (starts.is_cpu and starts.shape == (time, batch)))
     )
 
@@ -180,88 +173,86 @@ def _parallel() -> int | None:
         return None
 
 
-def _sizes(sizes: tuple[int, ...], numbers: tuple[float, ...], inputs: Sequence[Tensor | None]) -> _Sizes:
-    input_qkv, _, gates, *_ = inputs
-    assert input_qkv is not None
-    time, batch, entities, _ = input_qkv.shape
-    slots, heads, key, head, blocks, layers = sizes
-    gate = 0 if gates is None else gates.shape[-1] // 2
-    work = time * batch * slots * (heads * head) ** 2
-    threads = torch.get_num_threads() if work > SMALL_WORK else 1
-    return _Sizes(time, batch, slots, entities, heads, key, head, blocks, layers, gate, threads, *numbers, _parallel())
-
-
 def _forward(
-    sizes: _Sizes, starts: Tensor | None, inputs: Sequence[Tensor | None], parameters: Sequence[Tensor], keep: bool
+    kernel: Kernel, starts: Tensor | None, inputs: Sequence[Tensor | None], parameters: Sequence[Tensor], keep: bool
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    """The memories; and what the way back needs: starts, memories, what was kept of each step, inputs and parameters."""
+    """The states; and what the way back needs: starts, states, what was kept of each step, inputs and parameters."""
     inputs = [None if x is None else x.contiguous() for x in inputs]
     parameters = [parameter.contiguous() for parameter in parameters]
     starts = None if starts is None else starts.to(torch.bool).contiguous()
-    like = parameters[0]
-    memories = like.new_empty(sizes.time, sizes.batch, sizes.slots, sizes.heads * sizes.head)
-    library = load()
-    assert isinstance(library, ctypes.CDLL)
-    saved = like.new_empty(library.rmc_saved_size(byref(sizes))) if keep else None
-    tensors = _pack(inputs, starts, memories, saved, parameters)
-    _check(getattr(library, f"rmc_forward_{DTYPES[like.dtype]}")(byref(sizes), byref(tensors)))
-    return memories, (starts, memories, saved, *inputs, *parameters)
+    first, state = inputs[0], inputs[-2]
+    assert first is not None
+    assert state is not None
+    states = state.new_empty(first.shape[0], *state.shape)
+    kept = (starts, states, None, *inputs, *parameters)
+    if keep:
+        length = _function(f"{kernel.name}_saved_size", c_int64)(byref(_call(kernel, len(inputs), kept)))
+        kept = (starts, states, state.new_empty(length), *inputs, *parameters)
+    _check(_function(f"{kernel.name}_forward_{DTYPES[state.dtype]}")(byref(_call(kernel, len(inputs), kept))))
+    return states, kept
 
 
 class _Unroll(torch.autograd.Function):
     """All steps in one call, and their gradients in another."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        sizes: tuple[int, ...],
-        numbers: tuple[float, ...],
-        starts: Tensor | None,
-        *tensors: Tensor | None,
-    ) -> Tensor:
-        inputs, parameters = tensors[:5], cast(Sequence[Tensor], tensors[5:])
-        ctx.sizes = _sizes(sizes, numbers, inputs)
-        memories, kept = _forward(ctx.sizes, starts, inputs, parameters, keep=any(ctx.needs_input_grad))
+    def forward(ctx: Any, kernel: Kernel, starts: Tensor | None, count: int, *tensors: Any) -> Tensor:
+        ctx.kernel, ctx.count = kernel, count + 2  # with the state and the fresh one
+        inputs, parameters = tensors[: ctx.count], tensors[ctx.count :]
+        states, kept = _forward(kernel, starts, inputs, parameters, keep=any(ctx.needs_input_grad))
         ctx.save_for_backward(*kept)
-        return memories
+        return states
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        starts, memories, saved, *rest = ctx.saved_tensors
-        inputs, parameters = rest[:5], rest[5:]
-        tensors = _pack(inputs, starts, memories, saved, parameters)
+        kept = ctx.saved_tensors
+        *inputs, fresh = kept[3 : 3 + ctx.count]
         grad = grad.contiguous()
-        *found, fresh = (None if x is None else torch.empty_like(x) for x in inputs)
-        if fresh is not None:
-            fresh.zero_()  # added to at each start
-        of_parameters = [torch.empty_like(parameter) for parameter in parameters]
-        gradients = _Gradients(_address(grad), _addresses(of_parameters), *map(_address, (*found, fresh)))
-        library = load()
-        assert isinstance(library, ctypes.CDLL)
-        call = getattr(library, f"rmc_backward_{DTYPES[memories.dtype]}")
-        _check(call(byref(ctx.sizes), byref(tensors), byref(gradients)))
-        return None, None, None, *found, fresh, *of_parameters
+        found = [None if x is None else torch.empty_like(x) for x in inputs]
+        found.append(None if fresh is None else torch.zeros_like(fresh))  # added to at each start
+        parameters = [torch.empty_like(parameter) for parameter in kept[3 + ctx.count :]]
+        gradients = _Gradients(_address(grad), _addresses(parameters), _addresses(found))
+        function = _function(f"{ctx.kernel.name}_backward_{DTYPES[grad.dtype]}")
+        _check(function(byref(_call(ctx.kernel, ctx.count, kept)), byref(gradients)))
+        return None, None, None, *found, *parameters
+
+
+def _call(kernel: Kernel, count: int, kept: Sequence[Tensor | None]) -> _Call:
+    """From what :func:`_forward` returned; ``count`` inputs, the states before among them."""
+    starts, states, saved = kept[:3]
+    assert states is not None
+    sizes = (*states.shape[:2], *kernel.sizes)
+    threads = torch.get_num_threads() if kernel.work * states.shape[0] * states.shape[1] > SMALL_WORK else 1
+    return _Call(
+        (c_int64 * len(sizes))(*sizes),
+        (c_double * len(kernel.numbers))(*kernel.numbers),
+        _addresses(kept[3 + count :]),
+        _addresses(kept[3 : 3 + count]),
+        *map(_address, (starts, states, saved)),
+        _parallel(),
+        threads,
+    )
+
+
+@functools.cache
+def _function(name: str, returns: Any = c_int) -> Any:
+    """Of the library."""
+    library = load()
+    assert isinstance(library, ctypes.CDLL)
+    function = library[name]  # unlike an attribute, new for each caller
+    function.restype = returns
+    return function
 
 
 def _address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def _addresses(tensors: Sequence[Tensor]) -> "ctypes.Array[c_void_p]":
-    return (c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
-
-
-def _pack(
-    inputs: Sequence[Tensor | None],
-    starts: Tensor | None,
-    memories: Tensor,
-    saved: Tensor | None,
-    parameters: Sequence[Tensor],
-) -> _Tensors:
-    return _Tensors(_addresses(parameters), *map(_address, (*inputs, starts, memories, saved)))
+def _addresses(tensors: Sequence[Tensor | None]) -> "ctypes.Array[c_void_p]":
+    return (c_void_p * len(tensors))(*map(_address, tensors))
 
 
 def _check(status: int) -> None:
     if status:
-        raise MemoryError("the RMC kernel found too little memory")
+        raise MemoryError("a kernel found too little memory")

@@ -5,48 +5,31 @@
 
 #pragma once
 
-#include <cstdlib>
-#include <memory>
-#include <new>
 #include <vector>
 
 #include "attention.h"
+#include "buffer.h"
+#include "call.h"
 #include "product.h"
 
-extern "C" {
-// As native.py fills it in
-struct RmcSizes {
-  std::int64_t time, batch, slots, entities, heads, key, head, blocks, layers, gate, threads;
-  double input_bias, forget_bias, epsilon;
-  void* parallel;  // GOMP_parallel, or null: threads of our own
-};
-
-// Tensors, contiguous: parameters in the order of `Parameters`, the others with their shapes
-struct RmcTensors {
-  const void* const* parameters;
-  const void* input_qkv;        // (T, B, n, E) of the first block, normalised
-  const void* rows;             // (T, B, n, D), null with one block
-  const void* gates;            // (T, B, 2G), null without gates
-  const void* state;            // (B, N, D)
-  const void* fresh;            // (B, N, D)
-  const unsigned char* starts;  // (T, B) or null
-  void* memories;               // (T, B, N, D), written by forward, read by backward
-  void* saved;                  // rmc_saved_size numbers, or null where there is no way back
-};
-
-// What backward reads and writes: the gradient of the memories, and those of the tensors above
-struct RmcGradients {
-  const void* memories;
-  void* const* parameters;
-  void *input_qkv, *rows, *gates, *state, *fresh;
-};
-}
+// The inputs: queries, keys and values of the first block, normalised, (T, B, n, E); the rows, (T, B, n, D), null with one
+// block; what the input adds to the gates, (T, B, 2G), null without gates; the memory before and the fresh one, (B, N, D).
+// Parameters: in the order of `Parameters`. The states are the memories, (T, B, N, D).
 
 namespace {
+
+struct RmcSizes {
+  std::int64_t time, batch, slots, entities, heads, key, head, blocks, layers, gate;
+};
+
+struct RmcNumbers {
+  double input_bias, forget_bias, epsilon;
+};
 
 struct Shape {
   size_t T, B, N, n, H, K, V, L, layers, G, D, E, R;
 
+  explicit Shape(const Call& call) : Shape(*reinterpret_cast<const RmcSizes*>(call.sizes)) {}
   explicit Shape(const RmcSizes& s)
       : T(s.time), B(s.batch), N(s.slots), n(s.entities), H(s.heads), K(s.key), V(s.head), L(s.blocks), layers(s.layers),
         G(s.gate), D(H * V), E(H * (2 * K + V)), R(N + n) {}
@@ -92,34 +75,6 @@ template <class P> struct Parameters {
   }
 };
 
-enum class Content { zeros, whatever };
-
-// Room that begins with a cache line and ends with a vector that may be read
-template <class T> class Buffer {
- public:
-  explicit Buffer(size_t size, Content content = Content::zeros) {
-    const size_t bytes = round_up((size + kLanes<T>) * sizeof(T), 64);
-    data_.reset(static_cast<T*>(std::aligned_alloc(64, bytes)));
-    if (!data_) throw std::bad_alloc();
-    if (content == Content::zeros) std::memset(data_.get(), 0, bytes);
-  }
-  operator T*() const { return data_.get(); }
-
- private:
-  struct Free {
-    void operator()(T* p) const { std::free(p); }
-  };
-  std::unique_ptr<T, Free> data_;
-};
-
-// Numbers kept of each step and batch entry
-template <class T> struct Piece {
-  T* base;
-  size_t size, per_step;  // numbers of a batch entry; of a step (0: each step overwrites the one before)
-
-  T* at(size_t t, size_t b) const { return base + t * per_step + b * size; }
-};
-
 // What forward leaves for backward. Without a place to keep it for all steps, it is kept for one
 template <class T> struct Saved {
   struct Block {
@@ -159,11 +114,12 @@ template <class T> struct Tensors {
   const unsigned char* starts;
   T *memories, *saved;
 
-  Tensors(const Shape& s, const RmcTensors& t)
-      : parameters(s, [p = t.parameters](size_t) mutable { return static_cast<const T*>(*p++); }),
-        input_qkv(static_cast<const T*>(t.input_qkv)), rows(static_cast<const T*>(t.rows)),
-        gates(static_cast<const T*>(t.gates)), state(static_cast<const T*>(t.state)), fresh(static_cast<const T*>(t.fresh)),
-        starts(t.starts), memories(static_cast<T*>(t.memories)), saved(static_cast<T*>(t.saved)) {}
+  Tensors(const Shape& s, const Call& call)
+      : parameters(s, [p = call.parameters](size_t) mutable { return static_cast<const T*>(*p++); }),
+        input_qkv(static_cast<const T*>(call.inputs[0])), rows(static_cast<const T*>(call.inputs[1])),
+        gates(static_cast<const T*>(call.inputs[2])), state(static_cast<const T*>(call.inputs[3])),
+        fresh(static_cast<const T*>(call.inputs[4])), starts(call.starts), memories(static_cast<T*>(call.states)),
+        saved(static_cast<T*>(call.saved)) {}
 
   // the memory (N, D) that batch entry b has when step t begins
   const T* before(const Shape& s, size_t t, size_t b) const {

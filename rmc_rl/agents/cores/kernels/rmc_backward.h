@@ -2,15 +2,10 @@
 
 #pragma once
 
-#include <algorithm>
-
+#include "collected.h"
 #include "rmc.h"
 
 namespace {
-
-// rows of a linear layer's inputs and gradients that are collected before they are multiplied: enough for the product to
-// be worth reading and writing the weight's gradient, few enough to stay in the cache
-constexpr size_t kCollected = 256;
 
 // The weights as factors of products: gradients of outputs (rows, O) times weight (O, I)
 template <class T> struct BackwardWeights {
@@ -30,45 +25,13 @@ template <class T> struct BackwardWeights {
   }
 };
 
-// Collects what the gradient of a linear layer's weight and bias is made of
-template <class T> class Collected {
- public:
-  const size_t out, in, out_stride, in_stride;
-
-  Collected(size_t out, size_t in, size_t most_rows, T* weight, T* bias)
-      : out(out), in(in), out_stride(stride_of<T>(out)), in_stride(stride_of<T>(in)),
-        capacity_(std::max(kCollected, most_rows)), weight_(weight), bias_(bias), gradients_(capacity_ * out_stride),
-        inputs_(capacity_ * in_stride) {}
-
-  // room for some more rows: to be filled before the next call
-  void take(size_t rows) {
-    if (filled_ + rows > capacity_) flush();
-    start_ = filled_;
-    filled_ += rows;
-  }
-  T* gradient(size_t row) const { return gradients_ + (start_ + row) * out_stride; }
-  T* input(size_t row) const { return inputs_ + (start_ + row) * in_stride; }
-
-  void flush() {
-    add_transposed_times<T>(out, in, filled_, gradients_, out_stride, inputs_, in_stride, weight_, in);
-    if (bias_)
-      for (size_t row = 0; row < filled_; ++row) add_scaled<T>(out, T(1), gradients_ + row * out_stride, bias_);
-    filled_ = 0;
-  }
-
- private:
-  size_t capacity_, filled_ = 0, start_ = 0;
-  T *weight_, *bias_;
-  Buffer<T> gradients_, inputs_;
-};
-
 template <class T> struct Gradients {
   const T* memories;
   T *input_qkv, *rows, *gates, *state, *fresh;
 
-  explicit Gradients(const RmcGradients& g)
-      : memories(static_cast<const T*>(g.memories)), input_qkv(static_cast<T*>(g.input_qkv)), rows(static_cast<T*>(g.rows)),
-        gates(static_cast<T*>(g.gates)), state(static_cast<T*>(g.state)), fresh(static_cast<T*>(g.fresh)) {}
+  explicit Gradients(const CallGradients& g)
+      : memories(static_cast<const T*>(g.states)), input_qkv(static_cast<T*>(g.inputs[0])), rows(static_cast<T*>(g.inputs[1])),
+        gates(static_cast<T*>(g.inputs[2])), state(static_cast<T*>(g.inputs[3])), fresh(static_cast<T*>(g.inputs[4])) {}
 };
 
 template <class T> class Backward {

@@ -26,8 +26,8 @@ template <class T> struct ForwardWeights {
 
 template <class T> class Forward {
  public:
-  Forward(const Shape& shape, const RmcSizes& sizes, const Tensors<T>& tensors, const ForwardWeights<T>& weights, size_t group)
-      : s(shape), sizes(sizes), x(tensors), w(weights), group(group),
+  Forward(const Shape& shape, const RmcNumbers& numbers, const Tensors<T>& tensors, const ForwardWeights<T>& weights, size_t group)
+      : s(shape), numbers(numbers), x(tensors), w(weights), group(group),
         kept(tensors.saved ? 0 : Saved<T>(s, nullptr, 1, group).size),
         saved(s, tensors.saved ? tensors.saved : kept, tensors.saved ? s.T : 1, tensors.saved ? s.B : group),
         memory(group * s.N * s.D), squashed(group * s.N * s.D), qkv(group * s.R * s.E), read(group * s.R * s.D),
@@ -63,7 +63,7 @@ template <class T> class Forward {
       T* scale = keep.qkv_scale.at(t, b - base);
       for (size_t r = 0; r < own; ++r) {
         attended[r] = mine + r * s.E;
-        scale[r] = normalise<T>(s.E, attended[r], nullptr, T(sizes.epsilon), p.qkv_norm.weight, p.qkv_norm.bias,
+        scale[r] = normalise<T>(s.E, attended[r], nullptr, T(numbers.epsilon), p.qkv_norm.weight, p.qkv_norm.bias,
                                 normed + r * s.E, mine + r * s.E);
       }
       const size_t row = t * s.B + b;
@@ -74,7 +74,7 @@ template <class T> class Forward {
       for (size_t r = 0; r < asking; ++r, values += s.D) {
         const T* added = r < own ? residual + r * s.D : x.rows + (row * s.n + r - own) * s.D;
         keep.attention_scale.at(t, b - base)[r] =
-            normalise<T>(s.D, values, added, T(sizes.epsilon), p.attention_norm.weight, p.attention_norm.bias,
+            normalise<T>(s.D, values, added, T(numbers.epsilon), p.attention_norm.weight, p.attention_norm.bias,
                          keep.attention.at(t, b - base) + r * s.D, values);
       }
     }
@@ -95,7 +95,7 @@ template <class T> class Forward {
     T* normed = keep.mlp.at(t, first - base);
     T* scale = keep.mlp_scale.at(t, first - base);
     for (size_t r = 0; r < count; ++r) {
-      scale[r] = normalise<T>(s.D, read + r * s.D, more + r * s.D, T(sizes.epsilon), p.mlp_norm.weight, p.mlp_norm.bias,
+      scale[r] = normalise<T>(s.D, read + r * s.D, more + r * s.D, T(numbers.epsilon), p.mlp_norm.weight, p.mlp_norm.bias,
                               normed + r * s.D, rows + r * s.D);
     }
   }
@@ -114,7 +114,7 @@ template <class T> class Forward {
       const T* from_input = x.gates + (t * s.B + first + r / s.N) * 2 * s.G;
       const T *update = rows + r * s.D, *before = memory + r * s.D;
       for (size_t gate = 0; gate < 2; ++gate) {
-        const T bias = T(gate == 0 ? sizes.input_bias : sizes.forget_bias);
+        const T bias = T(gate == 0 ? numbers.input_bias : numbers.forget_bias);
         const T* more = from_input + gate * s.G;
         T* g = both + gate * s.G;
         each<T>(s.G, [&](size_t i, auto get, auto put) { put(g + i, sigmoid<T>(get(g + i) + get(more + i) + bias)); });
@@ -131,7 +131,7 @@ template <class T> class Forward {
   }
 
   const Shape& s;
-  const RmcSizes& sizes;
+  const RmcNumbers& numbers;
   const Tensors<T>& x;
   const ForwardWeights<T>& w;
   size_t group;

@@ -164,4 +164,14 @@ template <class T> inline Vector<T> tanh(Vector<T> x) {
   return minus_one / (minus_one + T(2));
 }
 
+template <class T> inline T dot(size_t n, const T* a, const T* b) {
+  Vector<T> sums = {};
+  each<T>(n, [&](size_t i, auto get, auto) { sums += get(a + i) * get(b + i); });
+  return sum<T>(sums);
+}
+
+template <class T> inline void add_scaled(size_t n, T factor, const T* x, T* y) {
+  each<T>(n, [&](size_t i, auto get, auto put) { put(y + i, get(y + i) + factor * get(x + i)); });
+}
+
 }  // namespace
