@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rmc_rl.agents.cores import Core, core_names, make_core, register_core, scalars
+from rmc_rl.agents.cores import Core, core_class, core_names, make_core, register_core, scalars
 from rmc_rl.agents.cores.kernels import native
 from rmc_rl.errors import UsageError
 
@@ -37,7 +37,7 @@ CASES = {
 CASES |= {
     f"{name} {kernel}": (core, {**kwargs, "kernel": kernel})
     for name, (core, kwargs) in CASES.items()
-    if core == "rmc"
+    if core_class(core).kernel_family
     for kernel in ("eager", "native")
 }
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rmc_rl.agents.cores import kernels
 from rmc_rl.agents.cores.base import Core, register_core
 from rmc_rl.agents.cores.layers import InitialState
 from rmc_rl.errors import require_whole
@@ -26,9 +27,9 @@ class TorchRNN(Core):
     """
     A recurrent network of torch behind the contract of cores.
 
-    Torch's kernels (cuDNN, oneDNN) run whole sequences but know no episodes. So a sequence is cut in time wherever an
-    episode starts in one of its rows: one call where none does, and exact where some do. A single step, as in acting, goes
-    through torch's cells, which begin at once where those kernels first rearrange the weights.
+    Torch's kernels (cuDNN, oneDNN) run whole sequences but know no episodes. In eager torch a sequence is cut in time wherever
+    an episode starts in one of its rows: one call where none does, and exact where some do. The fused kernel needs no cuts. A
+    single step, as in acting, goes through torch's cells, which begin at once where those kernels first rearrange the weights.
 
     A subclass names the ``network``, how many tensors ``(L, B, W)`` it carries, and its gates in the order of its weights
     (None: what is not a gate).
@@ -37,20 +38,26 @@ class TorchRNN(Core):
     :param width: ``W``
     :param num_layers: ``L``
     :param initial_state: "zeros" or "learned"
+    :param kernel: "auto", "eager" or "native": how it is computed, see :mod:`rmc_rl.agents.cores.kernels`
     :raises UsageError: for a value outside these rules
     """
 
+    kernel_family = "rnn"
     network: ClassVar[type[nn.LSTM] | type[nn.GRU]]
     state_parts: ClassVar[int]
     gate_names: ClassVar[tuple[str | None, ...]]
     size_arguments = ("width",)
 
-    def __init__(self, input_size: int, width: int = 64, num_layers: int = 1, initial_state: str = "zeros"):
+    def __init__(
+        self, input_size: int, width: int = 64, num_layers: int = 1, initial_state: str = "zeros", kernel: str = "auto"
+    ):
+        kernels.check_kernel(kernel)
         require_whole("width", width)
         require_whole("num_layers", num_layers)
         super().__init__(input_size, output_size=width, state_size=self.state_parts * num_layers * width)
         self.rnn = self.network(input_size, width, num_layers)
         self.initial = InitialState(self.state_size, initial_state)
+        self.kernel = kernel
 
     def initial_state(self, batch_size: int) -> Tensor:
         return self.initial(batch_size)  # type: ignore[no-any-return]
@@ -78,6 +85,10 @@ class TorchRNN(Core):
                 state = torch.where(starts[0].unsqueeze(-1), self.initial_state(len(state)), state)
             output, state = self.step(inputs[0], state)
             return output.unsqueeze(0), state
+        kernel = self.find_kernel(inputs.device.type)
+        fused: tuple[Tensor, Tensor] | None = None if kernel is None else kernel.unroll(self, inputs, state, starts)
+        if fused is not None:
+            return fused
         if starts is None:
             return self._run(inputs, state)
         times = starts.any(1).nonzero().flatten().tolist()

@@ -16,7 +16,11 @@ from rmc_rl.errors import require_choice
 
 KERNELS = ("auto", "eager", "native")
 # family of cores, type of device -> module of this package with the kernel
-MODULES = {("rmc", "cpu"): "native_rmc", ("rmc", "cuda"): "triton_rmc"}
+MODULES = {
+    ("rmc", "cpu"): "native_rmc",
+    ("rmc", "cuda"): "triton_rmc",
+    ("rnn", "cpu"): "native_rnn",
+}
 # where "auto" takes it: where it was timed
 TIMED = ("cpu",)
 

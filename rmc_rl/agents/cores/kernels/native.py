@@ -186,7 +186,7 @@ def _forward(
     states = state.new_empty(first.shape[0], *state.shape)
     kept = (starts, states, None, *inputs, *parameters)
     if keep:
-        length = _function(f"{kernel.name}_saved_size", c_int64)(byref(_call(kernel, len(inputs), kept)))
+        length = _function(f"{kernel.name}_saved_size_{DTYPES[state.dtype]}", c_int64)(byref(_call(kernel, len(inputs), kept)))
         kept = (starts, states, state.new_empty(length), *inputs, *parameters)
     _check(_function(f"{kernel.name}_forward_{DTYPES[state.dtype]}")(byref(_call(kernel, len(inputs), kept))))
     return states, kept

@@ -9,8 +9,8 @@
 
 #include "attention.h"
 #include "buffer.h"
-#include "call.h"
 #include "product.h"
+#include "states.h"
 
 // The inputs: queries, keys and values of the first block, normalised, (T, B, n, E); the rows, (T, B, n, D), null with one
 // block; what the input adds to the gates, (T, B, 2G), null without gates; the memory before and the fresh one, (B, N, D).
@@ -108,25 +108,16 @@ template <class T> struct Saved {
   }
 };
 
-template <class T> struct Tensors {
+template <class T> struct Tensors : States<T> {
   Parameters<const T*> parameters;
-  const T *input_qkv, *rows, *gates, *state, *fresh;
-  const unsigned char* starts;
-  T *memories, *saved;
+  const T *input_qkv, *rows, *gates;
+  T* saved;
 
   Tensors(const Shape& s, const Call& call)
-      : parameters(s, [p = call.parameters](size_t) mutable { return static_cast<const T*>(*p++); }),
+      : States<T>(call, s.N * s.D, 3),
+        parameters(s, [p = call.parameters](size_t) mutable { return static_cast<const T*>(*p++); }),
         input_qkv(static_cast<const T*>(call.inputs[0])), rows(static_cast<const T*>(call.inputs[1])),
-        gates(static_cast<const T*>(call.inputs[2])), state(static_cast<const T*>(call.inputs[3])),
-        fresh(static_cast<const T*>(call.inputs[4])), starts(call.starts), memories(static_cast<T*>(call.states)),
-        saved(static_cast<T*>(call.saved)) {}
-
-  // the memory (N, D) that batch entry b has when step t begins
-  const T* before(const Shape& s, size_t t, size_t b) const {
-    const size_t at = b * s.N * s.D;
-    if (starts && starts[t * s.B + b]) return fresh + at;
-    return t == 0 ? state + at : memories + (t - 1) * s.B * s.N * s.D + at;
-  }
+        gates(static_cast<const T*>(call.inputs[2])), saved(static_cast<T*>(call.saved)) {}
 };
 
 }  // namespace

@@ -60,13 +60,7 @@ template <class T> class Backward {
         mlp_back(t, block, first, end);
         attention_back(t, block, first, end);
       }
-      if (x.starts)
-        for (size_t b = first; b < end; ++b)
-          if (x.starts[t * s.B + b]) {
-            T* mine = dmemory + (b - first) * s.N * s.D;
-            if (g.fresh) add_scaled<T>(s.N * s.D, T(1), mine, g.fresh + b * s.N * s.D);
-            std::memset(mine, 0, s.N * s.D * sizeof(T));
-          }
+      x.leave(t, first, end, dmemory, g.fresh);
     }
     if (g.state) std::memcpy(g.state + first * s.N * s.D, dmemory, count * sizeof(T));
   }
@@ -91,7 +85,7 @@ template <class T> class Backward {
     const T* both = saved.gates.at(t, first);
     const T* normed = saved.blocks.back().mlp.at(t, first);
     for (size_t b = first, r = 0; b < end; ++b) {
-      const T* before = x.before(s, t, b);
+      const T* before = x.before(t, b);
       T* to_input = g.gates + (t * s.B + b) * 2 * s.G;
       std::memset(to_input, 0, 2 * s.G * sizeof(T));
       for (size_t slot = 0; slot < s.N; ++slot, ++r, both += 2 * s.G, normed += s.D, before += s.D) {
@@ -197,7 +191,7 @@ template <class T> class Backward {
         normalise_back<T>(s.E, dqkv + r * s.E, normed + r * s.E, p.qkv_norm.weight, keep.qkv_scale.at(t, b)[r],
                           collect.gradient(r0 + r), d.blocks[block].qkv_norm.weight, d.blocks[block].qkv_norm.bias);
         if (block == 0) {
-          std::memcpy(collect.input(r0 + r), x.before(s, t, b) + r * s.D, s.D * sizeof(T));
+          std::memcpy(collect.input(r0 + r), x.before(t, b) + r * s.D, s.D * sizeof(T));
         } else {
           const auto& norm = x.parameters.blocks[block - 1].mlp_norm;
           affine<T>(s.D, saved.blocks[block - 1].mlp.at(t, b) + r * s.D, norm.weight, norm.bias, collect.input(r0 + r));

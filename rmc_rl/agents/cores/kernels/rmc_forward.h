@@ -38,7 +38,7 @@ template <class T> class Forward {
   void run(size_t first, size_t end) {
     for (size_t t = 0; t < s.T; ++t) {
       for (size_t b = first; b < end; ++b)
-        std::memcpy(memory + (b - first) * s.N * s.D, x.before(s, t, b), s.N * s.D * sizeof(T));
+        std::memcpy(memory + (b - first) * s.N * s.D, x.before(t, b), s.N * s.D * sizeof(T));
       const T* update = memory;
       for (size_t block = 0; block < s.L; ++block) {
         attention(t, block, first, end, update);
@@ -102,7 +102,7 @@ template <class T> class Forward {
 
   void gates(size_t t, size_t first, size_t end) {
     const size_t count = (end - first) * s.N;
-    T* to = x.memories + (t * s.B + first) * s.N * s.D;
+    T* to = x.after + (t * s.B + first) * s.N * s.D;
     if (!s.G) {
       std::memcpy(to, rows, count * s.D * sizeof(T));
       return;

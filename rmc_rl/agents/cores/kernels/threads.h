@@ -58,6 +58,15 @@ struct Split {
   }
 };
 
+// What a kernel's function returns; f tells whether all went well
+template <class F> int status(F f) {
+  try {
+    return f() ? 0 : 1;
+  } catch (const std::exception&) {
+    return 1;
+  }
+}
+
 // What each thread adds up of the gradients of several tensors
 template <class T> class Sums {
  public:
