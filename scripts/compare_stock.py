@@ -89,7 +89,7 @@ TASKS = {
         dict(n_steps=128, batch_size=256, n_epochs=10, gae_lambda=0.98, max_grad_norm=1, target_kl=0.03),
         dict(encoder=[64]),
     ),
-    "minigrid": Task(minigrid, 64, 500_000, 1e-3, dict(n_steps=128, batch_size=512, n_epochs=4)),
+    "minigrid": Task(minigrid, 64, 300_000, 1e-3, dict(n_steps=128, batch_size=512, n_epochs=4)),
 }
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rmc_rl.agents.cores import kernels
 from rmc_rl.agents.cores.authors import OFFICIAL_CONFIG, check_config, layer_of_official, load_weights
 from rmc_rl.agents.cores.base import Core, register_core
 from rmc_rl.agents.cores.layers import InitialState, pass_gradient
@@ -95,9 +96,11 @@ class BRIMs(Core):
     :param embedding_size: ``E``, width of the layer between input and modules; 0: none
     :param initial_state: "learned" or "zeros"
     :param dropout: share of attention weights set to 0 in training mode
+    :param kernel: "auto", "eager" or "native": how it is computed, see :mod:`rmc_rl.agents.cores.kernels`
     :raises UsageError: for a value outside these rules
     """
 
+    kernel_family = "modules"
     size_arguments = ("module_size", "input_key_size")
 
     def __init__(
@@ -121,7 +124,9 @@ class BRIMs(Core):
         embedding_size: int = 64,
         initial_state: str = "learned",
         dropout: float = 0.0,
+        kernel: str = "auto",
     ):
+        kernels.check_kernel(kernel)
         lists = dict(num_modules=num_modules, num_active=num_active, module_size=module_size)
         for name, values in lists.items():
             require(
@@ -181,20 +186,39 @@ class BRIMs(Core):
         self.layers = nn.ModuleList(ModuleLayer(*arguments) for arguments in layers)
         self.initial = InitialState(self.state_size, initial_state)
         self.state_sizes = states
+        self.kernel = kernel
 
     def initial_state(self, batch_size: int) -> Tensor:
         return self.initial(batch_size)  # type: ignore[no-any-return]
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        if not torch.is_grad_enabled() and x.ndim == 2:  # an acting step; a kernel with gradients is worth it for many steps
+            states = self._fused(x.unsqueeze(0), state, None)
+            if states is not None:
+                return self._output(states[0]), states[0]
         return self._advance(*self._embed(x), state)
 
     def forward(self, inputs: Tensor, state: Tensor, starts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        states = self._fused(inputs, state, starts)
+        if states is not None:
+            return self._output(states), states[-1]
         # keys and values of what depends on the inputs alone, for all steps at once
         return self.unroll(self._advance, self._embed(inputs), state, starts)
 
+    def _fused(self, inputs: Tensor, state: Tensor, starts: Tensor | None) -> Tensor | None:
+        """The state after each step, ``(T, B, S)``; None where no kernel computes it."""
+        kernel = self.find_kernel(inputs.device.type)
+        states: Tensor | None = None if kernel is None else kernel.unroll(self, self.embedding(inputs), state, starts)
+        return states
+
+    def _output(self, states: Tensor) -> Tensor:
+        """``(..., S)`` -> the last layer's ``h``, ``(..., O)``."""
+        begin = self.state_size - self.state_sizes[-1]
+        return states[..., begin : begin + self.output_size]
+
     def _embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``(..., F)`` -> keys ``(..., R, H d)`` and values ``(..., R, a)`` of the first layer's rows but the top-down one."""
-        attention, x = self._layer(0).input_attention, self.embedding(x)
+        attention, x = self.layer(0).input_attention, self.embedding(x)
         return attention.with_null([attention.embed(x, index) for index in range(self.input_copies)])
 
     def _advance(self, keys: Tensor, values: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -202,16 +226,16 @@ class BRIMs(Core):
         states = list(torch.split(state, self.state_sizes, dim=1))
         if self.top_down:
             top = states[-1][:, : self.output_size]
-            top_key, top_value = self._layer(0).input_attention.embed(top, self.input_copies)
+            top_key, top_value = self.layer(0).input_attention.embed(top, self.input_copies)
             keys, values = torch.cat([keys, top_key], dim=1), torch.cat([values, top_value], dim=1)
         for index in range(len(self.layers)):
-            layer = self._layer(index)
+            layer = self.layer(index)
             states[index], active, looks = layer(states[index], keys, values)
             if self._looks is not None:
                 for name, value in looks.items():
                     self.show(name if len(self.layers) == 1 else f"{name}_{index}", value)
             if index + 1 < len(self.layers):
-                above = self._layer(index + 1).input_attention
+                above = self.layer(index + 1).input_attention
                 keys, values = above.with_null([above.embed(self._shown(states[index][:, : layer.width], active))])
         return states[-1][:, : self.output_size], torch.cat(states, dim=1)
 
@@ -225,7 +249,10 @@ class BRIMs(Core):
             modules = pass_gradient(modules, chosen)
         return (modules if self.use_inactive else modules * chosen).flatten(1)
 
-    def _layer(self, index: int) -> ModuleLayer:
+    def layer(self, index: int) -> ModuleLayer:
+        """
+        :param index: from the bottom
+        """
         layer = self.layers[index]
         assert isinstance(layer, ModuleLayer)
         return layer

@@ -47,6 +47,7 @@ class RIMs(BRIMs):
     :param embedding_size: width of the layer between input and modules; 0: none
     :param initial_state: "learned" or "zeros"
     :param dropout: share of attention weights set to 0 in training mode
+    :param kernel: "auto", "eager" or "native": how it is computed, see :mod:`rmc_rl.agents.cores.kernels`
     :raises UsageError: for a value outside these rules
     """
 
@@ -68,6 +69,7 @@ class RIMs(BRIMs):
         embedding_size: int = 64,
         initial_state: str = "learned",
         dropout: float = 0.0,
+        kernel: str = "auto",
     ):
         for name, value in dict(num_modules=num_modules, num_active=num_active, module_size=module_size).items():
             require_whole(name, value)
@@ -89,6 +91,7 @@ class RIMs(BRIMs):
             embedding_size=embedding_size,
             initial_state=initial_state,
             dropout=dropout,
+            kernel=kernel,
         )
 
     @classmethod

@@ -20,6 +20,7 @@ MODULES = {
     ("rmc", "cpu"): "native_rmc",
     ("rmc", "cuda"): "triton_rmc",
     ("rnn", "cpu"): "native_rnn",
+    ("modules", "cpu"): "native_modules",
 }
 # where "auto" takes it: where it was timed
 TIMED = ("cpu",)

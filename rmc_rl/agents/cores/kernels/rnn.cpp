@@ -1,14 +1,16 @@
-// LSTM and GRU over a sequence, as called from native.py. Letters: rnn.h.
+// LSTM and GRU over a sequence, as called from native.py: one product per step. Equations: ../lstm.py, ../gru.py.
 //
-// The inputs: what the input says to the gates, (T, B, gates W). Parameters: the weight of h, (gates W, W), and its bias.
+// Letters: T time, B batch, W width. Sizes: T, B, W. Inputs: what the input says to the gates, (T, B, gates W). Parameters: the
+// weight of h, (gates W, W), and its bias.
 
-#include "rnn.h"
-
+#include "cells.h"
+#include "collected.h"
+#include "product.h"
+#include "states.h"
 #include "threads.h"
 
 namespace {
 
-constexpr size_t kKept = 4;    // times W numbers
 constexpr size_t kGroup = 64;  // batch entries that go through the steps together
 
 template <class T, class Cell> class Rnn {
@@ -67,7 +69,7 @@ template <class T, class Cell> class Rnn {
       for (size_t b = first; b < end; ++b) std::memcpy(h + (b - first) * W, states.before(t, b), W * sizeof(T));
       times_packed<T>(end - first, gates(), W, h, W, packed, bias, kept, kKept * W);
       for (size_t b = first; b < end; ++b, kept += kKept * W)
-        Cell::template forward<T>(W, x + (t * B + b) * gates(), kept, states.before(t, b), states.after + (t * B + b) * states.S);
+        Cell::template forward<T>(W, W, x + (t * B + b) * gates(), kept, states.before(t, b), states.after + (t * B + b) * states.S);
     }
   }
 
@@ -83,7 +85,7 @@ template <class T, class Cell> class Rnn {
         const size_t row = t * B + b;
         const T* before = states.before(t, b);
         std::memcpy(collect.input(b - first), before, W * sizeof(T));
-        Cell::template backward<T>(W, saved + row * kKept * W, before, states.after + row * states.S, d + (b - first) * states.S,
+        Cell::template backward<T>(W, W, saved + row * kKept * W, before, states.after + row * states.S, d + (b - first) * states.S,
                                    dx + row * gates(), collect.gradient(b - first));
       }
       times_packed<T, Into::add>(count, W, gates(), collect.gradient(0), collect.out_stride, packed, nullptr, d, states.S);
