@@ -71,7 +71,7 @@ def _row(attention: InputAttention, index: int) -> tuple[Tensor, Tensor | None]:
     if attention.variant != "dido":
         return torch.cat([key.weight, weight]), None
     # the mean over heads is linear as well: (H a, F) -> (H, a, F) -> (a, F)
-    weight, bias = (tensor.unflatten(0, (attention.heads, -1)).mean(0) for tensor in (weight, value.bias))
+    weight, bias = (torch.unflatten(tensor, 0, (attention.heads, -1)).mean(0) for tensor in (weight, value.bias))
     return torch.cat([key.weight, weight]), torch.cat([key.bias, bias])
 
 
@@ -90,7 +90,7 @@ def _parameters(layer: ModuleLayer) -> list[Tensor]:
 
 def _by_heads(talk: Communication) -> Tensor:
     """The weights of queries, keys and values ``(K, s, E)``, ordered by head, as the kernel's attention reads them."""
-    parts = [part.unflatten(-1, (talk.heads, -1)) for part in torch.split(talk.qkv.weight, talk.split, dim=-1)]
+    parts = [torch.unflatten(part, -1, (talk.heads, -1)) for part in torch.split(talk.qkv.weight, talk.split, dim=-1)]
     return torch.cat(parts, dim=-1).flatten(-2)
 
 
