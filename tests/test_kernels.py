@@ -1,138 +1,57 @@
-"""The fused kernels compute what eager torch computes, and step aside where they cannot."""
+"""The fused kernels compute what eager torch computes."""
 
 import copy
 import pickle
-import warnings
 
 import pytest
 import torch
+from kernel_cases import CASES, INPUT, USUAL, assert_same, clear_caches, data, make, needs_native, results
 
-from rmc_rl.agents.cores import RMC, kernels
-from rmc_rl.agents.cores.kernels import build, native, native_rmc
-from rmc_rl.errors import UsageError
-
-NEEDED = native.why_not()
-if NEEDED is not None and build.compiler() is not None:
-    pytest.fail(f"there is a compiler, but no native kernel: {NEEDED}", pytrace=False)
-needs_native = pytest.mark.skipif(NEEDED is not None, reason=f"no native kernel: {NEEDED}")
-
-INPUT = 6
-# steps, batch, arguments of the core
-CASES = {
-    "usual": (7, 4, {}),
-    "one step": (1, 4, {}),
-    "one row": (5, 1, {}),
-    "one step of one row": (1, 1, {}),
-    "more rows than a group": (3, 21, {}),
-    "many steps": (90, 3, dict(head_size=4)),
-    "one slot and head": (6, 5, dict(num_slots=1, num_heads=1, head_size=3, mlp_layers=1)),
-    "width 1": (6, 5, dict(num_slots=2, num_heads=1, head_size=1)),
-    "blocks": (5, 3, dict(num_blocks=3, mlp_layers=3)),
-    "blocks and entities": (5, 3, dict(num_blocks=2, num_entities=3, head_size=5)),
-    "entities": (5, 3, dict(num_entities=2, num_slots=3)),
-    "keys larger than values": (5, 3, dict(key_size=9, head_size=5)),
-    "keys smaller than values": (5, 3, dict(key_size=3, head_size=17, num_blocks=2)),
-    "a gate for each slot": (5, 5, dict(gate_style="memory", head_size=7, input_bias=-0.5)),
-    "no gates": (5, 5, dict(gate_style="none", num_blocks=2, mlp_layers=1)),
-    "biases": (5, 3, dict(input_bias=-1.5, forget_bias=2.5, num_heads=3)),
-    "head size 8": (5, 3, dict(head_size=8)),
-    "head size 32": (5, 3, dict(head_size=32, num_heads=2)),
-    "head size 64": (4, 3, dict(head_size=64, num_heads=3)),
-    "many slots": (3, 2, dict(num_slots=70, head_size=3)),
-    "readout": (4, 3, dict(readout="attention")),
-}
-
-
-def make(kwargs, dtype=torch.float64) -> RMC:
-    torch.manual_seed(3)
-    core = RMC(INPUT, **kwargs)
-    for name, parameter in core.named_parameters():  # norms start as the identity, which would hide mistakes
-        if "norm" in name:
-            parameter.data.add_(0.3 * torch.randn_like(parameter))
-    return core.to(dtype)
-
-
-def results(core, kernel, inputs, state, starts, learned=None):
-    """Outputs, last state and all gradients."""
-    core.kernel = kernel
-    core.zero_grad()
-    leaves = {"inputs": inputs.clone().requires_grad_(), "state": state.clone().requires_grad_()}
-    if learned is not None:
-        leaves["learned"] = learned.clone().requires_grad_()
-        core.initial_state = lambda batch_size: leaves["learned"].expand(batch_size, -1)
-    outputs, last = core(leaves["inputs"], leaves["state"], starts)
-    weights = torch.linspace(-1, 1, outputs.numel(), dtype=outputs.dtype).view_as(outputs)
-    ((outputs * weights).sum() + (last**2).sum()).backward()
-    found = {name: parameter.grad for name, parameter in core.named_parameters()}
-    found |= {name: leaf.grad for name, leaf in leaves.items()}
-    return {"outputs": outputs.detach(), "last": last.detach()} | {name: value.clone() for name, value in found.items()}
-
-
-def data(core, time, batch, dtype=torch.float64):
-    torch.manual_seed(4)
-    inputs = 2 * torch.randn(time, batch, INPUT, dtype=dtype)
-    state = torch.randn(batch, core.state_size, dtype=dtype)
-    starts = torch.rand(time, batch) < 0.3
-    starts[0, 0] = True
-    return inputs, state, starts
-
-
-def clear_caches() -> None:
-    for cache in (native.load, native._function, kernels._find, kernels._warn):
-        cache.cache_clear()
+from rmc_rl.agents.cores.kernels import build, native
 
 
 def used(monkeypatch) -> list[bool]:
     """Grows with each result of the kernel: what is compared with eager must not be eager itself."""
-    calls, unroll = [], native_rmc.unroll
+    calls, forward = [], native._forward
 
-    def counted(*args):
-        memories = unroll(*args)
-        calls.extend([True] * (memories is not None))
-        return memories
+    def counted(*args, **kwargs):
+        calls.append(True)
+        return forward(*args, **kwargs)
 
-    monkeypatch.setattr(native_rmc, "unroll", counted)
+    monkeypatch.setattr(native, "_forward", counted)
     return calls
-
-
-def assert_same(found, expected, tolerance):
-    assert set(found) == set(expected)
-    for name, value in expected.items():
-        scale = max(1.0, value.abs().max().item())
-        assert found[name].dtype == value.dtype, name
-        torch.testing.assert_close(found[name], value, rtol=0, atol=tolerance * scale, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @needs_native
 @pytest.mark.parametrize("case", CASES)
 def test_equals_eager(case, monkeypatch):
-    time, batch, kwargs = CASES[case]
-    core, calls = make(kwargs), used(monkeypatch)
-    inputs, state, starts = data(core, time, batch)
+    core, calls = make(case), used(monkeypatch)
+    inputs, state, starts = data(core, case)
     for here in (starts, None):
         found, expected = (results(core, kernel, inputs, state, here) for kernel in ("native", "eager"))
         assert_same(found, expected, 1e-11)
-    assert len(calls) == 2
+    layers = core.rnn.num_layers if hasattr(core, "rnn") else 1
+    assert len(calls) == 2 * layers
 
 
 @needs_native
-@pytest.mark.parametrize("case", ["usual", "blocks and entities", "a gate for each slot", "no gates"])
+@pytest.mark.parametrize(
+    "case", [*USUAL, "rmc blocks and entities", "rmc a gate for each slot", "rmc no gates", "lstm layers"]
+)
 def test_float32_is_as_exact_as_eager(case):
-    time, batch, kwargs = CASES[case]
-    core = make(kwargs)
-    arrays = data(core, time, batch)
-    exact = results(core, "eager", *arrays)
-    single = make(kwargs, torch.float32)
-    inputs, state, starts = arrays
+    core, single = make(case), make(case, torch.float32)
+    inputs, state, starts = data(core, case)
+    exact = results(core, "eager", inputs, state, starts)
     for kernel in ("native", "eager"):
         found = results(single, kernel, inputs.float(), state.float(), starts)
         assert_same({name: value.double() for name, value in found.items()}, exact, 3e-5)
 
 
 @needs_native
-def test_gradient_reaches_a_learned_initial_state():
-    core = make({})
-    inputs, state, starts = data(core, 6, 5)
+@pytest.mark.parametrize("case", USUAL)
+def test_gradient_reaches_a_learned_initial_state(case):
+    core = make(case)
+    inputs, state, starts = data(core, case)
     learned = torch.randn(core.state_size, dtype=torch.float64)
     found, expected = (results(core, kernel, inputs, state, starts, learned) for kernel in ("native", "eager"))
     assert expected["learned"].abs().max() > 1e-3
@@ -143,14 +62,16 @@ def test_gradient_reaches_a_learned_initial_state():
 @pytest.mark.parametrize("threads", [2, 3, 8])
 @pytest.mark.parametrize("batch", [1, 5, 40])
 @pytest.mark.parametrize("of", ["torch", "our own"])
-def test_threads_change_nothing(threads, batch, of, monkeypatch):
+@pytest.mark.parametrize("case", ["rmc usual", "lstm usual", "brims usual"])
+def test_threads_change_nothing(case, threads, batch, of, monkeypatch):
     monkeypatch.setattr(native, "SMALL_WORK", 0)
     if of == "our own":
         monkeypatch.setattr(native, "_parallel", lambda: None)
     elif native._parallel() is None:
         pytest.skip("torch has no OpenMP runtime that can be called")
-    core = make({})
-    arrays = data(core, 5, batch)
+    core = make(case)
+    torch.manual_seed(4)
+    arrays = torch.randn(5, batch, INPUT).double(), torch.randn(batch, core.state_size).double(), torch.rand(5, batch) < 0.3
     alone = results(core, "native", *arrays)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -173,23 +94,23 @@ def test_every_instruction_set(name, monkeypatch):
     clear_caches()
     try:
         assert f"native-{name}" in native.about()
-        for case in ("usual", "blocks and entities", "keys larger than values", "more rows than a group"):
-            time, batch, kwargs = CASES[case]
+        for case in (*USUAL, "rmc blocks and entities", "rmc keys larger than values", "rims odd sizes", "rims atari, sparse"):
             for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 1e-4)):
-                core = make(kwargs, dtype)
-                inputs, state, starts = data(core, time, batch, dtype)
-                found, expected = (results(core, kernel, inputs, state, starts) for kernel in ("native", "eager"))
+                core = make(case, dtype)
+                arrays = data(core, case, dtype)
+                found, expected = (results(core, kernel, *arrays) for kernel in ("native", "eager"))
                 assert_same(found, expected, tolerance)
     finally:
         clear_caches()
 
 
 @needs_native
-@pytest.mark.parametrize("case", ["usual", "one row", "blocks and entities", "no gates", "readout"])
+@pytest.mark.parametrize(
+    "case", ["rmc usual", "rmc one row", "rmc no gates", "rmc readout", "rims usual", "rims dido", "brims usual"]
+)
 def test_an_acting_step_equals_eager(case, monkeypatch):
-    _, batch, kwargs = CASES[case]
-    core, calls = make(kwargs), used(monkeypatch)
-    inputs, state, _ = data(core, 1, batch)
+    core, calls = make(case), used(monkeypatch)
+    inputs, state, _ = data(core, case)
     with torch.no_grad():
         core.kernel = "native"
         found = core.step(inputs[0], state)
@@ -200,38 +121,50 @@ def test_an_acting_step_equals_eager(case, monkeypatch):
 
 
 @needs_native
-def test_what_is_not_a_number_stays_so():
-    core = make(dict(kernel="native"), torch.float32)
-    inputs, state, _ = data(core, 3, 4, torch.float32)
+@pytest.mark.parametrize("case", USUAL)
+def test_what_is_not_a_number_stays_so(case):
+    core = make(case, torch.float32, kernel="native")
+    inputs, state, _ = data(core, case, torch.float32)
     inputs[1, 2, 0] = torch.nan
     outputs, _ = core(inputs, state)
-    assert outputs.isnan().flatten(2).all(-1).tolist() == [[False] * 4, *[[False, False, True, False]] * 2]
+    assert outputs.isnan().flatten(2).any(-1).tolist() == [[False] * 4, *[[False, False, True, False]] * (len(inputs) - 1)]
     outputs, _ = core(1e4 * inputs.nan_to_num(), 1e4 * state)
     assert outputs.isfinite().all()
 
 
 @needs_native
-def test_inputs_may_lie_in_memory_in_any_way():
-    core = make({})
-    inputs, state, starts = data(core, 5, 4)
+@pytest.mark.parametrize("case", USUAL)
+def test_inputs_may_lie_in_memory_in_any_way(case):
+    core = make(case)
+    inputs, state, starts = data(core, case)
     expected = results(core, "native", inputs, state, starts)
     others = (inputs.transpose(0, 1).contiguous().transpose(0, 1), state.t().contiguous().t(), starts.t().contiguous().t())
-    assert_same(results(core, "native", *others), expected, 0)
+    assert_same(results(core, "native", *others), expected, 1e-12)
 
 
 @needs_native
-def test_part_of_the_gradients():
-    core = make({})
-    inputs, state, starts = data(core, 5, 4)
-    expected = results(core, "eager", inputs, state, starts)["blocks.0.qkv.weight"]
-    for name, parameter in core.named_parameters():
-        parameter.requires_grad_(name == "blocks.0.qkv.weight")
+@pytest.mark.parametrize(
+    ("case", "trained"),
+    [
+        ("rmc usual", "blocks.0.qkv.weight"),
+        ("gru layers", "rnn.bias_hh_l1"),
+        ("rims usual", "layers.0.cells.from_read.bias"),
+        ("brims usual", "layers.1.input_attention.key.0.weight"),
+    ],
+)
+def test_part_of_the_gradients(case, trained):
+    core = make(case)
+    inputs, state, starts = data(core, case)
+    expected = results(core, "eager", inputs, state, starts)[trained]
+    parameters = dict(core.named_parameters())
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(name == trained)
     core.kernel = "native"
     core.zero_grad()
     outputs, last = core(inputs, state, starts)
     weights = torch.linspace(-1, 1, outputs.numel(), dtype=outputs.dtype).view_as(outputs)
     ((outputs * weights).sum() + (last**2).sum()).backward()
-    torch.testing.assert_close(core.blocks[0].qkv.weight.grad, expected, rtol=0, atol=1e-11 * expected.abs().max())
+    torch.testing.assert_close(parameters[trained].grad, expected, rtol=0, atol=1e-11 * expected.abs().max())
     for parameter in core.parameters():
         parameter.requires_grad_(False)
     assert not core(inputs, state, starts)[0].requires_grad
@@ -239,8 +172,8 @@ def test_part_of_the_gradients():
 
 @needs_native
 def test_second_derivatives_are_refused():
-    core = make(dict(kernel="native"))
-    inputs, state, _ = data(core, 2, 2)
+    core = make("rmc usual", kernel="native")
+    inputs, state, _ = data(core, "rmc usual")
     outputs, _ = core(inputs.requires_grad_(), state)
     (gradient,) = torch.autograd.grad((outputs**2).sum(), inputs, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
@@ -248,10 +181,11 @@ def test_second_derivatives_are_refused():
 
 
 @needs_native
-def test_what_the_kernel_does_not_take_goes_to_eager(monkeypatch):
-    core, calls = make(dict(kernel="native"), torch.float32), used(monkeypatch)
-    inputs, state, starts = data(core, 2, 3, torch.float32)
-    with pytest.raises(RuntimeError):
+@pytest.mark.parametrize("case", USUAL)
+def test_what_the_kernel_does_not_take_goes_to_eager(case, monkeypatch):
+    core, calls = make(case, torch.float32, kernel="native"), used(monkeypatch)
+    inputs, state, starts = data(core, case, torch.float32)
+    with pytest.raises((RuntimeError, ValueError)):
         core(inputs, state.double())
     with pytest.raises(RuntimeError):
         core(inputs, state[:2])
@@ -267,68 +201,18 @@ def test_what_the_kernel_does_not_take_goes_to_eager(monkeypatch):
     assert calls
 
 
+@needs_native
+def test_dropout_goes_to_eager_while_it_drops(monkeypatch):
+    core, calls = make("rims usual", kernel="native", dropout=0.5), used(monkeypatch)
+    arrays = data(core, "rims usual")
+    assert not core(*arrays)[0].equal(core(*arrays)[0])
+    assert not calls
+    core.eval()
+    assert core(*arrays)[0].equal(core(*arrays)[0])
+    assert calls
+
+
 def test_a_copy_without_the_argument_of_later_versions():
-    core = pickle.loads(pickle.dumps(make(dict(kernel="native"))))
+    core = pickle.loads(pickle.dumps(make("rmc usual", kernel="native")))
     assert core.kernel == "native"
     assert "kernel" not in core.state_dict()
-
-
-@pytest.fixture(name="lost")
-def make_lost(monkeypatch, tmp_path):
-    """No library, as in a wheel that was built without a compiler."""
-    monkeypatch.setattr(build, "library", lambda name: tmp_path / f"native-{name}.so")
-    clear_caches()
-    yield tmp_path
-    clear_caches()
-
-
-@pytest.mark.usefixtures("lost")
-def test_without_a_library_one_warning_and_the_same_results():
-    core = make({})
-    arrays = data(core, 4, 3)
-    expected = results(core, "eager", *arrays)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert_same(results(core, "auto", *arrays), expected, 0)
-    with pytest.warns(UserWarning, match=r"kernel=native .* eager .* was not built \(python -m rmc_rl\.agents\.cores"):
-        assert_same(results(core, "native", *arrays), expected, 0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert_same(results(core, "native", *arrays), expected, 0)
-    assert "not built" in kernels.report("auto", "rmc", "cpu")
-
-
-def test_a_library_that_cannot_be_loaded(lost):
-    for name in build.instruction_sets():
-        (lost / f"native-{name}.so").write_bytes(b"not a library")
-    core = make({})
-    arrays = data(core, 4, 3)
-    expected = results(core, "eager", *arrays)
-    with pytest.warns(UserWarning, match="computing with eager torch: native-.* cannot be loaded"):
-        assert_same(results(core, "auto", *arrays), expected, 0)
-
-
-@needs_native
-def test_a_library_of_other_sources_is_noticed(monkeypatch, request):
-    found = {name: build.library(name) for name in build.instruction_sets()}
-    request.getfixturevalue("lost")
-    monkeypatch.setattr(build, "library", found.__getitem__)
-    monkeypatch.setattr(build, "checksum", lambda: "another")
-    with pytest.warns(UserWarning, match=r"built from other sources than those beside it \(python -m rmc_rl\.agents\.cores"):
-        assert kernels.fused("auto", "rmc", "cpu") is None
-    assert "other sources" in kernels.report("auto", "rmc", "cpu")
-
-
-def test_without_a_compiler_nothing_is_built(lost, monkeypatch):
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    assert set(build.build()) == set(build.instruction_sets())
-    assert not list(lost.iterdir())
-
-
-def test_reports():
-    assert kernels.report("eager", "rmc", "cpu") == "eager (it was asked for)"
-    assert kernels.report("auto", "rmc", "mps") == "eager (there is no native kernel for mps)"
-    if NEEDED is None:
-        assert kernels.report("auto", "rmc", "cpu").startswith("native (C++, native-")
-    with pytest.raises(UsageError, match="unknown kernel 'natve'; did you mean 'native'"):
-        RMC(INPUT, kernel="natve")
