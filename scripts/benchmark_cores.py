@@ -1,17 +1,19 @@
 """
-How fast cores are: python scripts/benchmark_cores.py [--threads 2] [--cores rmc] [--acting] [--device cuda]
+How fast cores are: python scripts/benchmark_cores.py [--threads 2] [--cores rmc] [--episodes 32] [--acting] [--device cuda]
 
-Forward and backward over a sequence, each core with its kernel, in eager torch, and torch's own LSTM of 256 beside it, in turn
-within each round: a machine that others use as well is slow now and fast then. Microseconds per step (median over the rounds)
-and ratios within a round (median, and the range).
+Forward and backward over a sequence, each core with its kernel (where it has one), in eager torch, and torch's own LSTM of
+256 beside it, in turn within each round: a machine that others use as well is slow now and fast then. Microseconds per step
+(median over the rounds) and ratios within a round (median, and the range). With --episodes, episodes of that mean length start
+inside the sequence, but in torch's LSTM, which knows none.
 
 "Bound" is the time that the matrix products alone would take at the rate of a large one in torch, measured in the same run:
-their floating-point operations, counted in an eager pass, over that rate. A kernel whose products are better than torch's can
+their floating-point operations, counted in eager torch, over that rate. A kernel whose products are better than torch's can
 be below it. With --acting: one step without gradients, as in a rollout. With --device cuda: "graph" is eager torch captured
 as a CUDA graph, for fixed shapes; this path has not run yet, for want of a GPU.
 """
 
 import argparse
+import functools
 import platform
 import statistics
 import time
@@ -23,7 +25,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from rmc_rl.agents.cores import Core, kernels, make_core
+from rmc_rl.agents.cores import Core, core_class, core_names, kernels, make_core
 from rmc_rl.cli import keep_freed_memory
 
 INPUT = 64  # features per step
@@ -41,16 +43,33 @@ class Sized:
     size: str
     kwargs: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def has_kernel(self) -> bool:
+        return bool(core_class(self.core).kernel_family)
+
     def make(self, kernel: str, device: str) -> Core:
-        return make_core(self.core, INPUT, {**self.kwargs, "kernel": kernel}).to(device)
+        return make_core(self.core, INPUT, {**self.kwargs, **(dict(kernel=kernel) if self.has_kernel else {})}).to(device)
 
 
 def rmc(width: int, batch: int) -> Sized:
     return Sized("rmc", batch, f"{width}", dict(num_slots=4, num_heads=4, head_size=width // 4))
 
 
-# the sizes of issue 6; a core with a kernel joins by its rows
-ROWS = [rmc(64, 8), rmc(64, 64), rmc(128, 16), rmc(256, 16), rmc(256, 64)]
+# RIMs as wide as the LSTM beside it: 6 modules of 43 numbers, and the sizes of attention in the authors' code
+WIDE_RIMS = dict(module_size=43, input_key_size=64, read_size=172, comm_key_size=32, comm_value_size=32)
+ROWS = [
+    *(rmc(width, batch) for width, batch in ((64, 8), (64, 64), (128, 16), (256, 16), (256, 64))),
+    *(
+        Sized(name, batch, f"{width}", dict(width=width))
+        for name in ("lstm", "gru")
+        for width in (64, 256)
+        for batch in (8, 64)
+    ),
+    *(Sized("rims", batch, "6 of 16") for batch in (8, 64)),
+    *(Sized("rims", batch, "6 of 43", WIDE_RIMS) for batch in (8, 64)),
+    *(Sized("brims", batch, "6 of 16, 3 of 32") for batch in (8, 64)),
+    *(Sized(name, batch, "default") for name in ("mingru", "gtrxl", "ntm", "framestack", "memoryless") for batch in (8, 64)),
+]
 
 
 def peak(device: str) -> float:
@@ -68,22 +87,23 @@ def seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - begin
 
 
-def training(core: Core, batch: int, steps: int, graph: bool = False) -> Callable[[], None]:
+def training(core: Core, batch: int, steps: int, episodes: int = 0, graph: bool = False) -> Callable[[], None]:
     """Forward and backward over a sequence, with gradients of the inputs as well: there are features below a core."""
     state = core.initial_state(batch).contiguous()
     inputs = torch.randn(steps, batch, INPUT, device=state.device, requires_grad=True)
     weights = torch.randn(steps, batch, core.output_size, device=state.device)
-    forward: Callable[..., Any] = torch.cuda.make_graphed_callables(core, (inputs, state)) if graph else core
+    starts = [torch.rand(steps, batch, device=state.device) < 1 / episodes] if episodes else []
+    forward: Callable[..., Any] = torch.cuda.make_graphed_callables(core, (inputs, state, *starts)) if graph else core
 
     def run() -> None:
-        forward(inputs, state)[0].backward(weights)
+        forward(inputs, state, *starts)[0].backward(weights)
 
     return run
 
 
-def acting(core: Core, batch: int, steps: int, graph: bool = False) -> Callable[[], None]:
+def acting(core: Core, batch: int, steps: int, _: int = 0, graph: bool = False) -> Callable[[], None]:
     """Steps without gradients."""
-    state = core.initial_state(batch).contiguous()
+    state = core.initial_state(batch).detach().contiguous()
     x = torch.randn(batch, INPUT, device=state.device)
     step: Callable[[], Any] = torch.no_grad()(lambda: core.step(x, state))
     if graph:
@@ -119,7 +139,10 @@ def torch_lstm(batch: int, steps: int, gradients: bool, device: str) -> Callable
 
 def operations(row: Sized, gradients: bool) -> float:
     """Of the matrix products of one step, counted in eager torch."""
-    run = (training if gradients else acting)(row.make("eager", "cpu"), row.batch, COUNTED_STEPS)
+    core = row.make("eager", "cpu")
+    if row.core in ("lstm", "gru"):  # step by step: torch's kernels for sequences hide their products
+        core.forward = functools.partial(Core.forward, core)  # type: ignore[method-assign]
+    run = (training if gradients else acting)(core, row.batch, COUNTED_STEPS)
     with FlopCounterMode(display=False) as counter:
         run()
     return float(counter.get_total_flops()) / COUNTED_STEPS
@@ -130,12 +153,13 @@ def ratio(above: list[float], below: list[float]) -> str:
     return f"{statistics.median(found):.2f} [{min(found):.2f}, {max(found):.2f}]"
 
 
-def measure(row: Sized, rounds: int, steps: int, gradients: bool, device: str) -> None:
+def measure(row: Sized, rounds: int, steps: int, gradients: bool, device: str, episodes: int) -> None:
     """Print a row of the table."""
     run = training if gradients else acting
-    contenders = {kernel: run(row.make(kernel, device), row.batch, steps) for kernel in ("eager", "native")}
+    names = ["eager", *(["native"] if row.has_kernel else [])]
+    contenders = {kernel: run(row.make(kernel, device), row.batch, steps, episodes) for kernel in names}
     if device != "cpu":
-        contenders["graph"] = run(row.make("eager", device), row.batch, steps, graph=True)
+        contenders["graph"] = run(row.make("eager", device), row.batch, steps, episodes, graph=True)
     contenders["lstm"] = torch_lstm(row.batch, steps, gradients, device)
     bound = operations(row, gradients) / peak(device) * 1e6
     times: dict[str, list[float]] = {name: [] for name in contenders}
@@ -144,8 +168,10 @@ def measure(row: Sized, rounds: int, steps: int, gradients: bool, device: str) -
             found = seconds(contender) / steps * 1e6
             if number > 0:  # the first one allocates
                 times[name].append(found)
-    middle = " | ".join(f"{statistics.median(found):,.0f}" for found in times.values())
-    against = " | ".join(ratio(found, times["native"]) for name, found in times.items() if name != "native")
+    columns = ["eager", "native", *(["graph"] if device != "cpu" else []), "lstm"]
+    middle = " | ".join(f"{statistics.median(times[name]):,.0f}" if name in times else "" for name in columns)
+    fastest = times["native" if row.has_kernel else "eager"]
+    against = " | ".join("" if times[name] is fastest else ratio(times[name], fastest) for name in columns if name != "native")
     print(f"| {row.core} | {row.size} | {row.batch} | {bound:,.0f} | {middle} | {against} |", flush=True)
 
 
@@ -155,20 +181,23 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=128, help="of a sequence")
-    parser.add_argument("--cores", nargs="+", default=sorted({row.core for row in ROWS}))
+    parser.add_argument("--cores", nargs="+", default=list(dict.fromkeys(row.core for row in ROWS)), choices=core_names())
+    parser.add_argument("--episodes", type=int, default=0, help="mean length of episodes; 0: none starts in the sequence")
     parser.add_argument("--acting", action="store_true", help="one step without gradients instead of a sequence with them")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()  # as in training
-    about = f"{arguments.rounds} rounds, {arguments.steps} steps; kernel: {kernels.report('native', 'rmc', arguments.device)}"
-    print(f"torch {torch.__version__}, Python {platform.python_version()}, {arguments.threads} threads, {about}\n")
+    versions = f"torch {torch.__version__}, Python {platform.python_version()}"
+    about = f"{arguments.threads} threads, {arguments.rounds} rounds, {arguments.steps} steps"
+    episodes = f"episodes {arguments.episodes or 'endless'}"
+    print(f"{versions}, {about}, {episodes}; kernel: {kernels.report('native', 'rmc', arguments.device)}\n")
     others = ["eager", *(["graph"] if arguments.device != "cpu" else []), f"LSTM ({LSTM_WIDTH})"]
-    names = ["core", "width", "batch", "bound", "eager", "native", *others[1:], *(f"times {name}" for name in others)]
+    names = ["core", "size", "batch", "bound", "eager", "native", *others[1:], *(f"times {name}" for name in others)]
     print(f"| {' | '.join(names)} |")
     print("| --- " * len(names) + "|")
     for row in ROWS:
         if row.core in arguments.cores:
-            measure(row, arguments.rounds, arguments.steps, not arguments.acting, arguments.device)
+            measure(row, arguments.rounds, arguments.steps, not arguments.acting, arguments.device, arguments.episodes)
 
 
 if __name__ == "__main__":
