@@ -202,6 +202,21 @@ def test_what_the_kernel_does_not_take_goes_to_eager(case, monkeypatch):
 
 
 @needs_native
+def test_lstm_leaves_to_torch_what_torch_does_as_fast(monkeypatch):
+    core, calls = make("lstm usual"), used(monkeypatch)
+    inputs, state, starts = data(core, "lstm usual")
+    assert core.kernel == "auto"
+    whole = [core(inputs, state)[0], core(inputs, state, torch.zeros_like(starts))[0]]
+    assert not calls
+    core(inputs, state, starts)
+    assert len(calls) == 1
+    core.kernel = "native"
+    for expected in whole:
+        torch.testing.assert_close(core(inputs, state)[0], expected, rtol=0, atol=1e-12)
+    assert len(calls) == 3
+
+
+@needs_native
 def test_dropout_goes_to_eager_while_it_drops(monkeypatch):
     core, calls = make("rims usual", kernel="native", dropout=0.5), used(monkeypatch)
     arrays = data(core, "rims usual")

@@ -26,6 +26,7 @@ class GRU(TorchRNN):
     network = nn.GRU
     state_parts = 1
     gate_names = ("reset_gate", "update_gate", None)  # the candidate is no gate: the reset gate enters it
+    torch_is_fused = False
 
     def _cell(self, x: Tensor, parts: list[Tensor], weights: list[Tensor]) -> Tensor:
         return torch.gru_cell(x, parts[0], *weights).unsqueeze(0)

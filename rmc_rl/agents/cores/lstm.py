@@ -28,11 +28,12 @@ class TorchRNN(Core):
     A recurrent network of torch behind the contract of cores.
 
     Torch's kernels (cuDNN, oneDNN) run whole sequences but know no episodes. In eager torch a sequence is cut in time wherever
-    an episode starts in one of its rows: one call where none does, and exact where some do. The fused kernel needs no cuts. A
-    single step, as in acting, goes through torch's cells, which begin at once where those kernels first rearrange the weights.
+    an episode starts in one of its rows: one call where none does, and exact where some do. The fused kernel needs no cuts
+    ("auto" leaves to torch what torch fuses as well). A single step, as in acting, goes through torch's cells, which begin at
+    once where those kernels first rearrange the weights.
 
-    A subclass names the ``network``, how many tensors ``(L, B, W)`` it carries, and its gates in the order of its weights
-    (None: what is not a gate).
+    A subclass names the ``network``, how many tensors ``(L, B, W)`` it carries, its gates in the order of its weights (None:
+    what is not a gate), and whether torch has a fused kernel of it for the CPU.
 
     :param input_size: ``F``, features read per step
     :param width: ``W``
@@ -46,6 +47,7 @@ class TorchRNN(Core):
     network: ClassVar[type[nn.LSTM] | type[nn.GRU]]
     state_parts: ClassVar[int]
     gate_names: ClassVar[tuple[str | None, ...]]
+    torch_is_fused: ClassVar[bool]
     size_arguments = ("width",)
 
     def __init__(
@@ -86,6 +88,8 @@ class TorchRNN(Core):
             output, state = self.step(inputs[0], state)
             return output.unsqueeze(0), state
         kernel = self.find_kernel(inputs.device.type)
+        if kernel is not None and (starts is None or not starts.any()) and self.torch_is_fused and self.kernel == "auto":
+            kernel = None
         fused: tuple[Tensor, Tensor] | None = None if kernel is None else kernel.unroll(self, inputs, state, starts)
         if fused is not None:
             return fused
@@ -141,6 +145,7 @@ class LSTM(TorchRNN):
     network = nn.LSTM
     state_parts = 2
     gate_names = ("input_gate", "forget_gate", None, "output_gate")
+    torch_is_fused = True  # oneDNN's
 
     def _cell(self, x: Tensor, parts: list[Tensor], weights: list[Tensor]) -> Tensor:
         return torch.stack(torch.lstm_cell(x, parts, *weights))

@@ -3,8 +3,10 @@ Fused kernels: a core's whole sequence in one call, and which of them is in use.
 
 A core with a kernel takes ``kernel``: "native" (the fused one where there is one for the device, else eager, with a warning),
 "eager" (plain torch, the reference) or "auto" (on the CPU as "native", without the warning; else eager, for the kernel for
-NVIDIA GPUs was compiled for them but has not run on one yet). All compute the same, and a saved model does not depend on it. A
-kernel is a module with ``why_not()``, ``about()`` and ``unroll(...)`` as in ``native_rmc.py``.
+NVIDIA GPUs was compiled for them but has not run on one yet). All compute the same, and a saved model does not depend on it.
+
+A kernel is for a family of cores on a type of device: a module with ``why_not()``, ``about()`` and ``unroll(core, ...)``, that
+returns None where it does not take these tensors. ``native_rmc.py`` is one to begin with.
 """
 
 import functools
