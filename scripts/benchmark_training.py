@@ -107,6 +107,8 @@ def contenders(world: str, sequence_length: int | None) -> dict[str, Maker]:
         "LSTM (256), critic=separate": ours(critic="separate", **lstm),
         "RMC (width 64)": ours(**rmc[64]),
         "RMC (width 128)": ours(**rmc[128]),
+        "GRU (256)": ours(core="gru", core_kwargs=dict(width=256)),
+        "RIMs (4 of 6 modules of 16)": ours(core="rims"),
         **half,
     }
 
