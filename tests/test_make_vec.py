@@ -40,10 +40,11 @@ def test_routes(env_id, kind, family):
     env.close()
 
 
-def test_processes():
-    env = make_vec("CartPole-v1", 2, seed=1, processes=True)
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "MiniGrid-MemoryS7-v0"])
+def test_processes_make_what_a_loop_does(env_id):
+    env, loop = make_vec(env_id, 2, seed=1, processes=True), make_vec(env_id, 2, seed=1)
     assert isinstance(env, SubprocVecEnv)
-    assert env.reset().shape == (2, 4)
+    np.testing.assert_array_equal(env.reset(), loop.reset())
     env.close()
 
 

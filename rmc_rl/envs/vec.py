@@ -112,14 +112,17 @@ def make_vec(
 
 def _make_gymnasium(spec: EnvSpec, env_id: str, n_envs: int, keywords: dict[str, Any], processes: bool) -> VecEnv:
     """Copies of an environment that has no batched form."""
-    wrapper = minigrid_view(keywords.pop("view", "onehot")) if is_minigrid(spec) else None
+    wrapper, name = None, env_id
+    if is_minigrid(spec):
+        wrapper = minigrid_view(keywords.pop("view", "onehot"))
+        name = env_id if ":" in env_id else f"minigrid:{env_id}"  # a new process imports what stands before the colon
     vec_env_cls = SubprocVecEnv if processes else DummyVecEnv
     try:
         creator = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
         if creator is not None:
-            named = {name: value for name, value in keywords.items() if name != "max_episode_steps"}  # gymnasium.make's own
+            named = {key: value for key, value in keywords.items() if key != "max_episode_steps"}  # gymnasium.make's own
             check_keywords(f"keyword of {env_id}", creator, named)
-        return make_vec_env(env_id, n_envs, vec_env_cls=vec_env_cls, env_kwargs=keywords, wrapper_class=wrapper)
+        return make_vec_env(name, n_envs, vec_env_cls=vec_env_cls, env_kwargs=keywords, wrapper_class=wrapper)
     except (ImportError, gymnasium.error.Error) as error:
         raise UsageError(f"env '{env_id}' cannot be made: {_one_line(error)}") from None
     except Exception as error:
