@@ -4,12 +4,18 @@
 // a layer K modules, k active ones, s size of a module, R rows that modules choose from, H heads, d key size, a numbers a module
 // reads, E numbers of queries, keys and values in the communication, heard ones of all its heads, G gates' numbers of a module.
 //
+// The sizes: T, B, number of layers, rows that come as inputs, H, d, competition, whether there is a top-down row, whether
+// inactive modules are hidden from the next layer, and whether they get no gradient from it; of each layer K, k, s, a, the
+// communication's heads, key and value sizes, and how many rows are no copies of others. The one other number: what scores are
+// multiplied by.
+//
 // A row is its keys, (H d), and its values, (a). The first rows of the first layer are the inputs, (T, B, rows, H d + a). After
 // the inputs of the first layer may stand a row that is made of the last layer's h before the step; the one row of another layer
 // is made of the h of the layer below. Where there is a null row it stands first.
 
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "attention.h"
@@ -23,22 +29,13 @@ namespace {
 
 enum Competition : std::int64_t { official, atari, dido };
 
-struct LayerSizes {
-  std::int64_t modules, active, size, comm_heads, comm_key, comm_value, distinct;
-};
-
-struct ModulesSizes {
-  std::int64_t time, batch, layers, rows, heads, key, competition, top_down, hide_inactive, block_gradient;
-  // followed by LayerSizes and `read` of each layer
-};
-
 struct Layer {
-  size_t K, k, s, a, R, given;     // given: rows that come as inputs
-  size_t key, row;                 // numbers of a row's keys, and of a row
-  size_t E, heard, said;           // said: numbers that the communication's last layer writes
-  size_t made;                     // numbers that the row which is made in the loop is made of; 0: there is none
-  size_t h, c, G, parts;           // where h and c are in the state
-  size_t keep;                     // attention is made sparse beyond so many weights
+  size_t K, k, s, a, R, given;  // given: rows that come as inputs
+  size_t key, row;              // numbers of a row's keys, and of a row
+  size_t E, heard, said;        // said: numbers that the communication's last layer writes
+  size_t made;                  // numbers that the row which is made in the loop is made of; 0: there is none
+  size_t h, G, parts;           // h: where h is in the state, and c behind it
+  size_t keep;                  // attention is made sparse beyond so many weights
   bool null, communicates;
   Heads comm;
 
@@ -85,7 +82,6 @@ struct Shape {
       l.parts = Cell::parts;
       l.G = Cell::gates * l.s;
       l.h = shape.S;
-      l.c = shape.S + l.width();
       l.keep = shape.competition == atari ? l.k : distinct + 1;
       shape.S += l.parts * l.width();
       shape.layers.push_back(l);
@@ -93,6 +89,13 @@ struct Shape {
     if (top_down) shape.layers.front().made = shape.layers.back().width();
     for (Layer& l : shape.layers) l.R = l.null + l.given + (l.made > 0);
     return shape;
+  }
+
+  // the most numbers of any layer
+  template <class F> size_t most(F numbers) const {
+    size_t found = 0;
+    for (const Layer& l : layers) found = std::max(found, numbers(l));
+    return found;
   }
 };
 
@@ -210,6 +213,13 @@ template <class T> struct Saved {
   }
 };
 
+// How many of n numbers, `step` apart, come before the i-th one: larger ones, and equal ones that stand before it
+template <class T> size_t ahead(size_t n, size_t step, const T* x, size_t i) {
+  size_t count = 0;
+  for (size_t j = 0; j < n; ++j) count += x[j * step] > x[i * step] || (x[j * step] == x[i * step] && j < i);
+  return count;
+}
+
 // Attention over few of n weights, `step` numbers apart: ../layers.py, sparsify. Returns the sum of what is left, and 0 where
 // all are left as they are; `at`: whose weight is the threshold
 template <class T> T sparse(size_t n, size_t step, size_t keep, const T* weights, T* to, size_t* at) {
@@ -218,11 +228,8 @@ template <class T> T sparse(size_t n, size_t step, size_t keep, const T* weights
     for (size_t i = 0; i < n; ++i) to[i * step] = weights[i * step];
     return 0;
   }
-  for (size_t i = 0; i < n; ++i) {  // the one with `keep` before it, of equal ones the first
-    size_t before = 0;
-    for (size_t j = 0; j < n; ++j) before += weights[j * step] > weights[i * step] || (weights[j * step] == weights[i * step] && j < i);
-    if (before == keep) *at = i;
-  }
+  for (size_t i = 0; i < n; ++i)
+    if (ahead(n, step, weights, i) == keep) *at = i;
   const T threshold = weights[*at * step] + tiny;
   T total = tiny;
   for (size_t i = 0; i < n; ++i) total += weights[i * step] > threshold ? weights[i * step] - threshold : T(0);
@@ -249,7 +256,8 @@ template <class T> struct Tensors : States<T> {
   T scale;
 
   Tensors(const Shape& shape, const Call& call)
-      : States<T>(call, shape.S, 1), parameters(shape, [p = call.parameters](size_t) mutable { return static_cast<const T*>(*p++); }),
+      : States<T>(call, shape.S, 1),
+        parameters(shape, [p = call.parameters](size_t) mutable { return static_cast<const T*>(*p++); }),
         rows(static_cast<const T*>(call.inputs[0])), saved(static_cast<T*>(call.saved)), scale(T(call.numbers[0])) {}
 
   // the rows that the modules of a layer choose from at step t: keys and values
@@ -261,18 +269,17 @@ template <class T> struct Tensors : States<T> {
   }
 };
 
-// What modules read of the rows: (K, a), each head its part of the values; weights as (R, H, K)
-template <class T> void read_rows(const Shape& shape, const Layer& l, const T* weights, const T* const* rows, T* to) {
-  const size_t part = l.a / shape.H, from = l.null && shape.competition == official;  // its null row has no values
-  for (size_t m = 0; m < l.K; ++m)
-    for (size_t h = 0; h < shape.H; ++h, to += part) {
-      const T* weight = weights + h * l.K + m;
-      each<T>(part, [&](size_t v, auto get, auto put) {
-        Vector<T> sum = {};
-        for (size_t r = from; r < l.R; ++r) sum += weight[r * shape.H * l.K] * get(rows[r] + l.key + h * part + v);
-        put(to + v, sum);
-      });
-    }
+// What module m reads of the rows: (a), each head its part of the values; weights as (R, H, K)
+template <class T> void read_rows(const Shape& shape, const Layer& l, const T* weights, const T* const* rows, size_t m, T* to) {
+  const size_t part = l.a / shape.H, from = shape.competition == official;  // its null row has no values
+  for (size_t h = 0; h < shape.H; ++h, to += part) {
+    const T* weight = weights + h * l.K + m;
+    each<T>(part, [&](size_t v, auto get, auto put) {
+      Vector<T> sum = {};
+      for (size_t r = from; r < l.R; ++r) sum += weight[r * shape.H * l.K] * get(rows[r] + l.key + h * part + v);
+      put(to + v, sum);
+    });
+  }
 }
 
 }  // namespace

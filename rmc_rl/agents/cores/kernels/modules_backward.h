@@ -2,8 +2,6 @@
 
 #pragma once
 
-#include <algorithm>
-
 #include "modules.h"
 
 namespace {
@@ -13,14 +11,16 @@ template <class T, class Cell> class Backward {
   // drows: the gradient of the inputs' rows; parameters: where the gradients of this thread are added up
   Backward(const Shape& shape, const Tensors<T>& tensors, T* drows, const Packed<T>& packed, size_t group,
            const Parameters<T*>& parameters)
-      : shape(shape), x(tensors), packed(packed), of_rows(drows), d(parameters),
-        saved(shape, x.saved, shape.T, shape.B), after(group * shape.S), before(group * shape.S),
-        left(most([&](const Layer& l) { return l.R * shape.H * l.K; })), totals(shape.H * most([](const Layer& l) { return l.K; })),
-        dleft(most([&](const Layer& l) { return l.R * shape.H * l.K; })),
-        provisional(group * most([](const Layer& l) { return l.parts * l.width(); })),
-        dread(group * most([](const Layer& l) { return l.K * l.a; })), dheard(group * most([](const Layer& l) { return l.K * l.heard; })),
-        dshown(group * most([](const Layer& l) { return std::max(l.width(), l.made); })),
-        dscores(most([](const Layer& l) { return l.comm.count * l.K * l.K; })), thresholds(shape.H * most([](const Layer& l) { return std::max(l.K, l.R); })) {
+      : shape(shape), x(tensors), packed(packed), of_rows(drows), d(parameters), saved(shape, x.saved, shape.T, shape.B),
+        after(group * shape.S), before(group * shape.S), left(shape.most([&](const Layer& l) { return l.R * shape.H * l.K; })),
+        totals(shape.most([&](const Layer& l) { return shape.H * l.K; })),
+        dleft(shape.most([&](const Layer& l) { return l.R * shape.H * l.K; })),
+        provisional(group * shape.most([](const Layer& l) { return l.parts * l.width(); })),
+        dread(group * shape.most([](const Layer& l) { return l.K * l.a; })),
+        dheard(group * shape.most([](const Layer& l) { return l.K * l.heard; })),
+        dshown(group * shape.most([](const Layer& l) { return std::max(l.width(), l.made); })),
+        dscores(shape.most([](const Layer& l) { return l.comm.count * l.K * l.K; })),
+        thresholds(shape.most([&](const Layer& l) { return shape.H * l.K; })) {
     for (size_t index = 0; index < shape.L; ++index) {
       const auto all = linears_of(shape, shape.layers[index]);
       std::vector<std::vector<Collected<T>>> of;
@@ -57,12 +57,6 @@ template <class T, class Cell> class Backward {
   }
 
  private:
-  template <class F> size_t most(F numbers) const {
-    size_t found = 0;
-    for (const Layer& l : shape.layers) found = std::max(found, numbers(l));
-    return found;
-  }
-
   // from the gradients collected of the outputs to those of the inputs
   template <Into into> void linear_back(size_t index, Linears which, size_t count, T* to, size_t to_step, size_t ld_to) {
     const auto& w = packed.layers[index][which];
@@ -209,17 +203,8 @@ template <class T, class Cell> class Backward {
       totals[i] = sparse<T>(n, apart, l.keep, weights + i * step, left + i * step, &thresholds[i]);
     }
     auto& reads = collected[index][from_read];
-    for (size_t m = 0; m < l.K; ++m) {  // what it read, again; where it was inactive nothing comes of it
-      const T* read_from = left + m;
-      for (size_t h = 0; h < shape.H; ++h, read_from += l.K) {
-        T* to = reads[m].input(in_group) + h * part;
-        each<T>(part, [&](size_t v, auto get, auto put) {
-          Vector<T> sum = {};
-          for (size_t r = 0; r < l.R; ++r) sum += read_from[r * abreast] * get(rows[r] + l.key + h * part + v);
-          put(to + v, sum);
-        });
-      }
-    }
+    // what it read, again; where it was inactive nothing comes of it
+    for (size_t m = 0; m < l.K; ++m) read_rows<T>(shape, l, left, rows, m, reads[m].input(in_group));
     for (size_t r = 0; r < l.R; ++r) {
       const bool adds = l.null && r == 0;
       for (size_t h = 0; h < shape.H; ++h) {

@@ -2,8 +2,6 @@
 
 #pragma once
 
-#include <algorithm>
-
 #include "modules.h"
 
 namespace {
@@ -13,11 +11,13 @@ template <class T, class Cell> class Forward {
   Forward(const Shape& shape, const Tensors<T>& tensors, const Packed<T>& packed, size_t group)
       : shape(shape), x(tensors), packed(packed), kept(tensors.saved ? 0 : Saved<T>(shape, nullptr, 1, group).size),
         saved(shape, tensors.saved ? tensors.saved : kept, tensors.saved ? shape.T : 1, tensors.saved ? shape.B : group),
-        before(group * shape.S), shown(group * most([](const Layer& l) { return l.made; })),
-        left(most([&](const Layer& l) { return l.R * shape.H * l.K; })), scores(most([](const Layer& l) { return l.K; })),
-        read(group * most([](const Layer& l) { return l.K * l.a; })), gates(group * most([](const Layer& l) { return l.K * l.G; })),
-        heard(group * most([](const Layer& l) { return l.K * l.heard; })),
-        words(group * most([](const Layer& l) { return l.K * l.said; })) {}
+        before(group * shape.S), shown(group * shape.most([](const Layer& l) { return l.made; })),
+        left(shape.most([&](const Layer& l) { return l.R * shape.H * l.K; })),
+        scores(shape.most([](const Layer& l) { return l.K; })),
+        read(group * shape.most([](const Layer& l) { return l.K * l.a; })),
+        gates(group * shape.most([](const Layer& l) { return l.K * l.G; })),
+        heard(group * shape.most([](const Layer& l) { return l.K * l.heard; })),
+        words(group * shape.most([](const Layer& l) { return l.K * l.said; })) {}
 
   // batch entries first <= b < end, at most `group` of them, through all steps
   void run(size_t first, size_t end) {
@@ -28,12 +28,6 @@ template <class T, class Cell> class Forward {
   }
 
  private:
-  template <class F> size_t most(F numbers) const {
-    size_t found = 0;
-    for (const Layer& l : shape.layers) found = std::max(found, numbers(l));
-    return found;
-  }
-
   // from (count, groups, in), `from_step` from group to group and `ld_from` from entry to entry, to (count, groups, out)
   void linear(size_t index, Linears which, size_t count, const T* from, size_t from_step, size_t ld_from, T* to, size_t to_step,
               size_t ld_to) const {
@@ -58,10 +52,11 @@ template <class T, class Cell> class Forward {
     for (size_t b = 0; b < count; ++b) {
       x.rows_at(shape, index, t, first + b, made + b * l.row, rows.data());
       choose(l, queries + b * l.K * l.key, rows.data(), weights + b * keep.weights.size, active + b * l.K);
-      read_rows<T>(shape, l, left, rows.data(), read + b * l.K * l.a);
-      if (shape.competition == dido)
-        for (size_t m = 0; m < l.K; ++m)
-          if (active[b * l.K + m] == 0) std::memset(read + (b * l.K + m) * l.a, 0, l.a * sizeof(T));
+      for (size_t m = 0; m < l.K; ++m) {
+        T* to = read + (b * l.K + m) * l.a;
+        if (shape.competition == dido && active[b * l.K + m] == 0) std::memset(to, 0, l.a * sizeof(T));
+        else read_rows<T>(shape, l, left, rows.data(), m, to);
+      }
     }
     linear(index, from_read, count, read, l.a, l.K * l.a, gates, l.G, l.K * l.G);
     T *kept_gates = keep.kept.at(t, at), *now = keep.provisional.at(t, at);
@@ -107,7 +102,8 @@ template <class T, class Cell> class Forward {
     for (size_t r = 0; r < l.R; ++r)
       for (size_t h = 0; h < shape.H; ++h)
         for (size_t m = 0; m < l.K; ++m)
-          weights[r * abreast + h * l.K + m] = x.scale * dot<T>(shape.d, queries + m * l.key + h * shape.d, rows[r] + h * shape.d);
+          weights[r * abreast + h * l.K + m] =
+              x.scale * dot<T>(shape.d, queries + m * l.key + h * shape.d, rows[r] + h * shape.d);
     if (shape.competition == dido) std::memcpy(scores, weights + abreast, l.K * sizeof(T));
     if (shape.competition == atari) {
       for (size_t h = 0; h < shape.H; ++h) {
@@ -128,11 +124,7 @@ template <class T, class Cell> class Forward {
         for (size_t h = 0; h < shape.H; ++h) total += left[h * l.K + m];
         scores[m] = shape.competition == atari ? total : -total;
       }
-    for (size_t m = 0; m < l.K; ++m) {  // of equal ones the first
-      size_t ahead = 0;
-      for (size_t other = 0; other < l.K; ++other) ahead += scores[other] > scores[m] || (scores[other] == scores[m] && other < m);
-      active[m] = T(ahead < l.k);
-    }
+    for (size_t m = 0; m < l.K; ++m) active[m] = T(ahead<T>(l.K, 1, scores, m) < l.k);
   }
 
   // each of `abreast` columns of n weights

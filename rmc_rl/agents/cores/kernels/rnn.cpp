@@ -69,7 +69,8 @@ template <class T, class Cell> class Rnn {
       for (size_t b = first; b < end; ++b) std::memcpy(h + (b - first) * W, states.before(t, b), W * sizeof(T));
       times_packed<T>(end - first, gates(), W, h, W, packed, bias, kept, kKept * W);
       for (size_t b = first; b < end; ++b, kept += kKept * W)
-        Cell::template forward<T>(W, W, x + (t * B + b) * gates(), kept, states.before(t, b), states.after + (t * B + b) * states.S);
+        Cell::template forward<T>(W, W, x + (t * B + b) * gates(), kept, states.before(t, b),
+                                  states.after + (t * B + b) * states.S);
     }
   }
 
@@ -85,8 +86,8 @@ template <class T, class Cell> class Rnn {
         const size_t row = t * B + b;
         const T* before = states.before(t, b);
         std::memcpy(collect.input(b - first), before, W * sizeof(T));
-        Cell::template backward<T>(W, W, saved + row * kKept * W, before, states.after + row * states.S, d + (b - first) * states.S,
-                                   dx + row * gates(), collect.gradient(b - first));
+        Cell::template backward<T>(W, W, saved + row * kKept * W, before, states.after + row * states.S,
+                                   d + (b - first) * states.S, dx + row * gates(), collect.gradient(b - first));
       }
       times_packed<T, Into::add>(count, W, gates(), collect.gradient(0), collect.out_stride, packed, nullptr, d, states.S);
       states.leave(t, first, end, d, dfresh);
