@@ -10,6 +10,7 @@ import torch
 
 from rmc_rl.agents.cores import BRIMs, RIMs
 from rmc_rl.agents.cores.authors import layer_of_dido, layer_of_official
+from rmc_rl.agents.cores.kernels import native
 from rmc_rl.agents.cores.modules import InputAttention
 from rmc_rl.errors import UsageError
 
@@ -81,17 +82,22 @@ def close(name, value, expected, error):
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
-@pytest.mark.parametrize("unrolled", ["forward", "step"])
+@pytest.mark.parametrize("unrolled", ["forward native", "forward eager", "step"])
 def test_equals_the_authors(path, dtype, unrolled, monkeypatch):
     case = Case(path)
     output_error, gradient_error = TOLERANCES[dtype]
     core = case.core().to(dtype)
+    core.kernel = unrolled.rpartition(" ")[2] if unrolled != "step" else "eager"
+    if core.kernel == "native" and native.why_not():
+        pytest.skip(f"no native kernel: {native.why_not()}")
     if case.info.get("tie_at_step_0"):  # ties are broken otherwise there: take the choice as given
+        if core.kernel == "native":
+            pytest.skip("the kernel's choice cannot be replaced")
         choose_as_stored(monkeypatch, core, case)
 
     x = torch.tensor(case.arrays["in/x"], dtype=dtype).requires_grad_()
     state = torch.tensor(case.states("in/", 1), dtype=dtype).requires_grad_()
-    if unrolled == "forward":
+    if unrolled != "step":
         outputs, last = core(x, state)
     else:
         looks = core.inspect(x, state)
