@@ -56,7 +56,7 @@ class BRIMs(Core):
       differ.
 
     Which modules are active is decided by a stable sort: of equal ones the first, on every device, where ``torch.topk``
-    promises no order. (Scores that differ by rounding alone may still fall either way between devices.)
+    promises no order. (Scores that differ by rounding alone may still fall either way between devices and kernels.)
 
     :meth:`inspect` shows for each layer ``l`` (the number is left out where there is one layer) ``active_l`` ``(T, B, K)``,
     ``input_attention_l`` ``(T, B, heads, K, rows)``, the null row first, ``comm_attention_l`` ``(T, B, heads, K, K)``, and the
