@@ -50,7 +50,7 @@ template <class T, class Cell> class Forward {
     T *active = keep.active.at(t, at), *weights = keep.weights.at(t, at);
     std::vector<const T*> rows(l.R);
     for (size_t b = 0; b < count; ++b) {
-      x.rows_at(shape, index, t, first + b, made + b * l.row, rows.data());
+      x.rows_at(shape, index, t, first + b, made ? made + b * l.row : nullptr, rows.data());
       choose(l, queries + b * l.K * l.key, rows.data(), weights + b * keep.weights.size, active + b * l.K);
       for (size_t m = 0; m < l.K; ++m) {
         T* to = read + (b * l.K + m) * l.a;
