@@ -36,8 +36,8 @@ def test_equals_the_cells_of_torch(cls, cell):
 
 
 @pytest.mark.parametrize("cls", [LSTM, GRU])
-def test_one_call_of_the_kernel_between_starts(cls, monkeypatch):
-    core, calls = cls(3, width=5), []
+def test_one_call_of_torch_between_starts(cls, monkeypatch):
+    core, calls = cls(3, width=5, kernel="eager"), []
     forward = core.rnn.forward
     monkeypatch.setattr(core.rnn, "forward", lambda x, state: calls.append(len(x)) or forward(x, state))
     inputs, state = torch.randn(9, 2, 3), core.initial_state(2)
