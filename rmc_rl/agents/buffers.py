@@ -37,35 +37,32 @@ def pack(starts: np.ndarray) -> Layout:
     end = np.where(np.append(env[1:], -1) == env, np.append(begin[1:], 0), length)
     sizes, carried = end - begin, ~starts[begin, env]
     longest = int(sizes.max())
-    rows: list[list[int]] = [[piece] for piece in np.flatnonzero(carried).tolist()]
-    room = [
-        (int(sizes[row[0]]) - longest, index) for index, row in enumerate(rows)
-    ]  # of each row, negative: a heap has the least first
+    row, at = np.zeros_like(sizes), np.zeros_like(sizes)  # of each piece: its row, and its place there
+    opened = np.flatnonzero(carried).tolist()  # the piece that opens each row
+    row[carried] = np.arange(len(opened))
+    room = [(int(sizes[piece]) - longest, index) for index, piece in enumerate(opened)]  # negative: a heap has the least first
     heapq.heapify(room)
     fresh = np.flatnonzero(~carried)
     for piece in fresh[np.argsort(-sizes[fresh], kind="stable")].tolist():
-        if room and -room[0][0] >= sizes[piece]:
+        size = int(sizes[piece])
+        if room and -room[0][0] >= size:
             free, index = heapq.heappop(room)
         else:
-            free, index = -longest, len(rows)
-            rows.append([])
-        rows[index].append(piece)
-        heapq.heappush(room, (free + int(sizes[piece]), index))
+            free, index = -longest, len(opened)
+            opened.append(piece)
+        row[piece], at[piece] = index, longest + free
+        heapq.heappush(room, (free + size, index))
 
-    grid = np.zeros((len(rows), longest), dtype=np.int64)
-    begins = np.zeros((len(rows), longest), dtype=np.float32)
+    within = np.arange(length * count) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # of each step in its piece
+    steps = (np.repeat(begin, sizes) + within) * count + np.repeat(env, sizes)
+    rows, times = np.repeat(row, sizes), np.repeat(at, sizes) + within
+    grid = np.zeros((longest, len(opened)), dtype=np.int64)
+    grid[times, rows] = steps
     places = np.empty(length * count, dtype=np.int64)
-    for index, row in enumerate(rows):
-        at = 0
-        for piece in row:
-            size = int(sizes[piece])
-            steps = np.arange(begin[piece], end[piece]) * count + env[piece]
-            grid[index, at : at + size] = steps
-            places[steps] = np.arange(at, at + size) * len(rows) + index
-            begins[index, at] = not carried[piece]
-            at += size
-    first = np.array([env[row[0]] for row in rows])
-    return Layout(*(torch.from_numpy(np.ascontiguousarray(array)) for array in (grid.T, places, begins.T, first)))
+    places[steps] = times * len(opened) + rows
+    begins = np.zeros((longest, len(opened)), dtype=np.float32)
+    begins[at, row] = ~carried
+    return Layout(*map(torch.from_numpy, (grid, places, begins, env[opened])))
 
 
 class Sequences(NamedTuple):
