@@ -3,7 +3,8 @@ How fast training is, against the stock class: python scripts/benchmark_training
 
 sb3-contrib's RecurrentPPO with its own policy (two LSTMs of 256) and ours with several cores train in turn, one rollout and
 its update each, on the same world. A table of how many times faster than the stock class each is: median over the rounds, and
-the range. Ratios within a round, for a machine that others use as well is slow now and fast then.
+the range. Ratios within a round, for a machine that others use as well is slow now and fast then. --storage measures memory:
+of the storage of a rollout, and with the most that handing out its minibatches adds, each dropped before the next.
 
 Worlds: vectors of 8 numbers and 4 actions, 16 environments x 128 steps, batch 512, 4 epochs, whose episodes are "aligned" (32
 steps, all at once), "geometric" (32 steps in the mean) or "endless"; "pong" is ALE/Pong-v5, 8 x 128, batch 256, 4 epochs;
@@ -11,10 +12,14 @@ steps, all at once), "geometric" (32 steps in the mean) or "endless"; "pong" is 
 """
 
 import argparse
+import os
 import platform
 import re
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -100,7 +105,7 @@ def contenders(world: str, sequence_length: int | None) -> dict[str, Maker]:
     stock_policy = "CnnLstmPolicy" if pong else "MlpLstmPolicy"
     lstm = dict(core="lstm", core_kwargs=dict(width=256))
     rmc = {size: dict(core="rmc", core_kwargs=dict(num_slots=4, num_heads=4, head_size=size // 4)) for size in (64, 128)}
-    half = {"LSTM (256), amp=bf16": ours(amp="bf16", **lstm)} if pong else {}
+    half = {"LSTM (256)": lstm, "RMC (width 64)": rmc[64]} if pong else {}
     return {
         "stock, two LSTM (256)": lambda device: sb3_contrib.RecurrentPPO(stock_policy, env("cpu"), device=device, **arguments),
         "LSTM (256)": ours(**lstm),
@@ -109,22 +114,51 @@ def contenders(world: str, sequence_length: int | None) -> dict[str, Maker]:
         "RMC (width 128)": ours(**rmc[128]),
         "GRU (256)": ours(core="gru", core_kwargs=dict(width=256)),
         "RIMs (4 of 6 modules of 16)": ours(core="rims"),
-        **half,
+        **{f"{name}, amp=bf16": ours(amp="bf16", **core) for name, core in half.items()},
     }
 
 
-def storage(model: sb3_contrib.RecurrentPPO) -> int:
-    """Bytes of the rollout's storage."""
-    values = [
-        part for value in vars(model.rollout_buffer).values() for part in (value if isinstance(value, tuple) else [value])
-    ]
-    return sum({id(value): value.nbytes for value in values if hasattr(value, "nbytes")}.values())
+def resident(field: str) -> int:
+    """Bytes of this process in memory, VmRSS, or the most since it was last asked, VmHWM."""
+    kilobytes = int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])  # type: ignore[index]
+    return kilobytes * 1024
+
+
+def storage(world: str, name: str, sequence_length: int | None) -> tuple[int, int]:
+    """Bytes of an agent's rollout storage, and at its peak; in a process whose freed memory is given back at once."""
+    model = contenders(world, sequence_length)[name]("cpu")
+    buffer: Any = model.rollout_buffer
+    _, callback = model._setup_learn(model.n_steps * model.n_envs, None)
+    assert model.env is not None
+    for _ in range(2):  # the first one loads code as well
+        model.collect_rollouts(model.env, callback, buffer, model.n_steps)
+        before = resident("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM begins anew
+        ours = isinstance(model, RecurrentPPO)
+        batches = buffer.minibatches(model.batch_size // buffer.sequence_length) if ours else buffer.get(model.batch_size)
+        while next(batches, None) is not None:
+            pass
+        extra = resident("VmHWM") - before
+    parts = [part for value in vars(buffer).values() for part in (value if isinstance(value, tuple) else [value])]
+    stored = sum({id(part): part.nbytes for part in parts if hasattr(part, "nbytes")}.values())
+    return stored, stored + extra
+
+
+def compare_storage(world: str, sequence_length: int | None) -> None:
+    """Print the rows of one world."""
+    os.environ |= {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+    first = None
+    for name in contenders(world, sequence_length):
+        with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
+            found = pool.submit(storage, world, name, sequence_length).result()
+        first = first or found
+        cells = " | ".join(f"{mine / 1e6:.1f} MB, {mine / stock:.2f}" for mine, stock in zip(found, first, strict=True))
+        print(f"| {world} | {name} | {cells} |", flush=True)
 
 
 def measure(world: str, rounds: int, device: str, sequence_length: int | None) -> None:
     """Print the rows of one world."""
     models = {name: make(device) for name, make in contenders(world, sequence_length).items()}
-    stored = {name: storage(model) for name, model in models.items()}
     steps = {name: model.n_steps * model.n_envs for name, model in models.items()}
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for number in range(rounds + 1):
@@ -141,7 +175,7 @@ def measure(world: str, rounds: int, device: str, sequence_length: int | None) -
         rate = steps[name] / np.median(found)
         spread = f"{np.median(ratios):.1f} [{ratios.min():.1f}, {ratios.max():.1f}]" if name != stock else "1"
         length = getattr(models[name].rollout_buffer, "sequence_length", "")
-        print(f"| {world} | {name} | {length} | {spread} | {rate:,.0f} | {stored[name] / stored[stock]:.2f} |", flush=True)
+        print(f"| {world} | {name} | {length} | {spread} | {rate:,.0f} |", flush=True)
 
 
 def known(world: str) -> str:
@@ -158,14 +192,21 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--worlds", nargs="+", type=known, default=list(LAWS), help="of these three, pong, copy<n>")
     parser.add_argument("--sequence-length", type=int, help="of ours; default: 128, the rollout")
+    parser.add_argument("--storage", action="store_true", help="measure memory instead (Linux)")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()  # for both
     versions = f"torch {torch.__version__}, SB3 {stable_baselines3.__version__}, sb3-contrib {sb3_contrib.__version__}"
     where = torch.cuda.get_device_name() if arguments.device == "cuda" else f"{arguments.threads} threads"
     print(f"{versions}, Python {platform.python_version()}, {where}, {arguments.rounds} rounds\n")
-    print("| episodes | agent | sequence_length | times stock | steps/s | storage, times stock |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    if arguments.storage:
+        print("| episodes | agent | storage, times stock | at its peak, times stock |")
+        print("| --- | --- | --- | --- |")
+        for world in arguments.worlds:
+            compare_storage(world, arguments.sequence_length)
+        return
+    print("| episodes | agent | sequence_length | times stock | steps/s |")
+    print("| --- | --- | --- | --- | --- |")
     for world in arguments.worlds:
         measure(world, arguments.rounds, arguments.device, arguments.sequence_length)
 
