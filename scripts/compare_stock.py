@@ -4,7 +4,7 @@ What ours learns against the stock class: python scripts/compare_stock.py [--tas
 sb3-contrib's RecurrentPPO with its own policy (MlpLstmPolicy, two LSTMs of 256), and ours with an LSTM of 256, an RMC and
 without memory, with the same arguments, steps and seeds. After training, each plays episodes on unseen seeds with its most
 probable actions. A table of the mean over seeds, with a 95 % bootstrap interval over seeds; every seed's return goes to --out
-as JSON, and what is found there is not run again.
+as JSON as soon as it is there, and what is found there is not run again.
 
 Tasks: "copy", rmc_rl/Copy-v0 with n_symbols=4, length=3, delay=5 (at most 1; without memory 0.25); "cartpole", CartPole-v1
 without velocities (at most 500); "minigrid", MiniGrid-MemoryS7-v0 (at most just under 1; half of that without memory).
@@ -14,7 +14,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,7 +93,7 @@ TASKS = {
 }
 
 
-def train(task_name: str, agent: str, seed: int, episodes: int) -> tuple[float, float]:
+def train(task_name: str, agent: str, timesteps: int, seed: int, episodes: int) -> tuple[float, float]:
     """Train one agent; the mean return of its most probable actions, and the seconds that training took."""
     torch.set_num_threads(1)
     task, policy_kwargs = TASKS[task_name], AGENTS[agent]
@@ -104,7 +104,7 @@ def train(task_name: str, agent: str, seed: int, episodes: int) -> tuple[float, 
     else:
         model = RecurrentPPO(MlpMemoryPolicy, env, policy_kwargs=task.policy_kwargs | policy_kwargs, **arguments)
     begin = time.perf_counter()
-    model.learn(task.timesteps)
+    model.learn(timesteps)
     seconds = time.perf_counter() - begin
     unseen = task.make(task.n_envs, 1000 + seed)
     if isinstance(unseen, VecNormalize):
@@ -120,32 +120,36 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--agents", nargs="+", default=list(AGENTS), choices=list(AGENTS))
     parser.add_argument("--seeds", type=int, default=5, help="how many, from 0")
+    parser.add_argument("--timesteps", type=int, help="other than the task's own")
     parser.add_argument("--episodes", type=int, default=100, help="to play after training")
     parser.add_argument("--jobs", type=int, default=2, help="processes side by side")
     parser.add_argument("--out", type=Path, default=Path("runs/compare_stock.json"), help="every seed's return")
     arguments = parser.parse_args()
     found: dict[str, tuple[float, float]] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    names = [(task, agent) for task in arguments.tasks for agent in arguments.agents]
+    kinds = [
+        (task, agent, arguments.timesteps or TASKS[task].timesteps) for task in arguments.tasks for agent in arguments.agents
+    ]
     with ProcessPoolExecutor(arguments.jobs) as pool:
         runs = {
-            key: pool.submit(train, task, agent, seed, arguments.episodes)
+            pool.submit(train, *kind, seed, arguments.episodes): key
             for seed in range(arguments.seeds)
-            for task, agent in names
-            if (key := f"{task}/{agent}/{seed}") not in found
+            for kind in kinds
+            if (key := "/".join(map(str, (*kind, seed)))) not in found
         }
-        for key, run in runs.items():
-            found[key] = run.result()
+        for run in as_completed(runs):
+            found[runs[run]] = run.result()
             arguments.out.write_text(json.dumps(found, indent=1))
     print("| task | steps | agent | return | by seed | seconds |")
     print("| --- | --- | --- | --- | --- | --- |")
-    for task, agent in names:
-        returns, seconds = zip(*(found[f"{task}/{agent}/{seed}"] for seed in range(arguments.seeds)), strict=True)
+    for kind in kinds:
+        returns, seconds = zip(*(found["/".join(map(str, (*kind, seed)))] for seed in range(arguments.seeds)), strict=True)
         summary = summarise(list(returns))
         low, high = summary["interval"]
         interval = f"{summary['mean']:.3f} [{low:.3f}, {high:.3f}]"
         by_seed = ", ".join(f"{value:.2f}" for value in returns)
-        print(f"| {task} | {TASKS[task].timesteps:,} | {agent} | {interval} | {by_seed} | {np.median(seconds):.0f} |")
+        task, agent, timesteps = kind
+        print(f"| {task} | {timesteps:,} | {agent} | {interval} | {by_seed} | {np.median(seconds):.0f} |")
 
 
 if __name__ == "__main__":
