@@ -185,7 +185,7 @@ def test_looking_inside_while_training(observation, algorithm):
             super()._on_rollout_end()
             seen.append(dict(self.logger.name_to_value))
 
-    agent(echo(space), policy, algorithm=algorithm).learn(64, callback=Seen())
+    agent(echo(space), policy, algorithm=algorithm, batch_size=16).learn(64, callback=Seen())
     assert len(seen) == 2
     for scalars in seen:
         assert 0 < scalars["core/forget_gate"] < 1
@@ -212,7 +212,7 @@ def test_what_is_looked_at_is_what_the_policy_acted_on(algorithm, monkeypatch):
             return self.weight * state, state
 
     monkeypatch.setattr("rmc_rl.agents.callbacks.LOOKS", 3)
-    model = agent(policy_kwargs=dict(core=Count), algorithm=algorithm, n_epochs=1)
+    model = agent(policy_kwargs=dict(core=Count), algorithm=algorithm, n_epochs=1, batch_size=16)
     model.policy.critic_core = None
     model.learn(32, callback=CoreScalars())
     assert len(looked) == 3
@@ -547,6 +547,19 @@ def test_predict_mistakes():
         model.predict(np.ones((3, 3), np.float32), state=state, episode_start=np.zeros(6, bool))
     with pytest.raises(UsageError, match="unpack it"):
         model.predict((np.ones(3, np.float32), {}))
+    for wrong in (state[:1], state * 2, tuple(half[0] for half in state)):
+        with pytest.raises(UsageError, match=r"state must be a pair of arrays \(1, n_envs, 8\)"):
+            model.predict(np.ones((3, 3), np.float32), state=wrong)
+
+
+def test_arguments_of_the_optimizer():
+    assert agent().policy.optimizer.defaults["fused"]
+    assert agent().policy.optimizer.defaults["eps"] == 1e-5
+    for kwargs in (dict(foreach=True), dict(differentiable=True), dict(fused=False, betas=(0.8, 0.9))):
+        defaults = agent(policy_kwargs=SMALL | dict(optimizer_kwargs=kwargs)).policy.optimizer.defaults
+        assert not defaults["fused"]
+        assert defaults["eps"] == 1e-8  # of Adam itself, as in SB3
+        assert kwargs.items() <= defaults.items()
 
 
 # Saving and loading

@@ -1,5 +1,7 @@
 """Our RecurrentPPO: what it computes, against hand-computed numbers, closed forms and the stock class."""
 
+import contextlib
+
 import gymnasium
 import numpy as np
 import pytest
@@ -284,6 +286,25 @@ def test_spaces(observation, action):
     assert any(name.startswith("core.") for name in changed)
 
 
+@pytest.mark.parametrize("space", [spaces.Box(-1, 1, (2, 2), np.float32), spaces.Box(0, 5, (2,), np.uint8)])
+def test_actions_of_a_box_are_kept_as_they_were_sampled(space):
+    class Any(Echo):
+        def step(self, action):
+            return super().step(action.astype(space.dtype))
+
+    model = agent(make_vec_env(lambda: Any(VECTOR, space), 2), n_epochs=1, batch_size=32)
+    model.learn(32)
+    assert model.logger.name_to_value["train/approx_kl"] == pytest.approx(0, abs=1e-6)
+    assert model.rollout_buffer.actions.frac().any()
+
+
+@pytest.mark.parametrize("critic", CRITICS)
+@pytest.mark.parametrize("core", ["rims", "brims", "gru"])
+def test_one_environment_and_an_initial_state_that_is_learned(core, critic):
+    learned = dict(core_kwargs=dict(initial_state="learned")) if core == "gru" else {}
+    agent(echo(n_envs=1), policy_kwargs=dict(core=core, critic=critic, **learned)).learn(48)
+
+
 @pytest.mark.parametrize("squash", [False, True])
 def test_gsde(squash):
     class Within(Echo):
@@ -354,7 +375,10 @@ def test_sequence_length_is_saved(tmp_path):
     [({}, 16), (dict(batch_size=32), 16), (dict(batch_size=8), 8), (dict(n_steps=12, batch_size=8), 4)],
 )
 def test_default_sequence_length(kwargs, length):
-    assert agent(**kwargs).rollout_buffer.sequence_length == length
+    short = pytest.warns(UserWarning, match=f"reach back {length} steps only, .*: batch_size {kwargs.get('n_steps', 16)}, or")
+    with short if length < 16 else contextlib.nullcontext():
+        model = agent(**{name: np.int64(value) for name, value in kwargs.items()})
+    assert model.rollout_buffer.sequence_length == length
 
 
 @pytest.mark.parametrize(

@@ -120,9 +120,9 @@ class SequenceBuffer:
             self.observations = {name: _zeros(shape, space, device) for name, space in observation_space.items()}
         else:
             self.observations = _zeros(shape, observation_space, device)
-        # actions as the policy returns them
+        # actions as the policy returns them: samples of a normal distribution, for a Box of whole numbers as well
         self.actions = _zeros(shape, action_space, device)
-        if isinstance(action_space, spaces.MultiBinary):
+        if isinstance(action_space, spaces.Box | spaces.MultiBinary):
             self.actions = self.actions.float()
         self.action_masks = torch.ones(*shape, num_masked, dtype=torch.bool, device=device) if num_masked else None
         self.starts, self.rewards, self.values, self.log_probs, self.advantages = torch.zeros(5, *shape, device=device)
@@ -140,6 +140,7 @@ class SequenceBuffer:
         returns: Tensor = self.advantages + self.values
         return returns
 
+    @torch.no_grad()
     def observe(
         self, step: int, obs: Any, starts: np.ndarray, states: RNNStates, action_masks: np.ndarray | None = None
     ) -> tuple[PyTorchObs, Tensor, Tensor | None]:

@@ -49,8 +49,9 @@ class CorePolicy(RecurrentActorCriticPolicy):
         :param n_envs: ``B``
         :return: for actor and critic a pair of tensors ``(1, B, ceil(S / 2))`` each
         """
-        actor = split_state(self.core.initial_state(n_envs))
-        critic = actor if self.critic_core is None else split_state(self.critic_core.initial_state(n_envs))
+        # detached, for a learned one is a view of its parameter
+        actor = split_state(self.core.initial_state(n_envs).detach())
+        critic = actor if self.critic_core is None else split_state(self.critic_core.initial_state(n_envs).detach())
         return RNNStates(actor, critic)
 
     @staticmethod
@@ -195,6 +196,8 @@ class CorePolicy(RecurrentActorCriticPolicy):
         distribution = self._distribution(latent_pi, action_masks)
         if isinstance(self.action_space, spaces.MultiBinary):
             actions = actions.float()
+        elif isinstance(self.action_space, spaces.Box):
+            actions = actions.flatten(1)  # as the distribution has them
         return self.value_net(latent_vf).flatten(), distribution.log_prob(actions), distribution.entropy()
 
     def within_bounds(self, actions: np.ndarray) -> np.ndarray:
@@ -274,6 +277,7 @@ class CorePolicy(RecurrentActorCriticPolicy):
             states = self.initial_states(n_envs).pi
         else:
             states = tuple(torch.as_tensor(half, dtype=torch.float32, device=self.device) for half in state)
+            join_state(states, self.core.state_size)  # or says what is wrong with it
         starts = torch.zeros(n_envs) if episode_start is None else torch.as_tensor(episode_start, dtype=torch.float32)
         for name, found in (("state", states[0].shape[1]), ("episode_start", starts.numel())):
             if found != n_envs:

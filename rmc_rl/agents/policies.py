@@ -134,7 +134,9 @@ class MlpMemoryPolicy(CorePolicy):
             core, dict(core_kwargs or {}), critic, list(encoder or ()), channels_last, amp, compile_mode
         )
         if optimizer_class is torch.optim.Adam:
-            optimizer_kwargs = dict(eps=1e-5, fused=True) | (optimizer_kwargs or {})
+            optimizer_kwargs = dict(eps=1e-5) if optimizer_kwargs is None else dict(optimizer_kwargs)
+            if optimizer_kwargs.keys().isdisjoint(("foreach", "differentiable")):  # these exclude it
+                optimizer_kwargs.setdefault("fused", True)
         # Not RecurrentActorCriticPolicy's, which would build LSTMs
         super(RecurrentActorCriticPolicy, self).__init__(
             observation_space,

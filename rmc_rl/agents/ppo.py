@@ -8,6 +8,7 @@ Shapes: ``N`` environments, ``L`` steps of a sequence, ``B`` sequences of a mini
 """
 
 import math
+import warnings
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,6 +27,8 @@ from torch import Tensor
 from rmc_rl.agents.buffers import SequenceBuffer
 from rmc_rl.agents.policies import CnnMemoryPolicy, MlpMemoryPolicy, MultiInputMemoryPolicy
 from rmc_rl.errors import UsageError, require, require_whole
+
+SHORT = 16  # steps of a sequence that nobody asked for and that hardly trains a memory
 
 
 class RecurrentPPO(sb3_contrib.RecurrentPPO):
@@ -143,6 +146,10 @@ class RecurrentPPO(sb3_contrib.RecurrentPPO):
             rule = f"batch_size must divide the {transitions} transitions of a rollout (n_steps {self.n_steps} * {self.n_envs}"
             raise UsageError(f"{rule} environments): {', '.join(map(str, valid))}, got {self.batch_size}")
         if self.sequence_length is None:
+            if most < min(self.n_steps, SHORT):
+                rule = f"the largest sequence_length that divides n_steps {self.n_steps} and batch_size {self.batch_size}"
+                more = f"batch_size {self.n_steps}, or a multiple of it, lets them reach back a whole rollout"
+                warnings.warn(f"gradients reach back {most} steps only, {rule}: {more}", stacklevel=2)
             return most
         require_whole("sequence_length", self.sequence_length)
         if most % self.sequence_length:

@@ -60,8 +60,8 @@ def join_state(pair: StatePair, state_size: int) -> Tensor:
     :return: ``(B, S)``
     :raises UsageError: where the pair is not of this shape
     """
-    first, second = pair
     expected = (state_size + 1) // 2
-    fits = all(half.dim() == 3 and half.shape[0] == 1 and half.shape[2] == expected for half in pair)
+    fits = len(pair) == 2 and all(half.dim() == 3 and half.shape[::2] == (1, expected) for half in pair)
     require(fits, f"a state must be a pair of arrays (1, n_envs, {expected})", tuple(tuple(half.shape) for half in pair))
+    first, second = pair
     return torch.cat([first[0], second[0]], dim=-1)[:, :state_size]
