@@ -6,7 +6,7 @@ import pytest
 from kernel_cases import NEEDED, assert_same, clear_caches, data, make, needs_native, results
 
 from rmc_rl.agents.cores import kernels, make_core
-from rmc_rl.agents.cores.kernels import build
+from rmc_rl.agents.cores.kernels import build, native
 from rmc_rl.errors import UsageError
 
 
@@ -43,6 +43,18 @@ def test_a_library_that_cannot_be_loaded(lost):
     expected = results(core, "eager", *arrays)
     with pytest.warns(UserWarning, match="computing with eager torch: native-.* cannot be loaded"):
         assert_same(results(core, "auto", *arrays), expected, 0)
+
+
+@needs_native
+@pytest.mark.skipif(len(native.usable()) < 2, reason="this CPU has one instruction set")
+def test_the_next_library_where_the_best_cannot_be_loaded(request):
+    best, good = (build.library(name) for name in native.usable()[:2])
+    lost = request.getfixturevalue("lost")
+    (lost / best.name).write_bytes(b"not a library")
+    (lost / good.name).symlink_to(good)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert kernels.report("native", "rmc", "cpu") == f"native (C++, {good.name})"
 
 
 @needs_native

@@ -1,11 +1,16 @@
 """The fused kernels compute what eager torch computes."""
 
 import copy
+import functools
 import pickle
 
 import pytest
 import torch
+import torch.nn.utils.prune
 from kernel_cases import CASES, INPUT, USUAL, assert_same, clear_caches, data, make, needs_native, results
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.flop_counter import FlopCounterMode
 
 from rmc_rl.agents.cores.kernels import build, native
 
@@ -171,13 +176,84 @@ def test_part_of_the_gradients(case, trained):
 
 
 @needs_native
-def test_second_derivatives_are_refused():
-    core = make("rmc usual", kernel="native")
-    inputs, state, _ = data(core, "rmc usual")
-    outputs, _ = core(inputs.requires_grad_(), state)
-    (gradient,) = torch.autograd.grad((outputs**2).sum(), inputs, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
+@pytest.mark.filterwarnings("ignore:Using backward")
+@pytest.mark.parametrize("route", ["backward", "grad"])
+@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize("case", USUAL)
+def test_second_derivatives_are_refused(case, power, route):
+    core = make(case, kernel="native")
+    inputs, state, _ = data(core, case)
+    total = (core(inputs.requires_grad_(), state)[0] ** power).sum()
+    run = total.backward if route == "backward" else functools.partial(torch.autograd.grad, total, inputs)
+    with pytest.raises(RuntimeError, match=r"no second derivatives, .* kernel='eager'"):
+        run(create_graph=True)
+
+
+@needs_native
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("case", USUAL)
+def test_what_watches_or_transforms_computations_gets_eager(case, monkeypatch):
+    core, calls = make(case, kernel="native"), used(monkeypatch)
+    inputs, state, _ = data(core, case)
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        assert core(torch.empty_like(inputs), state)[0].shape == (*inputs.shape[:2], core.output_size)
+    core(fake.from_tensor(inputs), state)
+    with FlopCounterMode(display=False) as flops:
+        core(inputs, state)
+    assert flops.get_total_flops() > 0
+    slopes = torch.func.grad(lambda x: core(x, state)[0].sum())(inputs)
+    traced = torch.jit.trace(core, (inputs, state), check_trace=False)
+    graph = make_fx(lambda x: core(x, state)[0])(inputs)
+    nowhere = copy.deepcopy(core).to("meta")
+    nowhere.kernel = "auto"
+    assert nowhere(inputs.to("meta"), state.to("meta"))[0].is_meta
+    assert not calls
+    outputs = core(inputs.requires_grad_(), state)[0]
+    assert calls
+    outputs.sum().backward()
+    torch.testing.assert_close(slopes, inputs.grad, rtol=0, atol=1e-10)
+    for other in (traced(inputs, state)[0], graph(inputs)):
+        torch.testing.assert_close(other, outputs, rtol=0, atol=1e-10)
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("case", "part"), [("rmc usual", "mlp.0"), ("rims usual", "communication.gate"), ("gru usual", "rnn")]
+)
+def test_what_is_done_to_a_submodule_is_heeded(case, part, monkeypatch):
+    core = make(case, torch.float32, kernel="native")
+    inputs, state, _ = data(core, case, torch.float32)
+    name, layer = next((name, module) for name, module in core.named_modules() if name.endswith(part))
+    weight = "weight_hh_l0" if part == "rnn" else "weight"
+    torch.nn.utils.prune.l1_unstructured(layer, weight, amount=0.5)
+    calls = used(monkeypatch)
+    for _ in range(2):  # its weight is computed anew each time
+        core(inputs, state)[0].sum().backward()
+    assert not calls
+    torch.nn.utils.prune.remove(layer, weight)
+    core(inputs, state)
+    assert calls
+    calls.clear()
+    parent = core.get_submodule(name.rpartition(".")[0])
+    other = type(f"My{type(layer).__name__}", (type(layer),), {"__module__": "mine"})
+    changed = copy.copy(layer)
+    changed.__class__ = other
+    setattr(parent, name.rpartition(".")[2], changed)
+    core(inputs, state)
+    assert not calls
+
+
+@needs_native
+@pytest.mark.parametrize("sizes", [dict(num_heads=1, head_size=3), dict(num_heads=3, head_size=10)])
+def test_layer_norm_of_large_numbers(sizes):
+    core = make("rmc usual", torch.float32, **sizes)
+    with torch.no_grad():
+        core.blocks[0].qkv.bias.add_(300)
+    arrays = data(core, "rmc usual", torch.float32)
+    found = {kernel: results(core, kernel, *arrays)["outputs"] for kernel in ("native", "eager")}
+    exact = results(core.double(), "eager", *(array.double() if array.is_floating_point() else array for array in arrays))
+    wrong = {kernel: (outputs - exact["outputs"]).abs().max() for kernel, outputs in found.items()}
+    assert wrong["native"] < 4 * wrong["eager"]
 
 
 @needs_native
@@ -227,7 +303,10 @@ def test_dropout_goes_to_eager_while_it_drops(monkeypatch):
     assert calls
 
 
-def test_a_copy_without_the_argument_of_later_versions():
-    core = pickle.loads(pickle.dumps(make("rmc usual", kernel="native")))
-    assert core.kernel == "native"
-    assert "kernel" not in core.state_dict()
+@needs_native
+@pytest.mark.parametrize("case", USUAL)
+def test_a_saved_core_depends_on_no_kernel(case):
+    core = make(case, kernel="native")
+    assert pickle.loads(pickle.dumps(core)).kernel == "native"
+    other = make(case, kernel="eager")
+    other.load_state_dict(core.state_dict())

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from rmc_rl.agents.cores import kernels
 from rmc_rl.errors import UsageError, check_keywords, unknown
@@ -104,17 +105,21 @@ class Core(nn.Module, ABC):
             outputs.append(output)
         return torch.stack(outputs), state
 
-    def find_kernel(self, device: str) -> ModuleType | None:
+    def find_kernel(self, inputs: Tensor, state: Tensor) -> ModuleType | None:
         """
         The fused kernel to compute with.
 
-        :param device: type of device
-        :return: its module; None: eager torch, as always under :meth:`inspect`, autocast and the tracers of torch
+        :param inputs: what the core is to read
+        :param state: the state before it
+        :return: its module; None: eager torch, as always under :meth:`inspect`, autocast, the tracers and function transforms
+            of torch, and where a submodule has hooks or is not torch's own or ours (pruned, quantised, adapted ...)
         """
-        tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore
-        if self._looks is not None or tracing or torch.is_autocast_enabled(device):
+        device = inputs.device.type
+        found = kernels.fused(self.kernel, self.kernel_family, device)
+        if found is None or self._looks is not None or torch.is_autocast_enabled(device):
             return None
-        return kernels.fused(self.kernel, self.kernel_family, device)
+        known = all(type(tensor) in (Tensor, nn.Parameter) for tensor in (inputs, state))  # with memory that can be read
+        return found if known and not _traced() and all(map(_is_plain, self._modules.values())) else None
 
     def inspect(self, inputs: Tensor, state: Tensor, starts: Tensor | None = None) -> dict[str, Tensor]:
         """
@@ -149,6 +154,25 @@ class Core(nn.Module, ABC):
         """
         if self._looks is not None:
             self._looks.setdefault(name, []).append(value)
+
+
+def _traced() -> bool:
+    """Whether torch watches what is computed, or computes something else with it, such as its derivative."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+        or _get_current_dispatch_mode() is not None
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
+
+
+def _is_plain(module: nn.Module | None) -> bool:
+    """Whether a module computes what its parameters say, as far as can be told."""
+    if module is None:
+        return True
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    ours = type(module).__module__.startswith(("torch.nn.modules.", "rmc_rl."))
+    return ours and not hooks and all(map(_is_plain, module._modules.values()))
 
 
 def scalars(looks: Mapping[str, Tensor]) -> dict[str, float]:

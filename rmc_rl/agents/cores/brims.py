@@ -207,7 +207,7 @@ class BRIMs(Core):
 
     def _fused(self, inputs: Tensor, state: Tensor, starts: Tensor | None) -> Tensor | None:
         """The state after each step, ``(T, B, S)``; None where no kernel computes it."""
-        kernel = self.find_kernel(inputs.device.type)
+        kernel = self.find_kernel(inputs, state)
         states: Tensor | None = None if kernel is None else kernel.unroll(self, self.embedding(inputs), state, starts)
         return states
 

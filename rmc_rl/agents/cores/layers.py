@@ -88,7 +88,7 @@ def largest(scores: Tensor, count: int) -> Tensor:
     if count == scores.shape[1]:
         return torch.ones_like(scores, dtype=torch.bool)
     order = torch.sort(scores, dim=-1, descending=True, stable=True).indices
-    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order[:, :count], True)
+    return torch.zeros_like(scores, dtype=torch.bool).scatter(1, order[:, :count], 1)
 
 
 def pass_gradient(x: Tensor, mask: Tensor) -> Tensor:

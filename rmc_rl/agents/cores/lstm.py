@@ -87,7 +87,7 @@ class TorchRNN(Core):
                 state = torch.where(starts[0].unsqueeze(-1), self.initial_state(len(state)), state)
             output, state = self.step(inputs[0], state)
             return output.unsqueeze(0), state
-        kernel = self.find_kernel(inputs.device.type)
+        kernel = self.find_kernel(inputs, state)
         if kernel is not None and (starts is None or not starts.any()) and self.torch_is_fused and self.kernel == "auto":
             kernel = None
         fused: tuple[Tensor, Tensor] | None = None if kernel is None else kernel.unroll(self, inputs, state, starts)

@@ -185,7 +185,7 @@ class RMC(Core):
     def _fused(self, embedded: tuple[Tensor, ...], state: Tensor, starts: Tensor | None) -> Tensor | None:
         """The memory after each step, ``(T, B, N, D)``; None where no kernel computes it."""
         rows = embedded[0]
-        kernel = self.find_kernel(rows.device.type)
+        kernel = self.find_kernel(rows, state)
         if kernel is None:
             return None
         gates = embedded[1].squeeze(-2) if len(embedded) > 1 else None

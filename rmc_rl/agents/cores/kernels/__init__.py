@@ -14,6 +14,8 @@ import importlib
 import warnings
 from types import ModuleType
 
+import torch
+
 from rmc_rl.errors import require_choice
 
 KERNELS = ("auto", "eager", "native")
@@ -72,6 +74,16 @@ def _choose(kernel: str, family: str, device: str) -> ModuleType | str:
     if kernel == "auto" and (family, device) in MODULES and device not in TIMED:
         return f"kernel=native would take one for {device} that was not timed yet"
     return _find(family, device)
+
+
+def refuse_second_derivatives() -> None:
+    """
+    For the way back of a kernel, which autograd cannot follow.
+
+    :raises RuntimeError: where it is asked to, by ``create_graph=True``
+    """
+    if torch.is_grad_enabled():
+        raise RuntimeError("a fused kernel has no second derivatives, which create_graph=True asks for: use kernel='eager'")
 
 
 @functools.cache

@@ -32,16 +32,14 @@ inline T normalise(size_t width, const T* x, const T* more, T epsilon, const T* 
     each_in_four<T>(width, [&](size_t i, int k, auto get, auto) { sums[k] += get(x + i); });
   }
   const T mean = sum_of_four<T>(sums) / T(width);
-  each_in_four<T>(width, [&](size_t i, int k, auto get, auto) {
-    const Vector<T> value = get(x + i) - mean;
+  each_in_four<T>(width, [&](size_t i, int k, auto get, auto put) {
+    put(normed + i, get(x + i) - mean);
+    const Vector<T> value = get(normed + i);  // 0, not -mean, in lanes behind the end
     squares[k] += value * value;
   });
-  // lanes behind the end held -mean
-  const size_t rest = (kLanes<T> - width % kLanes<T>) % kLanes<T>;
-  const T variance = (sum_of_four<T>(squares) - T(rest) * mean * mean) / T(width);
-  const T scale = T(1) / std::sqrt((variance < 0 ? T(0) : variance) + epsilon);
+  const T scale = T(1) / std::sqrt(sum_of_four<T>(squares) / T(width) + epsilon);
   each<T>(width, [&](size_t i, auto get, auto put) {
-    const Vector<T> value = (get(x + i) - mean) * scale;
+    const Vector<T> value = get(normed + i) * scale;
     put(normed + i, value);
     put(y + i, value * get(gamma + i) + get(beta + i));
   });

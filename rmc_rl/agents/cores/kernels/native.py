@@ -18,9 +18,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from rmc_rl.agents.cores.kernels import build
+from rmc_rl.agents.cores.kernels import build, refuse_second_derivatives
 
 BUILD_COMMAND = "python -m rmc_rl.agents.cores.kernels.build"
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
@@ -52,26 +51,33 @@ class _Gradients(ctypes.Structure):
 @functools.cache
 def load() -> ctypes.CDLL | str:
     """
-    The library for this CPU. Warns where there is one that cannot be used.
+    The best library for this CPU that can be used. Warns where there are some and none of them can.
 
     :return: the library, or in words why there is none
     """
-    path = _path()
-    if path is None:
+    paths = [build.library(name) for name in usable() if build.library(name).exists()]
+    if not paths:
         return f"it was not built ({BUILD_COMMAND} builds it)"
+    reasons = []
+    for path in paths:
+        library = _open(path)
+        if not isinstance(library, str):
+            return library
+        reasons.append(library)
+    warnings.warn(f"computing with eager torch: {'; '.join(reasons)}", stacklevel=2)
+    return "; ".join(reasons)
+
+
+def _open(path: Path) -> ctypes.CDLL | str:
+    """A library, or in words why it cannot be used."""
     try:
         library = ctypes.CDLL(str(path))
         library.rmc_rl_sources.restype = c_char_p
         sources = library.rmc_rl_sources().decode()
-        reason = None
     except (OSError, AttributeError) as error:
-        reason = f"{path.name} cannot be loaded: {error}"
-    else:
-        if build.checksum() not in ("", sources):
-            reason = f"{path.name} was built from other sources than those beside it ({BUILD_COMMAND} builds it again)"
-    if reason is not None:
-        warnings.warn(f"computing with eager torch: {reason}", stacklevel=2)
-        return reason
+        return f"{path.name} cannot be loaded: {error}"
+    if build.checksum() not in ("", sources):
+        return f"{path.name} was built from other sources than those beside it ({BUILD_COMMAND} builds it again)"
     return library
 
 
@@ -84,11 +90,6 @@ def usable() -> tuple[str, ...]:
     return USABLE.get(torch.backends.cpu.get_cpu_capability(), ("v1",))
 
 
-def _path() -> Path | None:
-    """The best library that this CPU can use."""
-    return next((build.library(name) for name in usable() if build.library(name).exists()), None)
-
-
 def why_not() -> str | None:
     """Why the kernel cannot be had in this process; None: it can."""
     library = load()
@@ -97,8 +98,8 @@ def why_not() -> str | None:
 
 def about() -> str:
     """What is in use, for people."""
-    path = _path()
-    return f"C++, {path.name if path else ''}"
+    library = load()
+    return f"C++, {'' if isinstance(library, str) else Path(library._name).name}"
 
 
 class Kernel(NamedTuple):
@@ -204,8 +205,8 @@ class _Unroll(torch.autograd.Function):
         return states
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivatives()
         kept = ctx.saved_tensors
         *inputs, fresh = kept[3 : 3 + ctx.count]
         grad = grad.contiguous()

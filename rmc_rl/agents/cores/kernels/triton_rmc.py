@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+from rmc_rl.agents.cores.kernels import refuse_second_derivatives
 
 if TYPE_CHECKING:
     from rmc_rl.agents.cores.rmc import RMC
@@ -240,8 +241,8 @@ class _Unroll(torch.autograd.Function):
         return memories
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivatives()
         flags, *saved = ctx.saved_tensors
         return None, None, *_backward(ctx.sizes, flags, saved[:5], saved[5:16], saved[16], saved[17:], grad)
 
