@@ -2,9 +2,10 @@
 
 import difflib
 import inspect
-import numbers
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+
+import numpy as np
 
 
 class UsageError(ValueError):
@@ -54,7 +55,7 @@ def require_whole(name: str, value: object, at_least: int = 1) -> None:
     :param at_least: the smallest valid value
     :raises UsageError: where it is not
     """
-    valid = isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= at_least
+    valid = isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= at_least
     require(valid, f"{name} must be a whole number of at least {at_least}", value)
 
 

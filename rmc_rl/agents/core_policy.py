@@ -67,7 +67,7 @@ class CorePolicy(RecurrentActorCriticPolicy):
         state = join_state(states, core.state_size)
         if isinstance(layout, Layout):
             # index_select, for the gradient of indexing is slow
-            rows = features.index_select(0, layout.grid.flatten()).unflatten(0, layout.grid.shape)  # (n, F) -> (T, R, F)
+            rows = features.index_select(0, layout.grid.flatten()).view(*layout.grid.shape, -1)  # (n, F) -> (T, R, F)
             outputs, state = core(rows, state, layout.starts > 0.5)
             return outputs.flatten(0, 1).index_select(0, layout.places), split_state(state)  # (T, R, O) -> (n, O)
         outputs, state = core(features.unsqueeze(0), state, layout.unsqueeze(0) > 0.5)

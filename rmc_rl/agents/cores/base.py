@@ -160,7 +160,7 @@ def _traced() -> bool:
     """Whether torch watches what is computed, or computes something else with it, such as its derivative."""
     return (
         torch.compiler.is_compiling()
-        or torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+        or torch.jit.is_tracing()  # type: ignore
         or _get_current_dispatch_mode() is not None
         or torch._C._functorch.peek_interpreter_stack() is not None
     )
