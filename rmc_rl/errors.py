@@ -55,7 +55,7 @@ def require_whole(name: str, value: object, at_least: int = 1) -> None:
     :param at_least: the smallest valid value
     :raises UsageError: where it is not
     """
-    valid = isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= at_least
+    valid = isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= at_least)
     require(valid, f"{name} must be a whole number of at least {at_least}", value)
 
 
@@ -94,10 +94,18 @@ def check_keywords(kind: str, function: Callable[..., Any], keywords: Mapping[st
     :param given: names of parameters that the caller fills in itself, so that a user may not
     :raises UsageError: for a keyword that the function does not have, with the nearest one it has
     """
-    parameters = inspect.signature(function).parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+    # a class whose ** goes to the next one takes the keywords of both
+    functions = (
+        [cls.__init__ for cls in function.__mro__ if "__init__" in vars(cls)] if isinstance(function, type) else [function]
+    )
+    valid: list[str] = []
+    for each in functions:
+        parameters = inspect.signature(each).parameters.values()
+        valid += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name != "self"]
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    else:
         return
-    valid = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     valid = [name for name in valid if name not in set(given)]
     for name in keywords:
         if name not in valid:

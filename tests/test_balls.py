@@ -1,6 +1,5 @@
 """Balls in a box: mechanics, and the worlds made of them, with perfect, memoryless and random play."""
 
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -146,7 +145,7 @@ class TestBallTracking:
         world = BallTrackingWorld(1024)
         assert abs(first_returns(world, follower(world, marked=True)).mean() - 0.94) < 0.02
         assert abs(first_returns(world, follower(world, marked=False)).mean() - 0.49) < 0.04
-        assert abs(first_returns(world, random_actions(world)).mean() - 0.11) < 0.02
+        assert abs(first_returns(world, random_actions(world)).mean() - 0.102) < 0.01
 
     def test_after_the_mark_balls_look_alike(self):
         world = BallTrackingWorld(32, n_balls=3, marked_steps=2)
@@ -197,15 +196,3 @@ class TestBallTracking:
 def test_mistakes(world, kwargs, message):
     with pytest.raises(UsageError, match=message):
         world(1, **kwargs)
-
-
-@pytest.mark.parametrize("world", [BouncingBallsWorld, BallTrackingWorld])
-def test_pictures_differ_from_step_to_step(world):
-    drawn = world(1, render_mode="rgb_array")
-    drawn.reset(seed=0)
-    frames = []
-    for _ in range(8):
-        frames.append(drawn.render()[0])
-        drawn.step(torch.as_tensor(drawn.action_space.sample()))
-    assert frames[0].shape == (160, 160, 3)
-    assert all((one != other).any() for one, other in pairwise(frames))

@@ -68,21 +68,3 @@ class TestCopy:
 def test_copy_sizes_are_checked(name):
     with pytest.raises(UsageError, match=f"{name} must be a whole number of at least [12], got 0"):
         CopyWorld(**{name: 0})
-
-
-def test_copy_draws_what_was_seen_and_answered():
-    world = CopyWorld(1, n_symbols=3, length=2, delay=1, render_mode="rgb_array")
-    world.reset(seed=0)
-    (empty,) = world.render()
-    assert empty.shape == (3 * 8, 5 * 8, 3)
-    first, second = world.symbols[0].tolist()
-    for action in (0, 0, 0, first):
-        world.step(torch.tensor([action]))
-    (frame,) = world.render()
-    blue, green = frame[first * 8 + 4, 4], frame[first * 8 + 4, 3 * 8 + 4]
-    assert blue.argmax() == 2
-    assert green.argmax() == 1
-    assert frame[second * 8 + 4, 8 + 4].argmax() == 2
-    world.step(torch.tensor([(second + 1) % 3]))  # wrong; the new episode is drawn from here on
-    assert (world.render()[0] != frame).any()
-    assert CopyWorld(1).render() is None

@@ -75,12 +75,35 @@ def test_the_seed_decides_everything(env_id):
         ("rmc_rl/Copy-v0", dict(dealy=2), "unknown keyword of rmc_rl/Copy-v0 'dealy'; did you mean 'delay'"),
         ("CartPole-v1", dict(sutton_barto=True), "did you mean 'sutton_barto_reward'"),
         ("FrozenLake-v1", dict(map_name="9x9"), "cannot be made with {'map_name': '9x9'}"),
+        ("MiniGrid-MemoryS7-v0", dict(sise=9), "unknown keyword of MiniGrid-MemoryS7-v0 'sise'; did you mean 'size'"),
+        ("MiniGrid-MemoryS7-v0", dict(agent_view_sise=9), "did you mean 'agent_view_size'"),
+        ("MiniGrid-MemoryS7-v0", dict(agent_view_size=4), "AssertionError: assert agent_view_size % 2 == 1"),
     ],
 )
 def test_mistakes(env_id, kwargs, message):
     with pytest.raises(UsageError, match=message) as mistake:
         make_vec(env_id, 1, env_kwargs=kwargs)
     assert "\n" not in str(mistake.value)
+
+
+@pytest.mark.parametrize("env_id", ["ALE/Pong-v5", "rmc_rl/Copy-v0"])
+def test_processes_are_for_what_does_not_step_as_one(env_id):
+    with pytest.raises(UsageError, match=f"processes must be false for {env_id}, whose copies step as one, got True"):
+        make_vec(env_id, 2, processes=True)
+
+
+@pytest.mark.parametrize("env_id", ["ALE/Pong-v5", "rmc_rl/Copy-v0"])
+def test_without_a_seed_each_is_another(env_id):
+    seeds = []
+    for _ in range(6):
+        np.random.seed(0)
+        env = make_vec(env_id, 2)
+        seeds.append(env._seeds[0])
+        env.reset()
+        env.close()
+    assert len(set(seeds)) == 6
+    with pytest.raises(UsageError, match="seed must be at most 2147483647 less n_envs, got 2147483647"):
+        env.seed(2**31 - 1)
 
 
 def test_number_of_copies():

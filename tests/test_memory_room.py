@@ -112,6 +112,9 @@ def test_whether_the_object_and_those_at_the_crossing_are_in_view_together(sizes
     assert shows_room.any()
     assert shows_crossing.any()
     assert (shows_room & shows_crossing).any() == together
+    columns = torch.where(shows_room.view(-1, size, size, 4)[-1, size // 2])[0]
+    # from there two turns and the rest of the corridor lead to the crossing, size - 7 steps
+    assert (columns.max(), world._ends[-1] + 1) == (7, size - 2)
 
 
 @pytest.mark.parametrize(
@@ -135,9 +138,3 @@ def test_at_the_sign_the_object_is_in_view():
     planes = observations.view(64, memory_room.KINDS, 7, 7)
     assert (planes[:, [KEY, BALL]].sum((1, 2, 3)) == 1).all()
     assert planes[:, BALL].sum((1, 2)).equal((world.objects & 1).float())
-
-
-def test_a_picture():
-    world = MemoryRoomWorld(2, render_mode="rgb_array")
-    world.reset(seed=0)
-    assert world.render()[0].shape == (11 * 12, 11 * 12, 3)

@@ -106,6 +106,58 @@ def test_what_ends_a_level(mode, clear):
     assert world.level_time == 0
 
 
+def test_a_level_of_avoid_lasts_for_128_steps():
+    world = empty("avoid", max_steps=1000)
+    for level in (1, 2):
+        for _ in range(128):
+            assert world.level == level
+            step(world, STAY)
+            world._move_ghosts, world.ghosts[:] = (lambda: None), place(13, 17)
+
+
+def test_pacman_and_ghosts_cannot_pass_each_other():
+    rule, world = MODES["regular"], empty()
+    world.ghosts[0, 0] = place(1, 2)
+    assert step(world, RIGHT) == (rule.step + rule.death, True)  # he walked into it
+    for power in (0, 9):
+        world = empty()
+        world.power[:] = power
+        world._move_ghosts = lambda world=world: world.ghosts.fill_(place(1, 1))
+        met = rule.ghost if power else rule.death
+        assert step(world, STAY) == (rule.step + met, not power)  # it walked into him
+
+
+def test_ghosts_go_astray_now_and_then():
+    world = MiniPacmanWorld(4096)
+    world.reset(seed=0)
+    world.level[:] = 9  # all move
+    distance = world._distances[world.pacman].gather(1, world.ghosts[:, :1])
+    world._move_ghosts()
+    further = (world._distances[world.pacman].gather(1, world.ghosts[:, :1]) > distance).float().mean()
+    assert 0.01 < further < 0.05  # one in 20, where that leads away
+
+
+def test_pixels():
+    world = empty(obs="pixels")
+
+    def near():
+        """Colours of the cells around Pacman, ``(5, 5, 3)``."""
+        return world._observe()[0, :, 4::8, 4::8].permute(1, 2, 0)
+
+    blank, own, wall = near()[2, 3], near()[2, 2], near()[1, 1]
+    here, kinds = place(1, 2), [own, wall, blank]
+    world.food[0, here] = True
+    kinds.append(near()[2, 3])
+    world.pills[0, here] = True
+    kinds.append(near()[2, 3])
+    world.ghosts[0, 0] = here  # hides what lies there
+    kinds.append(near()[2, 3])
+    world.power[:] = 3
+    kinds.append(near()[2, 3])
+    assert len({tuple(kind.tolist()) for kind in kinds}) == 7
+    assert blank.eq(0).all()
+
+
 def test_one_more_ghost_every_second_level():
     world = MiniPacmanWorld(9)
     world.reset(seed=0)
@@ -218,13 +270,3 @@ def test_episodes_draw_from_the_mazes():
     assert len(np.unique(world.walls.numpy(), axis=0)) == 3
     assert not MiniPacmanWorld(1, n_mazes=3, maze_seed=1).walls.equal(world.walls)
     assert not world.walls[world.maze, world.pacman].any()
-
-
-def test_a_picture():
-    world = MiniPacmanWorld(1, render_mode="rgb_array")
-    world.reset(seed=0)
-    before = world.render()[0]
-    assert before.shape == (120, 152, 3)
-    for action in (RIGHT, UP, LEFT, DOWN):
-        world.step(torch.tensor([action]))
-    assert (world.render()[0] != before).any()

@@ -132,12 +132,3 @@ def test_the_view_turns_with_the_agent():
 def test_mistakes(kwargs, message):
     with pytest.raises(UsageError, match=message):
         ObjectPickWorld(1, **kwargs)
-
-
-def test_a_picture():
-    world = ObjectPickWorld(1, render_mode="rgb_array")
-    world.reset(seed=0)
-    before = world.render()[0]
-    assert before.shape == (120, 120, 3)
-    world.step(torch.tensor([LEFT]))
-    assert (world.render()[0] != before).any()

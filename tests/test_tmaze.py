@@ -71,13 +71,3 @@ def test_rewards_and_ends():
 def test_mistakes(kwargs, message):
     with pytest.raises(UsageError, match=message):
         TMazeWorld(1, **kwargs)
-
-
-def test_a_picture_shows_agent_and_goal():
-    world = TMazeWorld(1, length=2, render_mode="rgb_array")
-    world.reset(seed=0)
-    frames = [world.render()[0]]
-    world.step(torch.tensor([RIGHT]))
-    frames.append(world.render()[0])
-    assert frames[0].shape == (5 * 16, 5 * 16, 3)
-    assert (frames[0] != frames[1]).any()

@@ -10,6 +10,7 @@ import torch
 from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
+from rmc_rl import make_vec
 from rmc_rl.envs import WORLDS
 from rmc_rl.errors import UsageError
 
@@ -140,6 +141,35 @@ def test_pickles(world_id):
         action = world.action_space.sample()
         for one, other in zip(world.step(action), copied.step(action), strict=True):
             np.testing.assert_equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["BoxWorld", "MemoryRoom", "MiniPacman", "ObjectPick", "TMaze"])
+def test_the_time_limit(name):
+    kwargs = dict(length=3) if name == "TMaze" else {}
+    world = gymnasium.make_vec(f"rmc_rl/{name}-v0", num_envs=64, max_steps=9, **kwargs)
+    world.reset(seed=0)
+    idle = torch.zeros(64, dtype=torch.long)
+    ends = [(terminated | truncated).float().mean() for _, _, terminated, truncated, _ in (world.step(idle) for _ in range(9))]
+    assert ends[-1] > 0.5
+    assert max(ends[:-1]) < 0.5
+
+
+@worlds
+def test_whole_numbers_of_any_type_are_actions(world_id):
+    world = gymnasium.make_vec(world_id, num_envs=2, render_mode="rgb_array", **SMALL[world_id])
+    world.reset(seed=0)
+    for dtype in (np.int32, np.uint8):
+        world.step(world.action_space.sample().astype(dtype))
+
+
+@worlds
+def test_pictures_of_a_world_that_had_none(world_id):
+    env = make_vec(world_id, 2, seed=0, env_kwargs=SMALL[world_id])
+    env.reset()
+    for _ in range(2):
+        env.step(np.array([env.action_space.sample() for _ in range(2)]))
+        env.set_attr("render_mode", "rgb_array")
+        assert env.get_images()[0].ndim == 3
 
 
 @worlds

@@ -79,7 +79,7 @@ class BatchedWorld(VectorEnv[Tensor, Tensor | np.ndarray, Tensor], ABC):
         """
         One step of all copies, without autoreset.
 
-        :param actions: ``(B, *action_shape)``
+        :param actions: ``(B, *action_shape)``, whole numbers as int64
         :return: rewards ``(B,)`` float32, terminated ``(B,)`` bool, truncated ``(B,)`` bool
         """
 
@@ -123,7 +123,8 @@ class BatchedWorld(VectorEnv[Tensor, Tensor | np.ndarray, Tensor], ABC):
         """
         if not self._is_reset:
             raise gymnasium.error.ResetNeeded("reset() must be called before step()")
-        rewards, terminated, truncated = self._advance(torch.as_tensor(actions, device=self.device))
+        actions = torch.as_tensor(actions, device=self.device)
+        rewards, terminated, truncated = self._advance(actions if actions.is_floating_point() else actions.long())
         done = terminated | truncated
         if self._is_on_cpu and not done.any():
             return self._observe(), rewards, terminated, truncated, {}

@@ -126,7 +126,7 @@ class BouncingBallsWorld(BatchedWorld):
         drawn = balls.draw_balls(count, self.least, self.most, self.speed, self.generator)
         time = torch.zeros(count, dtype=torch.long, device=self.device)
         said = torch.zeros(count, self.grid**2, dtype=torch.bool, device=self.device)
-        return drawn | {"time": time, "said": said}
+        return drawn | {"time": time, "said": said, "right": said.clone()}
 
     def covered(self) -> Tensor:
         """Which cells have a ball in them now, ``(B, G * G)`` bool."""
@@ -138,6 +138,7 @@ class BouncingBallsWorld(BatchedWorld):
         overlap = (said & covered).sum(1) / (said | covered).sum(1)  # some cell is always covered
         rewards = overlap * dark / self.dark_steps
         self.said = said & dark.unsqueeze(-1)
+        self.right = self.said & covered
         self.position, self.velocity = balls.move(self.position, self.velocity, self.radius)
         self.time = self.time + 1
         terminated = self.time == self.visible_steps + self.dark_steps
@@ -174,20 +175,16 @@ class BouncingBallsWorld(BatchedWorld):
     def _picture(self, index: int) -> np.ndarray:
         dark = int(self.time[index]) >= self.visible_steps
         frame = np.full((_SIDE, _SIDE, 3), drawing.DARK if dark else drawing.PAPER, dtype=np.uint8)
-        cell = _SIDE // self.grid
         if self.curtain and not dark:
             frame[:, int(CURTAIN[0] * _SIDE) : int(CURTAIN[1] * _SIDE)] = drawing.GRID
         places = zip(self.position[index].tolist(), self.radius[index].tolist(), strict=True)
         for ball, ((x, y), radius) in enumerate(places):
             if radius > 0:
                 drawing.disc(frame, x * _SIDE, y * _SIDE, radius * _SIDE, _BALLS[ball % len(_BALLS)])
-        covered = self.covered()[index].tolist()
-        for place in self.said[index].nonzero().flatten().tolist():
-            row, column = divmod(place, self.grid)
-            square = frame[row * cell : (row + 1) * cell, column * cell : (column + 1) * cell]
-            inner = square[3:-3, 3:-3].copy()
-            square[:] = drawing.RIGHT if covered[place] else drawing.WRONG
-            square[3:-3, 3:-3] = inner
+        for place in self.said[index].nonzero().flatten().tolist():  # of the step before, when the balls were elsewhere
+            drawing.outline(
+                frame, divmod(place, self.grid), self.grid, drawing.RIGHT if self.right[index, place] else drawing.WRONG
+            )
         return frame
 
 

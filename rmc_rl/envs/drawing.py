@@ -4,6 +4,8 @@ Pictures of worlds, for people: colours that mean the same everywhere, and small
 Frames are ``(height, width, 3)`` uint8, as Gymnasium's ``rgb_array`` has them.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -41,6 +43,25 @@ def disc(frame: np.ndarray, x: float, y: float, radius: float, colour: tuple[int
     """
     rows, columns = np.ogrid[: frame.shape[0], : frame.shape[1]]
     frame[(columns + 0.5 - x) ** 2 + (rows + 0.5 - y) ** 2 <= radius**2] = colour
+
+
+def outline(frame: np.ndarray, cell: Sequence[int], cells: int, colour: tuple[int, int, int]) -> None:
+    """
+    Draw the edge of a cell into a square frame.
+
+    :param frame: ``(side, side, 3)`` uint8, changed in place
+    :param cell: its row and its column
+    :param cells: along a side of the frame
+    :param colour: RGB
+    """
+    side = len(frame)
+    (top, bottom), (left, right) = (
+        (place * side // cells, max((place + 1) * side // cells, place * side // cells + 1)) for place in cell
+    )
+    square, edge = frame[top:bottom, left:right], min(3, max(1, side // cells // 8))
+    inner = square[edge:-edge, edge:-edge].copy()
+    square[:] = colour
+    square[edge:-edge, edge:-edge] = inner
 
 
 def write(frame: np.ndarray, text: str, x: float, y: float, colour: tuple[int, int, int], size: int = 14) -> None:

@@ -78,9 +78,9 @@ class MemoryRoomWorld(BatchedWorld):
 
     Memory demand
     -------------
-    The object is needed as many steps after it was seen as the corridor is long, ``size - 5``. Return of perfect play: 0.98
-    for the default. Of a memoryless player: half of that, for the object in the room and those at the crossing are never in
-    view together. (Below ``size=11``, and in short corridors of random length, one sees from the
+    Who looks back sees the object from as far as column 7, so it is needed ``size - 7`` steps later, at the crossing. Return
+    of perfect play: 0.98 for the default. Of a memoryless player: half of that, for the object in the room and those at the
+    crossing are never in view together. (Below ``size=11``, and in short corridors of random length, one sees from the
     crossing back into the room: the smaller ones of MiniGrid's tasks ask less of memory.) Of random play: 0.27.
 
     Registered Configurations

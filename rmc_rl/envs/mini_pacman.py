@@ -21,6 +21,7 @@ from rmc_rl.errors import require, require_choice, require_whole
 
 VIEWS = ("window", "full")
 KINDS = 6  # planes: wall, food, Pacman, ghost, edible ghost, pill
+_PAINTED = [0, 1, 5, 2, 3, 4]  # planes in the order in which pixels are painted: who moves hides what lies there
 MOST_GHOSTS = 8  # from level 15 on
 N_PILLS, POWER = 2, 20  # pills of a level, steps that one lasts
 SPAWN_DISTANCE = 5  # steps between Pacman and a new ghost at least
@@ -254,10 +255,11 @@ class MiniPacmanWorld(BatchedWorld):
         planes = self.planes()
         if self.obs == "planes":
             return planes.flatten(1).float()
-        # the last plane that has something in a cell colours it: (B, 6, n) -> (B, n, 3) -> (B, 3, h, w)
+        # the last plane that has something in a cell colours it: (B, 6, n) -> (B, n)
         order = torch.arange(1, KINDS + 1, device=self.device).view(1, -1, 1)
-        top = (planes * order).amax(1)
-        colours = torch.where(top.unsqueeze(-1) > 0, self._palette[(top - 1).clamp(min=0)], 0)
+        top = (planes[:, _PAINTED] * order).amax(1)
+        # (B, n) -> (B, n, 3) -> (B, 3, h, w)
+        colours = torch.where(top.unsqueeze(-1) > 0, self._palette[_PAINTED][(top - 1).clamp(min=0)], 0)
         image = colours.transpose(1, 2).reshape(-1, 3, *self.view_shape)
         return image.repeat_interleave(_CELL, 2).repeat_interleave(_CELL, 3)
 

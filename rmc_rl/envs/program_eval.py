@@ -144,7 +144,7 @@ class ProgramEvalWorld(BatchedWorld):
 
     def _draw(self, count: int) -> dict[str, Tensor]:
         program = torch.randint(len(self.pool), (count,), generator=self.generator, device=self.device)
-        answers = torch.full((count, self.longest if self.render_mode else 0), -1, device=self.device)
+        answers = torch.full((count, self.longest), -1, dtype=torch.int8, device=self.device)
         return {"program": program, "time": torch.zeros_like(program), "answers": answers}
 
     def _place(self) -> Tensor:
@@ -155,7 +155,7 @@ class ProgramEvalWorld(BatchedWorld):
         digits = self._digits[self._place()]
         right = actions == digits
         if self.render_mode is not None:
-            answer = torch.where(digits == _NOT_ASKED, -1, actions).unsqueeze(-1)
+            answer = torch.where(digits == _NOT_ASKED, -1, actions).unsqueeze(-1).to(torch.int8)
             self.answers = self.answers.scatter(1, self.time.unsqueeze(-1), answer)
         self.time = self.time + 1
         terminated = self.time == self._ends[self.program]

@@ -14,6 +14,8 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvO
 
 from rmc_rl.errors import require
 
+MOST_SEED = 2**31 - 1  # ale-py's seeds are C integers, one for each copy of the game
+
 
 def to_numpy(value: Any) -> Any:
     """Tensors, arrays and dictionaries of them as NumPy arrays."""
@@ -71,6 +73,19 @@ class SameStepVecEnv(VecEnv):
 
     def began(self, info: dict[str, Any]) -> None:
         """Told the info of every reset. To be overridden."""
+
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """
+        Fix what the next :meth:`reset` draws.
+
+        :param seed: of the first copy; the others have those after it. None: another one each time
+        :return: the seed of each copy
+        :raises UsageError: for a seed that is too large
+        """
+        if seed is None:
+            seed = int(np.random.SeedSequence().generate_state(1)[0]) % (MOST_SEED - self.num_envs)
+        require(seed <= MOST_SEED - self.num_envs, f"seed must be at most {MOST_SEED} less n_envs", seed)
+        return super().seed(seed)
 
     def reset(self) -> VecEnvObs:
         observation, info = self.vector.reset(seed=self._seeds[0])

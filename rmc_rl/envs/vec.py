@@ -1,6 +1,7 @@
 """From an environment's id to an SB3 ``VecEnv``, by the fastest native route."""
 
 import importlib
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,12 +17,11 @@ from rmc_rl.envs.minigrid import PREFIXES as MINIGRID_PREFIXES
 from rmc_rl.envs.minigrid import import_minigrid, is_minigrid, minigrid_view
 from rmc_rl.envs.previous import PreviousActionReward
 from rmc_rl.envs.registration import WORLDS
-from rmc_rl.envs.same_step import SameStepVecEnv
+from rmc_rl.envs.same_step import MOST_SEED, SameStepVecEnv
 from rmc_rl.errors import UsageError, check_keywords, require, require_whole, unknown
 
 gymnasium.register_envs(ale_py)
 
-MOST_SEED = 2**31 - 1  # ale-py's seeds are C integers, one for each copy of the game
 
 # arguments of AtariVecEnv that are not the user's
 _ATARI_GIVEN = ("self", "spec", "num_envs")
@@ -81,6 +81,7 @@ def make_vec(
     :param env_id: any registered Gymnasium id, or ``module:id``
     :param n_envs: copies
     :param seed: fixes everything random in the copies; None: another sequence each time
+        (ids without a batched form: drawn from NumPy's global generator, as in SB3)
     :param env_kwargs: keywords of the environment
     :param processes: a process for each copy instead of a loop; only for ids that are neither ``ALE/*`` nor ``rmc_rl/*``
     :param device: where a batched world of ``rmc_rl/*`` keeps its tensors
@@ -94,6 +95,8 @@ def make_vec(
         require(seed <= MOST_SEED - n_envs, f"seed must be at most {MOST_SEED} less n_envs", seed)
     spec, keywords, kind = find_spec(env_id), dict(env_kwargs or {}), f"keyword of {env_id}"
     on_cpu = torch.device(device).type == "cpu"
+    alone = not is_atari(spec) and spec.id not in WORLDS
+    require(alone or not processes, f"processes must be false for {env_id}, whose copies step as one", processes)
     require(on_cpu or spec.id in WORLDS, f"device must be cpu for {env_id}, which is no world of rmc_rl/*", str(device))
     vec_env: VecEnv
     if is_atari(spec):
@@ -132,4 +135,6 @@ def _make_gymnasium(spec: EnvSpec, env_id: str, n_envs: int, keywords: dict[str,
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    text = " ".join(str(error).split())
+    # an assertion without words: what it asserts
+    return text or f"{type(error).__name__}: {traceback.extract_tb(error.__traceback__)[-1].line}"
