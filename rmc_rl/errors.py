@@ -95,9 +95,8 @@ def check_keywords(kind: str, function: Callable[..., Any], keywords: Mapping[st
     :raises UsageError: for a keyword that the function does not have, with the nearest one it has
     """
     # a class whose ** goes to the next one takes the keywords of both
-    functions = (
-        [cls.__init__ for cls in function.__mro__ if "__init__" in vars(cls)] if isinstance(function, type) else [function]
-    )
+    classes = function.__mro__ if isinstance(function, type) else ()
+    functions = [vars(cls)["__init__"] for cls in classes if "__init__" in vars(cls)] or [function]
     valid: list[str] = []
     for each in functions:
         parameters = inspect.signature(each).parameters.values()

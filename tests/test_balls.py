@@ -1,6 +1,5 @@
 """Balls in a box: mechanics, and the worlds made of them, with perfect, memoryless and random play."""
 
-
 import numpy as np
 import pytest
 import torch
@@ -43,6 +42,17 @@ class TestMechanics:
         assert (gap[there] >= -1e-6).all()
         least, most = balls.ball_range(n_balls)
         assert set((radius > 0).sum(1).tolist()) == set(range(least, most + 1))
+
+    def test_balls_differ_in_size_or_not_at_all(self, n_balls):
+        _, _, radius = next(iter(fly(n_balls, 1)))
+        sizes = radius[radius > 0]
+        assert len(sizes.unique()) > 0.9 * len(sizes)
+        assert (sizes >= balls.SMALLEST).all()
+        assert (sizes <= balls.LARGEST).all()
+        alike = balls.draw_balls(9, *balls.ball_range(n_balls), 0.06, torch.Generator().manual_seed(0), same_size=True)[
+            "radius"
+        ]
+        assert alike[alike > 0].unique().tolist() == [pytest.approx(balls.LARGEST)]
 
 
 def test_a_collision_keeps_momentum_and_exchanges_it():

@@ -116,14 +116,16 @@ def test_a_level_of_avoid_lasts_for_128_steps():
 
 
 def test_pacman_and_ghosts_cannot_pass_each_other():
-    rule, world = MODES["regular"], empty()
-    world.ghosts[0, 0] = place(1, 2)
-    assert step(world, RIGHT) == (rule.step + rule.death, True)  # he walked into it
+    rule = MODES["regular"]
     for power in (0, 9):
+        world = empty()
+        world.power[:], world.ghosts[0, 0] = power, place(1, 2)
+        world._move_ghosts = lambda world=world: world.ghosts.fill_(place(1, 1))
+        met = rule.ghost if power else rule.death
+        assert step(world, RIGHT) == (rule.step + met, not power)  # he walked into it, before it went where he was
         world = empty()
         world.power[:] = power
         world._move_ghosts = lambda world=world: world.ghosts.fill_(place(1, 1))
-        met = rule.ghost if power else rule.death
         assert step(world, STAY) == (rule.step + met, not power)  # it walked into him
 
 

@@ -140,7 +140,6 @@ class SequenceBuffer:
         returns: Tensor = self.advantages + self.values
         return returns
 
-    @torch.no_grad()
     def observe(
         self, step: int, obs: Any, starts: np.ndarray, states: RNNStates, action_masks: np.ndarray | None = None
     ) -> tuple[PyTorchObs, Tensor, Tensor | None]:
