@@ -47,7 +47,7 @@ class TMazeWorld(BatchedWorld):
     Memory demand
     -------------
     The sign is needed ``length`` steps after it was seen. Return of perfect play: 1, in ``length + 1`` steps. Of a memoryless
-    player: 0.5, for the junction always looks the same. Of random play: -0.25 for the default: half of the steps go into
+    player: 0.5, for the junction always looks the same. Of random play: -0.26 for the default: half of the steps go into
     walls, and few episodes reach an arm.
 
     Registered Configurations
