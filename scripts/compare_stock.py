@@ -35,6 +35,7 @@ AGENTS: dict[str, dict[str, Any] | None] = {  # None: the stock class and its ow
     "stock, two LSTM (256)": None,
     "LSTM (256)": dict(core="lstm", core_kwargs=dict(width=256)),
     "RMC (width 64)": dict(core="rmc"),
+    "RMC (width 64), linear policy": dict(core="rmc", net_arch=dict(pi=[], vf=[64]), ortho_init=False),
     "memoryless": dict(core="memoryless"),
 }
 
