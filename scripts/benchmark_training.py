@@ -134,8 +134,10 @@ def storage(world: str, name: str, sequence_length: int | None) -> tuple[int, in
         model.collect_rollouts(model.env, callback, buffer, model.n_steps)
         before = resident("VmRSS")
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM begins anew
-        ours = isinstance(model, RecurrentPPO)
-        batches = buffer.minibatches(model.batch_size // buffer.sequence_length) if ours else buffer.get(model.batch_size)
+        if isinstance(model, RecurrentPPO):
+            batches = buffer.minibatches(model.batch_size // buffer.sequence_length)
+        else:
+            batches = buffer.get(model.batch_size)
         while next(batches, None) is not None:
             pass
         extra = resident("VmHWM") - before

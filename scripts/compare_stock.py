@@ -128,15 +128,14 @@ def main() -> None:
     arguments = parser.parse_args()
     found: dict[str, tuple[float, float]] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    seeds = range(arguments.seeds)
     kinds = [
         (task, agent, arguments.timesteps or TASKS[task].timesteps) for task in arguments.tasks for agent in arguments.agents
     ]
+    keys = {(kind, seed): "/".join(map(str, (*kind, seed))) for seed in seeds for kind in kinds}
     with ProcessPoolExecutor(arguments.jobs) as pool:
         runs = {
-            pool.submit(train, *kind, seed, arguments.episodes): key
-            for seed in range(arguments.seeds)
-            for kind in kinds
-            if (key := "/".join(map(str, (*kind, seed)))) not in found
+            pool.submit(train, *kind, seed, arguments.episodes): key for (kind, seed), key in keys.items() if key not in found
         }
         for run in as_completed(runs):
             found[runs[run]] = run.result()
@@ -144,7 +143,7 @@ def main() -> None:
     print("| task | steps | agent | return | by seed | seconds |")
     print("| --- | --- | --- | --- | --- | --- |")
     for kind in kinds:
-        returns, seconds = zip(*(found["/".join(map(str, (*kind, seed)))] for seed in range(arguments.seeds)), strict=True)
+        returns, seconds = zip(*(found[keys[kind, seed]] for seed in seeds), strict=True)
         summary = summarise(list(returns))
         low, high = summary["interval"]
         interval = f"{summary['mean']:.3f} [{low:.3f}, {high:.3f}]"

@@ -18,7 +18,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import Tensor, nn
 
 from rmc_rl.agents.cores import Core
-from rmc_rl.agents.states import Layout, StatePair, join_state, split_state
+from rmc_rl.agents.states import Layout, StatePair, check_state, join_state, split_state
 from rmc_rl.errors import UsageError, require
 
 
@@ -277,7 +277,7 @@ class CorePolicy(RecurrentActorCriticPolicy):
             states = self.initial_states(n_envs).pi
         else:
             states = tuple(torch.as_tensor(half, dtype=torch.float32, device=self.device) for half in state)
-            join_state(states, self.core.state_size)  # or says what is wrong with it
+            check_state(states, self.core.state_size)
         starts = torch.zeros(n_envs) if episode_start is None else torch.as_tensor(episode_start, dtype=torch.float32)
         for name, found in (("state", states[0].shape[1]), ("episode_start", starts.numel())):
             if found != n_envs:

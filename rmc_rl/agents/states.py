@@ -51,6 +51,19 @@ def split_state(state: Tensor) -> StatePair:
     return first.contiguous(), second.contiguous()
 
 
+def check_state(pair: StatePair, state_size: int) -> None:
+    """
+    Check a pair.
+
+    :param pair: what :func:`split_state` should have made
+    :param state_size: ``S``
+    :raises UsageError: where it is not two tensors ``(1, B, ceil(S / 2))``
+    """
+    expected = (state_size + 1) // 2
+    fits = len(pair) == 2 and all(half.dim() == 3 and half.shape[::2] == (1, expected) for half in pair)
+    require(fits, f"a state must be a pair of arrays (1, n_envs, {expected})", tuple(tuple(half.shape) for half in pair))
+
+
 def join_state(pair: StatePair, state_size: int) -> Tensor:
     """
     The reverse of :func:`split_state`.
@@ -60,8 +73,6 @@ def join_state(pair: StatePair, state_size: int) -> Tensor:
     :return: ``(B, S)``
     :raises UsageError: where the pair is not of this shape
     """
-    expected = (state_size + 1) // 2
-    fits = len(pair) == 2 and all(half.dim() == 3 and half.shape[::2] == (1, expected) for half in pair)
-    require(fits, f"a state must be a pair of arrays (1, n_envs, {expected})", tuple(tuple(half.shape) for half in pair))
+    check_state(pair, state_size)
     first, second = pair
     return torch.cat([first[0], second[0]], dim=-1)[:, :state_size]

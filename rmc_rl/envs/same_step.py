@@ -17,6 +17,17 @@ from rmc_rl.errors import require
 MOST_SEED = 2**31 - 1  # ale-py's seeds are C integers, one for each copy of the game
 
 
+def check_seed(seed: int, n_envs: int) -> None:
+    """
+    Check that each copy can have a seed of its own.
+
+    :param seed: of the first copy; the others have those after it
+    :param n_envs: how many copies
+    :raises UsageError: for a seed that is too large
+    """
+    require(seed <= MOST_SEED - n_envs, f"seed must be at most {MOST_SEED} less n_envs", seed)
+
+
 def to_numpy(value: Any) -> Any:
     """Tensors, arrays and dictionaries of them as NumPy arrays."""
     if isinstance(value, dict):
@@ -84,7 +95,7 @@ class SameStepVecEnv(VecEnv):
         """
         if seed is None:
             seed = int(np.random.SeedSequence().generate_state(1)[0]) % (MOST_SEED - self.num_envs)
-        require(seed <= MOST_SEED - self.num_envs, f"seed must be at most {MOST_SEED} less n_envs", seed)
+        check_seed(seed, self.num_envs)
         return super().seed(seed)
 
     def reset(self) -> VecEnvObs:

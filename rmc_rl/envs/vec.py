@@ -17,7 +17,7 @@ from rmc_rl.envs.minigrid import PREFIXES as MINIGRID_PREFIXES
 from rmc_rl.envs.minigrid import import_minigrid, is_minigrid, minigrid_view
 from rmc_rl.envs.previous import PreviousActionReward
 from rmc_rl.envs.registration import WORLDS
-from rmc_rl.envs.same_step import MOST_SEED, SameStepVecEnv
+from rmc_rl.envs.same_step import SameStepVecEnv, check_seed
 from rmc_rl.errors import UsageError, check_keywords, require, require_whole, unknown
 
 gymnasium.register_envs(ale_py)
@@ -92,7 +92,7 @@ def make_vec(
     require_whole("n_envs", n_envs)
     if seed is not None:
         require_whole("seed", seed, at_least=0)
-        require(seed <= MOST_SEED - n_envs, f"seed must be at most {MOST_SEED} less n_envs", seed)
+        check_seed(seed, n_envs)
     spec, keywords, kind = find_spec(env_id), dict(env_kwargs or {}), f"keyword of {env_id}"
     on_cpu = torch.device(device).type == "cpu"
     alone = not is_atari(spec) and spec.id not in WORLDS

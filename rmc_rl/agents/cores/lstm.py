@@ -88,7 +88,7 @@ class TorchRNN(Core):
             output, state = self.step(inputs[0], state)
             return output.unsqueeze(0), state
         kernel = self.find_kernel(inputs, state)
-        if kernel is not None and (starts is None or not starts.any()) and self.torch_is_fused and self.kernel == "auto":
+        if kernel is not None and self.torch_is_fused and self.kernel == "auto" and (starts is None or not starts.any()):
             kernel = None
         fused: tuple[Tensor, Tensor] | None = None if kernel is None else kernel.unroll(self, inputs, state, starts)
         if fused is not None:

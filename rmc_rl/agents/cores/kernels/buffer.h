@@ -38,4 +38,22 @@ template <class T> struct Piece {
   T* at(size_t t, size_t b) const { return base + t * per_step + b * size; }
 };
 
+// Cuts a room into pieces, one behind the other. Room for one step: each step overwrites the one before. No room: for the size
+template <class T> class Pieces {
+ public:
+  Pieces(T* base, size_t steps, size_t batch) : base_(base), steps_(steps), batch_(batch) {}
+
+  // numbers: of a batch entry at a step
+  Piece<T> next(size_t numbers) {
+    const Piece<T> piece{base_ ? base_ + size_ : nullptr, numbers, steps_ > 1 ? numbers * batch_ : 0};
+    size_ += round_up(numbers * batch_ * steps_, 64 / sizeof(T));
+    return piece;
+  }
+  size_t size() const { return size_; }
+
+ private:
+  T* base_;
+  size_t steps_, batch_, size_ = 0;
+};
+
 }  // namespace

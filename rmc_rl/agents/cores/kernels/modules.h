@@ -189,27 +189,24 @@ template <class T> struct Saved {
     Piece<T> query, made, weights, active, kept, provisional, qkv, comm_weights, said;
   };
   std::vector<OfLayer> layers;
-  size_t size = 0;
+  size_t size;
 
   Saved(const Shape& shape, T* base, size_t steps, size_t batch) {
-    const auto piece = [&](size_t numbers) {
-      Piece<T> p{base ? base + size : nullptr, numbers, steps > 1 ? numbers * batch : 0};
-      size += round_up(numbers * batch * steps, 64 / sizeof(T));
-      return p;
-    };
+    Pieces<T> pieces(base, steps, batch);
     for (const Layer& l : shape.layers) {
       OfLayer of;
-      of.query = piece(l.K * l.key);
-      of.made = piece(l.made ? l.row : 0);
-      of.weights = piece(l.R * shape.H * l.K);  // as (R, H, K), before they are made sparse
-      of.active = piece(l.K);                   // 1 or 0
-      of.kept = piece(kKept * l.width());
-      of.provisional = piece(l.parts * l.width());
-      of.qkv = piece(l.K * l.E);
-      of.comm_weights = piece(l.communicates ? l.comm.count * l.K * l.K : 0);
-      of.said = piece(l.communicates && l.said > l.s ? l.K * l.said : 0);  // tanh, then the gate
+      of.query = pieces.next(l.K * l.key);
+      of.made = pieces.next(l.made ? l.row : 0);
+      of.weights = pieces.next(l.R * shape.H * l.K);  // as (R, H, K), before they are made sparse
+      of.active = pieces.next(l.K);                   // 1 or 0
+      of.kept = pieces.next(kKept * l.width());
+      of.provisional = pieces.next(l.parts * l.width());
+      of.qkv = pieces.next(l.K * l.E);
+      of.comm_weights = pieces.next(l.communicates ? l.comm.count * l.K * l.K : 0);
+      of.said = pieces.next(l.communicates && l.said > l.s ? l.K * l.said : 0);  // tanh, then the gate
       layers.push_back(of);
     }
+    size = pieces.size();
   }
 };
 

@@ -8,10 +8,10 @@ namespace {
 
 template <class T, class Cell> class Backward {
  public:
-  // drows: the gradient of the inputs' rows; parameters: where the gradients of this thread are added up
-  Backward(const Shape& shape, const Tensors<T>& tensors, T* drows, const Packed<T>& packed, size_t group,
+  // of_rows: the gradient of the inputs' rows; parameters: where the gradients of this thread are added up
+  Backward(const Shape& shape, const Tensors<T>& tensors, T* of_rows, const Packed<T>& packed, size_t group,
            const Parameters<T*>& parameters)
-      : shape(shape), x(tensors), packed(packed), of_rows(drows), d(parameters), saved(shape, x.saved, shape.T, shape.B),
+      : shape(shape), x(tensors), packed(packed), of_rows(of_rows), d(parameters), saved(shape, x.saved, shape.T, shape.B),
         after(group * shape.S), before(group * shape.S), left(shape.most([&](const Layer& l) { return l.R * shape.H * l.K; })),
         totals(shape.most([&](const Layer& l) { return shape.H * l.K; })),
         dleft(shape.most([&](const Layer& l) { return l.R * shape.H * l.K; })),
@@ -20,7 +20,9 @@ template <class T, class Cell> class Backward {
         dheard(group * shape.most([](const Layer& l) { return l.K * l.heard; })),
         dshown(group * shape.most([](const Layer& l) { return std::max(l.width(), l.made); })),
         dscores(shape.most([](const Layer& l) { return l.comm.count * l.K * l.K; })),
-        thresholds(shape.most([&](const Layer& l) { return shape.H * l.K; })) {
+        thresholds(shape.most([&](const Layer& l) { return shape.H * l.K; })),
+        rows(shape.most([](const Layer& l) { return l.R; })), speakers(shape.most([](const Layer& l) { return l.K; })),
+        drows(rows.size()), dspeakers(speakers.size()) {
     for (size_t index = 0; index < shape.L; ++index) {
       const auto all = linears_of(shape, shape.layers[index]);
       std::vector<std::vector<Collected<T>>> of;
@@ -107,8 +109,6 @@ template <class T, class Cell> class Backward {
     }
     linear_back<Into::set>(index, from_read, count, dread, l.a, l.K * l.a);
     linear_back<Into::add>(index, from_state, count, before + l.h, l.s, S);
-    std::vector<const T*> rows(l.R);
-    std::vector<T*> drows(l.R);
     for (size_t b = 0; b < count; ++b) {
       const size_t row = t * shape.B + first + b;
       x.rows_at(shape, index, t, first + b, l.made ? keep.made.at(t, first + b) : nullptr, rows.data());
@@ -117,7 +117,7 @@ template <class T, class Cell> class Backward {
         else if (l.made && r + 1 == l.R) drows[r] = collected[index][make][0].gradient(b);
         else drows[r] = of_rows + (row * l.given + r - l.null) * l.row;
       }
-      choose_back(index, t, first + b, b, rows.data(), drows.data());
+      choose_back(index, t, first + b, b);
     }
     for (auto& module : collected[index][query])
       for (size_t b = 0, m = &module - collected[index][query].data(); b < count; ++b)
@@ -133,8 +133,6 @@ template <class T, class Cell> class Backward {
     const size_t count = end - first, PW = l.parts * l.width();
     auto &says = collected[index][say], &alls = collected[index][qkv];
     const bool shared = says.size() == 1;
-    std::vector<const T*> speakers(l.K);
-    std::vector<T*> dspeakers(l.K);
     for (size_t b = 0; b < count; ++b) {
       const T *weights = keep.comm_weights.at(t, first + b), *all = keep.qkv.at(t, first + b);
       for (size_t m = 0; m < l.K; ++m) {
@@ -191,8 +189,8 @@ template <class T, class Cell> class Backward {
       });
   }
 
-  // the attention of one batch entry, from dread; adds to the null row's gradient, sets those of the others
-  void choose_back(size_t index, size_t t, size_t b, size_t in_group, const T* const* rows, T* const* drows) {
+  // the attention of one batch entry to `rows`, from dread; adds to the null row's gradient, sets those of the others
+  void choose_back(size_t index, size_t t, size_t b, size_t in_group) {
     const Layer& l = shape.layers[index];
     const size_t abreast = shape.H * l.K, part = l.a / shape.H, lines = shape.competition == atari ? shape.H : abreast;
     const size_t n = shape.competition == atari ? l.K : l.R, apart = shape.competition == atari ? 1 : abreast;
@@ -204,7 +202,7 @@ template <class T, class Cell> class Backward {
     }
     auto& reads = collected[index][from_read];
     // what it read, again; where it was inactive nothing comes of it
-    for (size_t m = 0; m < l.K; ++m) read_rows<T>(shape, l, left, rows, m, reads[m].input(in_group));
+    for (size_t m = 0; m < l.K; ++m) read_rows<T>(shape, l, left, rows.data(), m, reads[m].input(in_group));
     for (size_t r = 0; r < l.R; ++r) {
       const bool adds = l.null && r == 0;
       for (size_t h = 0; h < shape.H; ++h) {
@@ -281,6 +279,8 @@ template <class T, class Cell> class Backward {
   Saved<T> saved;
   Buffer<T> after, before, left, totals, dleft, provisional, dread, dheard, dshown, dscores;
   std::vector<size_t> thresholds;
+  std::vector<const T*> rows, speakers;  // of a batch entry, and where their gradients go
+  std::vector<T*> drows, dspeakers;
   std::vector<std::vector<std::vector<Collected<T>>>> collected;  // of each layer, linear, group
 };
 

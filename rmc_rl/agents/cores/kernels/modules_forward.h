@@ -17,7 +17,8 @@ template <class T, class Cell> class Forward {
         read(group * shape.most([](const Layer& l) { return l.K * l.a; })),
         gates(group * shape.most([](const Layer& l) { return l.K * l.G; })),
         heard(group * shape.most([](const Layer& l) { return l.K * l.heard; })),
-        words(group * shape.most([](const Layer& l) { return l.K * l.said; })) {}
+        words(group * shape.most([](const Layer& l) { return l.K * l.said; })),
+        rows(shape.most([](const Layer& l) { return l.R; })), speakers(shape.most([](const Layer& l) { return l.K; })) {}
 
   // batch entries first <= b < end, at most `group` of them, through all steps
   void run(size_t first, size_t end) {
@@ -48,7 +49,6 @@ template <class T, class Cell> class Forward {
     T* queries = keep.query.at(t, at);
     linear(index, query, count, h, l.s, S, queries, l.key, l.K * l.key);
     T *active = keep.active.at(t, at), *weights = keep.weights.at(t, at);
-    std::vector<const T*> rows(l.R);
     for (size_t b = 0; b < count; ++b) {
       x.rows_at(shape, index, t, first + b, made ? made + b * l.row : nullptr, rows.data());
       choose(l, queries + b * l.K * l.key, rows.data(), weights + b * keep.weights.size, active + b * l.K);
@@ -152,7 +152,6 @@ template <class T, class Cell> class Forward {
     const size_t count = end - first, at = x.saved ? first : 0;
     T *all = keep.qkv.at(t, at), *weights = keep.comm_weights.at(t, at);
     linear(index, qkv, count, keep.provisional.at(t, at), l.s, l.parts * l.width(), all, l.E, l.K * l.E);
-    std::vector<const T*> speakers(l.K);
     for (size_t b = 0; b < count; ++b) {
       for (size_t m = 0; m < l.K; ++m) speakers[m] = all + (b * l.K + m) * l.E;
       with_size(l.comm, [&](auto size) {
@@ -183,6 +182,7 @@ template <class T, class Cell> class Forward {
   Buffer<T> kept;
   Saved<T> saved;
   Buffer<T> before, shown, left, scores, read, gates, heard, words;
+  std::vector<const T*> rows, speakers;  // of a batch entry
 };
 
 }  // namespace

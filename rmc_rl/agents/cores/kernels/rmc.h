@@ -83,28 +83,25 @@ template <class T> struct Saved {
   };
   std::vector<Block> blocks;
   Piece<T> gates;
-  size_t size = 0;
+  size_t size;
 
   Saved(const Shape& s, T* base, size_t steps, size_t batch) {
-    const auto piece = [&](size_t numbers) {
-      Piece<T> p{base ? base + size : nullptr, numbers, steps > 1 ? numbers * batch : 0};
-      size += round_up(numbers * batch * steps, 64 / sizeof(T));
-      return p;
-    };
+    Pieces<T> pieces(base, steps, batch);
     for (size_t block = 0; block < s.L; ++block) {
       const size_t rows = s.asking(block);
       Block b;
-      b.qkv = piece(s.own(block) * s.E);
-      b.qkv_scale = piece(s.own(block));
-      b.weights = piece(s.weights(block));
-      b.attention = piece(rows * s.D);
-      b.attention_scale = piece(rows);
-      b.mlp = piece(rows * s.D);
-      b.mlp_scale = piece(rows);
-      for (size_t layer = 0; layer + 1 < s.layers; ++layer) b.hidden.push_back(piece(rows * s.D));
+      b.qkv = pieces.next(s.own(block) * s.E);
+      b.qkv_scale = pieces.next(s.own(block));
+      b.weights = pieces.next(s.weights(block));
+      b.attention = pieces.next(rows * s.D);
+      b.attention_scale = pieces.next(rows);
+      b.mlp = pieces.next(rows * s.D);
+      b.mlp_scale = pieces.next(rows);
+      for (size_t layer = 0; layer + 1 < s.layers; ++layer) b.hidden.push_back(pieces.next(rows * s.D));
       blocks.push_back(b);
     }
-    gates = piece(s.N * 2 * s.G);
+    gates = pieces.next(s.N * 2 * s.G);
+    size = pieces.size();
   }
 };
 
