@@ -12,7 +12,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from packaging.tags import sys_tags
 
-KERNELS = Path("rmc_rl", "agents", "cores", "kernels")
+KERNELS = Path("rmc_rl", "agents", "cores", "kernels", "cpu")
 
 
 class KernelsHook(BuildHookInterface[Any]):

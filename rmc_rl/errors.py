@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -57,6 +58,39 @@ def require_whole(name: str, value: object, at_least: int = 1) -> None:
     """
     valid = isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= at_least)
     require(valid, f"{name} must be a whole number of at least {at_least}", value)
+
+
+def require_number(
+    name: str,
+    value: object,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+) -> None:
+    """
+    Check that an argument is a finite number: an integer or a float, not a bool and not NaN.
+
+    :param name: the argument's name
+    :param value: the value received
+    :param at_least: the smallest valid value; None: there is none
+    :param above: a bound that is not valid itself
+    :param at_most: the largest valid value
+    :param below: a bound that is not valid itself
+    :raises UsageError: where it is not
+    """
+    bounds = {"at least": at_least, "above": above, "at most": at_most, "below": below}
+    rule = " and ".join(f"{words} {bound:g}" for words, bound in bounds.items() if bound is not None)
+    valid = (
+        isinstance(value, int | float | np.integer | np.floating)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and (at_least is None or value >= at_least)
+        and (above is None or value > above)
+        and (at_most is None or value <= at_most)
+        and (below is None or value < below)
+    )
+    require(bool(valid), f"{name} must be a finite number {rule}".rstrip(), value)
 
 
 def require_choice(name: str, value: object, choices: Iterable[str]) -> None:

@@ -17,10 +17,10 @@ from sb3_contrib.common.maskable.evaluation import evaluate_policy
 from sb3_contrib.common.maskable.utils import is_masking_supported
 
 from rmc_rl.agents import RecurrentPPO
-from rmc_rl.cli import find_device, run_verb, say
+from rmc_rl.command_line.app import find_device, run_verb, say
 from rmc_rl.envs import make_vec
 from rmc_rl.errors import UsageError, require, require_truth, require_whole
-from rmc_rl.runs import Run, written_whole
+from rmc_rl.runs.folder import Run, written_whole
 
 RESAMPLES = 10_000  # of the bootstrap; Efron & Tibshirani 1993, chapter 13, find 1000 enough for 95 % intervals
 

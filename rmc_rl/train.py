@@ -40,13 +40,13 @@ from rmc_rl.agents import (
     match_parameters,
 )
 from rmc_rl.agents.cores import core_class
-from rmc_rl.agents.cores.kernels import report
-from rmc_rl.cli import find_device, keep_freed_memory, run_verb, say
+from rmc_rl.agents.cores.kernels.dispatch import report
+from rmc_rl.command_line.app import find_device, keep_freed_memory, run_verb, say
+from rmc_rl.command_line.schema import ALGORITHMS, check_config
 from rmc_rl.envs import make_vec
-from rmc_rl.envs.vec import env_family
+from rmc_rl.envs.make_vec import env_family
 from rmc_rl.errors import require
-from rmc_rl.runs import Run, save_model
-from rmc_rl.settings import ALGORITHMS, check_config
+from rmc_rl.runs.folder import Run, save_model
 
 EPISODES_FOR_BEST = 100  # as many as SB3 averages its ep_rew_mean over
 SMALLEST_CNN_IMAGE = 36  # pixels, of height and width: what the three convolutions of a NatureCNN need

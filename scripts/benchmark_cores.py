@@ -25,8 +25,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from rmc_rl.agents.cores import Core, core_class, core_names, kernels, make_core
-from rmc_rl.cli import keep_freed_memory
+from rmc_rl.agents.cores import Core, core_class, core_names, make_core
+from rmc_rl.agents.cores.kernels import dispatch
+from rmc_rl.command_line.app import keep_freed_memory
 
 INPUT = 64  # features per step
 LSTM_WIDTH = 256  # sb3-contrib's default
@@ -190,7 +191,7 @@ def main() -> None:
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
     about = f"{arguments.threads} threads, {arguments.rounds} rounds, {arguments.steps} steps"
     episodes = f"episodes {arguments.episodes or 'endless'}"
-    print(f"{versions}, {about}, {episodes}; kernel: {kernels.report('native', 'rmc', arguments.device)}\n")
+    print(f"{versions}, {about}, {episodes}; kernel: {dispatch.report('native', 'rmc', arguments.device)}\n")
     others = ["eager", *(["graph"] if arguments.device != "cpu" else []), f"LSTM ({LSTM_WIDTH})"]
     names = ["core", "size", "batch", "bound", "eager", "native", *others[1:], *(f"times {name}" for name in others)]
     print(f"| {' | '.join(names)} |")

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from rmc_rl.evaluate import summarise
-from rmc_rl.runs import Run
+from rmc_rl.runs.folder import Run
 
 RETURN, STEPS, SECONDS = "rollout/ep_rew_mean", "time/total_timesteps", "time/time_elapsed"
 

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from rmc_rl.agents.cores import Core, kernels, make_core
-from rmc_rl.agents.cores.kernels import build, native
+from rmc_rl.agents.cores import Core, make_core
+from rmc_rl.agents.cores.kernels import dispatch
+from rmc_rl.agents.cores.kernels.cpu import build, library
 
-NEEDED = native.why_not()
+NEEDED = library.why_not()
 if NEEDED is not None and build.compiler() is not None:
     pytest.fail(f"there is a compiler, but no native kernel: {NEEDED}", pytrace=False)
 needs_native = pytest.mark.skipif(NEEDED is not None, reason=f"no native kernel: {NEEDED}")
@@ -131,7 +132,7 @@ def data(core, case, dtype=torch.float64):
 
 
 def clear_caches() -> None:
-    for cache in (native.load, native._function, kernels._find, kernels._warn):
+    for cache in (library.load, library._function, dispatch._find, dispatch._warn):
         cache.cache_clear()
 
 

@@ -6,9 +6,9 @@ import torch
 from playing import first_returns, play, random_actions
 
 from rmc_rl import make_vec
-from rmc_rl.envs import balls
-from rmc_rl.envs.ball_tracking import BallTrackingWorld
-from rmc_rl.envs.bouncing_balls import BouncingBallsWorld
+from rmc_rl.envs.parts import balls
+from rmc_rl.envs.worlds.ball_tracking import BallTrackingWorld
+from rmc_rl.envs.worlds.bouncing_balls import BouncingBallsWorld
 from rmc_rl.errors import UsageError
 
 

@@ -6,7 +6,8 @@ import torch
 from torch.nn.functional import softplus
 
 from rmc_rl.agents.cores import GRU, LSTM, NTM, FrameStack, GTrXL, Memoryless, MinGRU
-from rmc_rl.agents.cores.layers import largest, scan, sparsify, steps_since_start
+from rmc_rl.agents.cores.layers import largest, sparsify
+from rmc_rl.agents.cores.scan import scan, steps_since_start
 from rmc_rl.errors import UsageError
 
 

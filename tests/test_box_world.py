@@ -7,8 +7,8 @@ import pytest
 import torch
 from playing import first_returns, random_actions
 
-from rmc_rl.envs import grid
-from rmc_rl.envs.box_world import LOCK, LOOSE, SHUT, WRONG_LOCK, BoxWorld
+from rmc_rl.envs.parts import grid
+from rmc_rl.envs.worlds.box_world import LOCK, LOOSE, SHUT, WRONG_LOCK, BoxWorld
 from rmc_rl.errors import UsageError
 
 PAPER = dict(size=14, max_length=5, max_distractors=5, n_colours=20, max_steps=1000)

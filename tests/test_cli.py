@@ -25,10 +25,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import rmc_rl
 from rmc_rl import __version__, evaluate, train
-from rmc_rl.agents.buffers import SequenceBuffer
-from rmc_rl.agents.cores import base
+from rmc_rl.agents.cores import registry
+from rmc_rl.agents.sequences import SequenceBuffer
 from rmc_rl.evaluate import summarise
-from rmc_rl.runs import Run, save_model
+from rmc_rl.runs.folder import Run, save_model
 
 COPY = ["env_kwargs.n_symbols=4", "env_kwargs.length=3", "env_kwargs.delay=5", "device=cpu"]
 TINY = [
@@ -351,7 +351,7 @@ def test_cores_of_the_same_size(call):
 
 def test_a_core_of_ones_own_by_its_module(call, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(base, "_CORES", dict(base._CORES))
+    monkeypatch.setattr(registry, "_CORES", dict(registry._CORES))
     (tmp_path / "my_module.py").write_text(
         "from rmc_rl import register_core\n"
         "from rmc_rl.agents.cores import Memoryless\n"

@@ -5,7 +5,7 @@ import pytest
 import torch
 from playing import play
 
-from rmc_rl.envs.copy import CopyWorld
+from rmc_rl.envs.worlds.copy import CopyWorld
 from rmc_rl.errors import UsageError
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rmc_rl.agents.cores import Core, core_class, core_names, make_core, register_core, scalars
-from rmc_rl.agents.cores.kernels import native
+from rmc_rl.agents.cores.kernels.cpu import library
 from rmc_rl.errors import UsageError
 
 INPUT, TIME, BATCH = 6, 7, 4
@@ -46,8 +46,8 @@ CASES |= {
 def make(request) -> Core:
     torch.manual_seed(1)
     name, kwargs = CASES[request.param]
-    if kwargs.get("kernel") == "native" and native.why_not():
-        pytest.skip(f"no native kernel: {native.why_not()}")
+    if kwargs.get("kernel") == "native" and library.why_not():
+        pytest.skip(f"no native kernel: {library.why_not()}")
     return make_core(name, INPUT, kwargs).double()
 
 

@@ -5,8 +5,9 @@ import warnings
 import pytest
 from kernel_cases import NEEDED, assert_same, clear_caches, data, make, needs_native, results
 
-from rmc_rl.agents.cores import kernels, make_core
-from rmc_rl.agents.cores.kernels import build, native
+from rmc_rl.agents.cores import make_core
+from rmc_rl.agents.cores.kernels import dispatch
+from rmc_rl.agents.cores.kernels.cpu import build, library
 from rmc_rl.errors import UsageError
 
 
@@ -32,7 +33,7 @@ def test_without_a_library_one_warning_and_the_same_results():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert_same(results(core, "native", *arrays), expected, 0)
-    assert "not built" in kernels.report("auto", "rmc", "cpu")
+    assert "not built" in dispatch.report("auto", "rmc", "cpu")
 
 
 def test_a_library_that_cannot_be_loaded(lost):
@@ -46,15 +47,15 @@ def test_a_library_that_cannot_be_loaded(lost):
 
 
 @needs_native
-@pytest.mark.skipif(len(native.usable()) < 2, reason="this CPU has one instruction set")
+@pytest.mark.skipif(len(library.usable()) < 2, reason="this CPU has one instruction set")
 def test_the_next_library_where_the_best_cannot_be_loaded(request):
-    best, good = (build.library(name) for name in native.usable()[:2])
+    best, good = (build.library(name) for name in library.usable()[:2])
     lost = request.getfixturevalue("lost")
     (lost / best.name).write_bytes(b"not a library")
     (lost / good.name).symlink_to(good)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert kernels.report("native", "rmc", "cpu") == f"native (C++, {good.name})"
+        assert dispatch.report("native", "rmc", "cpu") == f"native (C++, {good.name})"
 
 
 @needs_native
@@ -64,8 +65,8 @@ def test_a_library_of_other_sources_is_noticed(monkeypatch, request):
     monkeypatch.setattr(build, "library", found.__getitem__)
     monkeypatch.setattr(build, "checksum", lambda: "another")
     with pytest.warns(UserWarning, match=r"built from other sources than those beside it \(python -m rmc_rl\.agents\.cores"):
-        assert kernels.fused("auto", "rmc", "cpu") is None
-    assert "other sources" in kernels.report("auto", "rmc", "cpu")
+        assert dispatch.fused("auto", "rmc", "cpu") is None
+    assert "other sources" in dispatch.report("auto", "rmc", "cpu")
 
 
 def test_without_a_compiler_nothing_is_built(lost, monkeypatch):
@@ -81,8 +82,8 @@ def test_an_unknown_kernel_is_refused(name):
 
 
 def test_reports():
-    assert kernels.report("eager", "rmc", "cpu") == "eager (it was asked for)"
-    assert kernels.report("auto", "rmc", "mps") == "eager (there is no native kernel for mps)"
-    assert kernels.report("native", "rnn", "cuda") == "eager (there is no native kernel for cuda)"
+    assert dispatch.report("eager", "rmc", "cpu") == "eager (it was asked for)"
+    assert dispatch.report("auto", "rmc", "mps") == "eager (there is no native kernel for mps)"
+    assert dispatch.report("native", "rnn", "cuda") == "eager (there is no native kernel for cuda)"
     if NEEDED is None:
-        assert kernels.report("auto", "rmc", "cpu").startswith("native (C++, native-")
+        assert dispatch.report("auto", "rmc", "cpu").startswith("native (C++, native-")

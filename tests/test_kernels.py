@@ -12,18 +12,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
-from rmc_rl.agents.cores.kernels import build, native
+from rmc_rl.agents.cores.kernels.cpu import build, library
 
 
 def used(monkeypatch) -> list[bool]:
     """Grows with each result of the kernel: what is compared with eager must not be eager itself."""
-    calls, forward = [], native._forward
+    calls, forward = [], library._forward
 
     def counted(*args, **kwargs):
         calls.append(True)
         return forward(*args, **kwargs)
 
-    monkeypatch.setattr(native, "_forward", counted)
+    monkeypatch.setattr(library, "_forward", counted)
     return calls
 
 
@@ -69,10 +69,10 @@ def test_gradient_reaches_a_learned_initial_state(case):
 @pytest.mark.parametrize("of", ["torch", "our own"])
 @pytest.mark.parametrize("case", ["rmc usual", "lstm usual", "brims usual"])
 def test_threads_change_nothing(case, threads, batch, of, monkeypatch):
-    monkeypatch.setattr(native, "SMALL_WORK", 0)
+    monkeypatch.setattr(library, "SMALL_WORK", 0)
     if of == "our own":
-        monkeypatch.setattr(native, "_parallel", lambda: None)
-    elif native._parallel() is None:
+        monkeypatch.setattr(library, "_parallel", lambda: None)
+    elif library._parallel() is None:
         pytest.skip("torch has no OpenMP runtime that can be called")
     core = make(case)
     torch.manual_seed(4)
@@ -92,13 +92,13 @@ def test_threads_change_nothing(case, threads, batch, of, monkeypatch):
 @needs_native
 @pytest.mark.parametrize("name", build.instruction_sets())
 def test_every_instruction_set(name, monkeypatch):
-    names = native.usable()
+    names = library.usable()
     if name not in names:
         pytest.skip(f"this CPU has no {name}")
-    monkeypatch.setattr(native, "usable", lambda: (name,))
+    monkeypatch.setattr(library, "usable", lambda: (name,))
     clear_caches()
     try:
-        assert f"native-{name}" in native.about()
+        assert f"native-{name}" in library.about()
         for case in (*USUAL, "rmc blocks and entities", "rmc keys larger than values", "rims odd sizes", "rims atari, sparse"):
             for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 1e-4)):
                 core = make(case, dtype)

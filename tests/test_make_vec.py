@@ -16,8 +16,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNorm
 from rmc_rl import make_vec
 from rmc_rl.envs import BatchedWorld
 from rmc_rl.envs.atari import AtariVecEnv
-from rmc_rl.envs.same_step import SameStepVecEnv
-from rmc_rl.envs.vec import env_family
+from rmc_rl.envs.make_vec import env_family
+from rmc_rl.envs.vec_env import SameStepVecEnv
 from rmc_rl.errors import UsageError
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from playing import first_returns, random_actions
 
-from rmc_rl.envs import memory_room
-from rmc_rl.envs.memory_room import BALL, EAST, FLOOR, FORWARD, KEY, LEFT, RIGHT, UNSEEN, WALL, MemoryRoomWorld
+from rmc_rl.envs.worlds import memory_room
+from rmc_rl.envs.worlds.memory_room import BALL, EAST, FLOOR, FORWARD, KEY, LEFT, RIGHT, UNSEEN, WALL, MemoryRoomWorld
 from rmc_rl.errors import UsageError
 
 NORTH, SOUTH = 0, 2  # of grid.MOVES

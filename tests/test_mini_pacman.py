@@ -5,8 +5,8 @@ import pytest
 import torch
 from playing import first_returns, random_actions
 
-from rmc_rl.envs import mazes
-from rmc_rl.envs.mini_pacman import MODES, MiniPacmanWorld
+from rmc_rl.envs.parts import mazes
+from rmc_rl.envs.worlds.mini_pacman import MODES, MiniPacmanWorld
 from rmc_rl.errors import UsageError
 
 STAY, RIGHT, UP, LEFT, DOWN = range(5)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from playing import play, random_actions
 
-from rmc_rl.envs import drawing
-from rmc_rl.envs.nth_farthest import NthFarthestWorld
+from rmc_rl.envs.parts import drawing
+from rmc_rl.envs.worlds.nth_farthest import NthFarthestWorld
 from rmc_rl.errors import UsageError
 
 SIZES = [dict(), dict(n_vectors=8, dim=16), dict(n_vectors=2, dim=1)]

@@ -7,8 +7,8 @@ import pytest
 import torch
 from playing import first_returns, random_actions
 
-from rmc_rl.envs import grid
-from rmc_rl.envs.object_pick import FIRST_OBJECT, FLOOR, FORWARD, LEFT, N_OBJECTS, RIGHT, VIEW, WALL, ObjectPickWorld
+from rmc_rl.envs.parts import grid
+from rmc_rl.envs.worlds.object_pick import FIRST_OBJECT, FLOOR, FORWARD, LEFT, N_OBJECTS, RIGHT, VIEW, WALL, ObjectPickWorld
 from rmc_rl.errors import UsageError
 
 

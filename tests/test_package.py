@@ -15,9 +15,9 @@ from omegaconf import OmegaConf
 
 import rmc_rl
 from rmc_rl import evaluate, train
-from rmc_rl.agents.cores import base, core_class, core_names
+from rmc_rl.agents.cores import core_class, core_names, registry
+from rmc_rl.command_line.schema import ALGORITHMS
 from rmc_rl.envs import WORLDS
-from rmc_rl.settings import ALGORITHMS
 
 FAMILIES = ["atari", "gymnasium", "rmc_rl"]
 
@@ -75,7 +75,7 @@ def readme(checkout):
 
 def test_readme_python_blocks_run(checkout, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(base, "_CORES", dict(base._CORES))  # a block registers a core
+    monkeypatch.setattr(registry, "_CORES", dict(registry._CORES))  # a block registers a core
     blocks = re.findall(r"```python\n(.*?)```", readme(checkout), re.DOTALL)
     assert len(blocks) >= 3
     names = {"__name__": "readme"}

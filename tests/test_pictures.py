@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from rmc_rl.envs import drawing
-from rmc_rl.envs.ball_tracking import BallTrackingWorld
-from rmc_rl.envs.bouncing_balls import BouncingBallsWorld
-from rmc_rl.envs.box_world import BoxWorld
-from rmc_rl.envs.copy import CopyWorld
-from rmc_rl.envs.memory_room import MemoryRoomWorld
-from rmc_rl.envs.mini_pacman import MiniPacmanWorld
-from rmc_rl.envs.object_pick import ObjectPickWorld
-from rmc_rl.envs.tmaze import DOWN, RIGHT, SIGN_DOWN, TMazeWorld
+from rmc_rl.envs.parts import drawing
+from rmc_rl.envs.worlds.ball_tracking import BallTrackingWorld
+from rmc_rl.envs.worlds.bouncing_balls import BouncingBallsWorld
+from rmc_rl.envs.worlds.box_world import BoxWorld
+from rmc_rl.envs.worlds.copy import CopyWorld
+from rmc_rl.envs.worlds.memory_room import MemoryRoomWorld
+from rmc_rl.envs.worlds.mini_pacman import MiniPacmanWorld
+from rmc_rl.envs.worlds.object_pick import ObjectPickWorld
+from rmc_rl.envs.worlds.tmaze import DOWN, RIGHT, SIGN_DOWN, TMazeWorld
 
 
 def begin(world, **kwargs):

@@ -20,7 +20,7 @@ import rmc_rl
 from rmc_rl import CnnMemoryPolicy, Core, CoreScalars, MlpMemoryPolicy, MultiInputMemoryPolicy, make_vec, match_parameters
 from rmc_rl.agents.cores import Memoryless, core_class, core_names
 from rmc_rl.agents.policies import CRITICS
-from rmc_rl.agents.states import join_state, split_state
+from rmc_rl.agents.state import join_state, split_state
 from rmc_rl.errors import UsageError
 
 SMALL = dict(core="rmc", core_kwargs=dict(num_slots=2, num_heads=2, head_size=4))

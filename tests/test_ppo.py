@@ -15,12 +15,12 @@ from stable_baselines3.common.vec_env import VecNormalize
 from test_policies import ACTIONS, OBSERVATIONS, SMALL, VECTOR, Echo, echo
 
 from rmc_rl import CoreScalars, MlpMemoryPolicy, RecurrentPPO, make_vec
-from rmc_rl.agents.buffers import SequenceBuffer, pack
 from rmc_rl.agents.cores import core_names
 from rmc_rl.agents.policies import CRITICS
-from rmc_rl.envs.copy import CopyWorld
-from rmc_rl.envs.previous import PreviousActionReward
-from rmc_rl.envs.same_step import SameStepVecEnv
+from rmc_rl.agents.sequences import SequenceBuffer, pack
+from rmc_rl.envs.previous_action_reward import PreviousActionReward
+from rmc_rl.envs.vec_env import SameStepVecEnv
+from rmc_rl.envs.worlds.copy import CopyWorld
 from rmc_rl.errors import UsageError
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from playing import play, random_actions
 
-from rmc_rl.envs import drawing
-from rmc_rl.envs.program_eval import ProgramEvalWorld
-from rmc_rl.envs.programs import CHARACTERS, MEMORISATION, PROGRAMS, TASKS, write_program
+from rmc_rl.envs.parts import drawing
+from rmc_rl.envs.parts.programs import CHARACTERS, MEMORISATION, PROGRAMS, TASKS, write_program
+from rmc_rl.envs.worlds.program_eval import ProgramEvalWorld
 from rmc_rl.errors import UsageError
 
 MARKER = len(CHARACTERS)

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from rmc_rl.agents.cores import BRIMs, RIMs
-from rmc_rl.agents.cores.authors import layer_of_dido, layer_of_official
-from rmc_rl.agents.cores.kernels import native
-from rmc_rl.agents.cores.modules import InputAttention
+from rmc_rl.agents.cores.kernels.cpu import library
+from rmc_rl.agents.cores.published_weights import layer_of_dido, layer_of_official
+from rmc_rl.agents.cores.rims_layer import InputAttention
 from rmc_rl.errors import UsageError
 
 REFERENCE = Path(os.environ.get("RMC_RL_REFERENCE") or Path(__file__).parent / "reference")
@@ -88,8 +88,8 @@ def test_equals_the_authors(path, dtype, unrolled, monkeypatch):
     output_error, gradient_error = TOLERANCES[dtype]
     core = case.core().to(dtype)
     core.kernel = unrolled.rpartition(" ")[2] if unrolled != "step" else "eager"
-    if core.kernel == "native" and native.why_not():
-        pytest.skip(f"no native kernel: {native.why_not()}")
+    if core.kernel == "native" and library.why_not():
+        pytest.skip(f"no native kernel: {library.why_not()}")
     if case.info.get("tie_at_step_0"):  # ties are broken otherwise there: take the choice as given
         if core.kernel == "native":
             pytest.skip("the kernel's choice cannot be replaced")

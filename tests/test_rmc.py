@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rmc_rl.agents.cores import RMC
-from rmc_rl.agents.cores.kernels import native
+from rmc_rl.agents.cores.kernels.cpu import library
 from rmc_rl.errors import UsageError
 
 REFERENCE = Path(os.environ.get("RMC_RL_REFERENCE") or Path(__file__).parent / "reference")
@@ -43,8 +43,8 @@ def test_equals_sonnet(path, dtype, unrolled):
     )
     if unrolled.startswith("forward"):
         core.kernel = unrolled.split()[-1]
-        if core.kernel == "native" and native.why_not():
-            pytest.skip(f"no native kernel: {native.why_not()}")
+        if core.kernel == "native" and library.why_not():
+            pytest.skip(f"no native kernel: {library.why_not()}")
         outputs, last = core(x, memory0)
     else:
         looks = core.inspect(x, memory0)

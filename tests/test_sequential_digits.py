@@ -8,9 +8,9 @@ import pytest
 import torch
 from playing import play, random_actions
 
-from rmc_rl.envs import drawing
-from rmc_rl.envs.digits import load_digits
-from rmc_rl.envs.sequential_digits import SequentialDigitsWorld
+from rmc_rl.envs.parts import drawing
+from rmc_rl.envs.parts.digits import load_digits
+from rmc_rl.envs.worlds.sequential_digits import SequentialDigitsWorld
 from rmc_rl.errors import UsageError
 
 SIZES = [dict(), dict(pixels_per_step=8), dict(size=12, pixels_per_step=16, split="test", binary=True)]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from playing import first_returns, random_actions
 
-from rmc_rl.envs.tmaze import CORRIDOR, DOWN, JUNCTION, LEFT, RIGHT, SIGN_DOWN, UP, TMazeWorld
+from rmc_rl.envs.worlds.tmaze import CORRIDOR, DOWN, JUNCTION, LEFT, RIGHT, SIGN_DOWN, UP, TMazeWorld
 from rmc_rl.errors import UsageError
 
 

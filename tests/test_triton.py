@@ -14,8 +14,9 @@ import textwrap
 import pytest
 import torch
 
-from rmc_rl.agents.cores import RMC, kernels
-from rmc_rl.agents.cores.kernels import triton_rmc
+from rmc_rl.agents.cores import RMC
+from rmc_rl.agents.cores.kernels import dispatch
+from rmc_rl.agents.cores.kernels.triton import rmc as triton_rmc
 
 INTERPRETED = triton_rmc.interpreted()
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -123,18 +124,18 @@ def test_acting_equals_training(case):
 def test_a_core_uses_it_when_told_to(monkeypatch):
     calls, unroll = [], triton_rmc.unroll
     monkeypatch.setattr(triton_rmc, "unroll", lambda *args: calls.append(args) or unroll(*args))
-    monkeypatch.setitem(kernels.MODULES, ("rmc", DEVICE), "triton_rmc")
-    kernels._find.cache_clear()
+    monkeypatch.setitem(dispatch.MODULES, ("rmc", DEVICE), "triton.rmc")
+    dispatch._find.cache_clear()
     core = make(dict(kernel="native"), torch.float32)
     inputs, state, _, starts = data(core, 2, 2, torch.float32)
-    assert "Triton" in kernels.report("native", "rmc", DEVICE)
+    assert "Triton" in dispatch.report("native", "rmc", DEVICE)
     found = core(inputs, state, starts)[0]
     with torch.no_grad():
         output, _ = core.step(inputs[0], state)
     assert len(calls) == 2
     torch.testing.assert_close(found, eager(core, inputs, state, starts), rtol=0, atol=1e-5)
     torch.testing.assert_close(output, core(inputs[:1], state)[0][0], rtol=0, atol=1e-5)
-    kernels._find.cache_clear()
+    dispatch._find.cache_clear()
 
 
 @pytest.mark.skipif(INTERPRETED, reason="what the interpreter runs is not compiled")
@@ -144,7 +145,7 @@ def test_compiles_without_a_gpu(name, kwargs):
     """The compiler knows rules that the interpreter does not: of types in loops and of what is constant."""
     triton = pytest.importorskip("triton", reason="Triton is not installed")
     compiler, backends = (importlib.import_module(f"triton.{part}") for part in ("compiler", "backends.compiler"))
-    function = getattr(importlib.import_module(f"rmc_rl.agents.cores.kernels.triton_{name}"), name)
+    function = getattr(importlib.import_module(f"rmc_rl.agents.cores.kernels.triton.{name}"), name)
     core = RMC(INPUT, num_heads=2, head_size=8, **kwargs)
     sizes = triton_rmc.sizes_of(core)
     constants = triton_rmc._options(sizes, 8, torch.device("cpu")) | dict(STARTS=True)
@@ -180,7 +181,7 @@ def test_the_interpreter_computes_the_same():
 
 
 def test_triton_is_not_imported_unless_a_gpu_asks():
-    done = run("import sys, rmc_rl, rmc_rl.agents.cores.kernels.triton_rmc; sys.exit('triton' in sys.modules)")
+    done = run("import sys, rmc_rl, rmc_rl.agents.cores.kernels.triton.rmc; sys.exit('triton' in sys.modules)")
     assert done.returncode == 0, done.stderr
 
 
@@ -189,10 +190,11 @@ def test_without_triton_it_is_eager_and_says_why():
         """
         import sys, warnings
         sys.modules["triton"] = None  # as if it was not installed
-        from rmc_rl.agents.cores import kernels
-        assert "Triton cannot be imported" in kernels.report("native", "rmc", "cuda"), kernels.report("native", "rmc", "cuda")
+        from rmc_rl.agents.cores.kernels import dispatch
+        report = dispatch.report("native", "rmc", "cuda")
+        assert "Triton cannot be imported" in report, report
         with warnings.catch_warnings(record=True) as caught:
-            assert kernels.fused("native", "rmc", "cuda") is None
+            assert dispatch.fused("native", "rmc", "cuda") is None
         assert "Triton cannot be imported" in str(caught[0].message)
         """,
         TRITON_INTERPRET="0",
@@ -201,5 +203,5 @@ def test_without_triton_it_is_eager_and_says_why():
 
 
 def test_auto_does_not_take_what_was_never_timed():
-    assert kernels.fused("auto", "rmc", "cuda") is None
-    assert "not timed" in kernels.report("auto", "rmc", "cuda")
+    assert dispatch.fused("auto", "rmc", "cuda") is None
+    assert "not timed" in dispatch.report("auto", "rmc", "cuda")

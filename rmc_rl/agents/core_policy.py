@@ -2,7 +2,7 @@
 How a policy with a core acts, judges sequences, and shows what it remembers.
 
 Shapes: ``B`` environments, while acting; ``T`` steps of each; ``F`` features, ``O`` features that a core writes, ``S`` size of
-its state; ``n`` steps laid out in ``R`` rows, while training, see :class:`~rmc_rl.agents.states.Layout`.
+its state; ``n`` steps laid out in ``R`` rows, while training, see :class:`~rmc_rl.agents.state.Layout`.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import Tensor, nn
 
 from rmc_rl.agents.cores import Core
-from rmc_rl.agents.states import Layout, StatePair, check_state, join_state, split_state
+from rmc_rl.agents.state import Layout, StatePair, check_state, join_state, split_state
 from rmc_rl.errors import UsageError, require
 
 

@@ -20,8 +20,8 @@ from torch import nn
 
 from rmc_rl.agents.core_policy import CorePolicy
 from rmc_rl.agents.cores import Core, make_core
-from rmc_rl.agents.features import EncodedFeatures, refuse_shifted
-from rmc_rl.agents.states import StateShape
+from rmc_rl.agents.encoder import EncodedFeatures, refuse_shifted
+from rmc_rl.agents.state import StateShape
 from rmc_rl.errors import UsageError, require, require_choice, require_truth, require_whole
 
 AMP = {None: None, "bf16": torch.bfloat16}

@@ -24,8 +24,8 @@ from stable_baselines3.common.utils import FloatSchedule, explained_variance, ob
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from torch import Tensor
 
-from rmc_rl.agents.buffers import SequenceBuffer
 from rmc_rl.agents.policies import CnnMemoryPolicy, MlpMemoryPolicy, MultiInputMemoryPolicy
+from rmc_rl.agents.sequences import SequenceBuffer
 from rmc_rl.errors import UsageError, require, require_whole
 
 SHORT = 16  # steps of a sequence that nobody asked for and that hardly trains a memory

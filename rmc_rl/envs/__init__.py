@@ -1,8 +1,8 @@
 """Worlds: one per file, none knows an agent. Importing this registers them with Gymnasium."""
 
 from rmc_rl.envs.base import BatchedWorld, SingleWorld
+from rmc_rl.envs.make_vec import make_vec
 from rmc_rl.envs.registration import WORLDS, register_worlds
-from rmc_rl.envs.vec import make_vec
 
 __all__ = ["WORLDS", "BatchedWorld", "SingleWorld", "make_vec"]
 

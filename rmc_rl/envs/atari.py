@@ -14,7 +14,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 
-from rmc_rl.envs.same_step import SameStepVecEnv
+from rmc_rl.envs.vec_env import SameStepVecEnv
 from rmc_rl.errors import UsageError, require, require_truth, require_whole
 
 

@@ -1,16 +1,16 @@
 """Recurrent cores: plain torch modules that know nothing of reinforcement learning."""
 
-from rmc_rl.agents.cores.base import Core, core_class, core_names, make_core, register_core, scalars
+from rmc_rl.agents.cores.base import Core, scalars
 from rmc_rl.agents.cores.brims import BRIMs
 from rmc_rl.agents.cores.framestack import FrameStack
-from rmc_rl.agents.cores.gru import GRU
 from rmc_rl.agents.cores.gtrxl import GTrXL
-from rmc_rl.agents.cores.lstm import LSTM
 from rmc_rl.agents.cores.memoryless import Memoryless
 from rmc_rl.agents.cores.mingru import MinGRU
 from rmc_rl.agents.cores.ntm import NTM
+from rmc_rl.agents.cores.registry import core_class, core_names, make_core, register_core
 from rmc_rl.agents.cores.rims import RIMs
 from rmc_rl.agents.cores.rmc import RMC
+from rmc_rl.agents.cores.rnn import GRU, LSTM
 
 __all__ = [
     "GRU",

@@ -1,5 +1,5 @@
 """
-The Core contract: what a recurrent memory is, how it is unrolled over episodes, and how it is found by name.
+The Core contract: what a recurrent memory is, and how it is unrolled over episodes.
 
 Shapes: ``B`` batch, ``T`` time, ``F`` features read per step, ``O`` features written per step,
 ``S`` numbers carried from step to step.
@@ -8,18 +8,16 @@ The split of the work (one step in the core, resets and unroll around it) follow
 Haiku's ``ResetCore``; the state is one flat vector per sequence, so that whoever stores states needs to know nothing of cores.
 """
 
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from rmc_rl.agents.cores import kernels
-from rmc_rl.errors import UsageError, check_keywords, unknown
+from rmc_rl.agents.cores.kernels import dispatch
 
 
 class Core(nn.Module, ABC):
@@ -115,7 +113,7 @@ class Core(nn.Module, ABC):
             of torch, and where a submodule has hooks or is not torch's own or ours (pruned, quantised, adapted ...)
         """
         device = inputs.device.type
-        found = kernels.fused(self.kernel, self.kernel_family, device)
+        found = dispatch.fused(self.kernel, self.kernel_family, device)
         if found is None or self._looks is not None or torch.is_autocast_enabled(device):
             return None
         known = all(type(tensor) in (Tensor, nn.Parameter) for tensor in (inputs, state))  # with memory that can be read
@@ -195,69 +193,3 @@ def scalars(looks: Mapping[str, Tensor]) -> dict[str, float]:
         elif kind.endswith("active"):
             found |= {f"{name}/{index}": share for index, share in enumerate(value.flatten(0, -2).mean(0).tolist())}
     return found
-
-
-CoreType = TypeVar("CoreType", bound=type[Core])
-
-_CORES: dict[str, type[Core]] = {}
-
-
-def register_core(name: str) -> Callable[[CoreType], CoreType]:
-    """
-    Class decorator: makes a core known by name, as in ``policy_kwargs=dict(core="rmc")``.
-
-    :param name: the name
-    :raises UsageError: where another class already has the name
-    """
-
-    def register(core: CoreType) -> CoreType:
-        known = _CORES.get(name)
-        if known is not None and (known.__module__, known.__qualname__) != (core.__module__, core.__qualname__):
-            raise UsageError(f"a core's name must be new, got '{name}', which is {known.__module__}.{known.__qualname__}")
-        _CORES[name] = core
-        return core
-
-    return register
-
-
-def core_names() -> list[str]:
-    """The registered names, sorted."""
-    return sorted(_CORES)
-
-
-def core_class(core: str | type[Core]) -> type[Core]:
-    """
-    Find a core's class.
-
-    :param core: a registered name, ``"module:name"`` for one that importing the module registers, or a subclass of
-        :class:`Core`
-    :raises UsageError: for an unknown name or module, or something that is not a core
-    """
-    if isinstance(core, str):
-        module, _, name = core.rpartition(":")
-        if module:
-            try:
-                importlib.import_module(module)
-            except Exception as error:  # whatever a user's module raises
-                rule = f"the module of core '{core}' must be one that can be imported"
-                raise UsageError(f"{rule}: {type(error).__name__}: {error}") from error
-        if name not in _CORES:
-            raise unknown(f"core of module {module}" if module else "core", name, _CORES)
-        return _CORES[name]
-    if not (isinstance(core, type) and issubclass(core, Core)):
-        raise UsageError(f"core must be a registered name or a subclass of Core, got {core!r}")
-    return core
-
-
-def make_core(core: str | type[Core], input_size: int, kwargs: dict[str, Any] | None = None) -> Core:
-    """
-    Build a core.
-
-    :param core: see :func:`core_class`
-    :param input_size: ``F``, features read per step
-    :param kwargs: the core's own arguments
-    :raises UsageError: for an unknown name, an unknown argument or a value that breaks the core's rules
-    """
-    cls, kwargs = core_class(core), dict(kwargs or {})
-    check_keywords(f"argument of core {cls.__name__}", cls, kwargs, given=("input_size",))
-    return cls(input_size, **kwargs)

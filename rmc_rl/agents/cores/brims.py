@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rmc_rl.agents.cores import kernels
-from rmc_rl.agents.cores.authors import OFFICIAL_CONFIG, check_config, layer_of_official, load_weights
-from rmc_rl.agents.cores.base import Core, register_core
+from rmc_rl.agents.cores.base import Core
+from rmc_rl.agents.cores.kernels import dispatch
 from rmc_rl.agents.cores.layers import InitialState, pass_gradient
-from rmc_rl.agents.cores.modules import CELLS, VARIANTS, ModuleLayer, ModuleSizes
+from rmc_rl.agents.cores.published_weights import OFFICIAL_CONFIG, check_config, layer_of_official, load_weights
+from rmc_rl.agents.cores.registry import register_core
+from rmc_rl.agents.cores.rims_layer import CELLS, VARIANTS, ModuleLayer, ModuleSizes
 from rmc_rl.errors import require, require_choice, require_truth, require_whole
 
 
@@ -126,7 +127,7 @@ class BRIMs(Core):
         dropout: float = 0.0,
         kernel: str = "auto",
     ):
-        kernels.check_kernel(kernel)
+        dispatch.check_kernel(kernel)
         lists = dict(num_modules=num_modules, num_active=num_active, module_size=module_size)
         for name, values in lists.items():
             require(

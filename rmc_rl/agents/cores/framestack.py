@@ -10,8 +10,9 @@ Shapes: ``B`` batch, ``T`` time, ``F`` features read per step, ``k`` frames.
 import torch
 from torch import Tensor, nn
 
-from rmc_rl.agents.cores.base import Core, register_core
-from rmc_rl.agents.cores.layers import steps_since_start
+from rmc_rl.agents.cores.base import Core
+from rmc_rl.agents.cores.registry import register_core
+from rmc_rl.agents.cores.scan import steps_since_start
 from rmc_rl.errors import require_whole
 
 

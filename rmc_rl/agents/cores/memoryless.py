@@ -2,7 +2,8 @@
 
 from torch import Tensor, nn
 
-from rmc_rl.agents.cores.base import Core, register_core
+from rmc_rl.agents.cores.base import Core
+from rmc_rl.agents.cores.registry import register_core
 from rmc_rl.errors import require_whole
 
 

@@ -9,8 +9,10 @@ Shapes: ``B`` batch, ``T`` time, ``F`` features read per step, ``L`` layers, ``W
 import torch
 from torch import Tensor, nn
 
-from rmc_rl.agents.cores.base import Core, register_core
-from rmc_rl.agents.cores.layers import InitialState, scan
+from rmc_rl.agents.cores.base import Core
+from rmc_rl.agents.cores.layers import InitialState
+from rmc_rl.agents.cores.registry import register_core
+from rmc_rl.agents.cores.scan import scan
 from rmc_rl.errors import require_whole
 
 MLP_FACTOR = 2  # hidden units of a block's MLP per unit of its width

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rmc_rl.agents.cores.base import Core, register_core
+from rmc_rl.agents.cores.base import Core
+from rmc_rl.agents.cores.registry import register_core
 from rmc_rl.errors import require_whole
 
 SHIFTS = (-1, 0, 1)  # slots that the focus may move by at each step (section 3.3.2)

@@ -9,10 +9,10 @@ dido1998/Recurrent-Independent-Mechanisms at ``26aa8717``.
 from collections.abc import Mapping
 from typing import Any
 
-from rmc_rl.agents.cores.authors import OFFICIAL_CONFIG, check_config, layer_of_dido, layer_of_official, load_weights
-from rmc_rl.agents.cores.base import register_core
 from rmc_rl.agents.cores.brims import BRIMs
-from rmc_rl.agents.cores.modules import VARIANTS
+from rmc_rl.agents.cores.published_weights import OFFICIAL_CONFIG, check_config, layer_of_dido, layer_of_official, load_weights
+from rmc_rl.agents.cores.registry import register_core
+from rmc_rl.agents.cores.rims_layer import VARIANTS
 from rmc_rl.errors import require_choice, require_whole
 
 # what from_authors needs to know of a RIMCell

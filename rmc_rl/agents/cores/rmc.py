@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rmc_rl.agents.cores import kernels
-from rmc_rl.agents.cores.base import Core, register_core
+from rmc_rl.agents.cores.base import Core
+from rmc_rl.agents.cores.kernels import dispatch
 from rmc_rl.agents.cores.layers import linear
+from rmc_rl.agents.cores.registry import register_core
 from rmc_rl.errors import UsageError, require, require_choice, require_whole
 
 GATE_STYLES = ("unit", "memory", "none")
@@ -135,7 +136,7 @@ class RMC(Core):
             require_whole(name, value)
         require_choice("gate_style", gate_style, GATE_STYLES)
         require_choice("readout", readout, READOUTS)
-        kernels.check_kernel(kernel)
+        dispatch.check_kernel(kernel)
         for name, bias in dict(forget_bias=forget_bias, input_bias=input_bias).items():
             require(isinstance(bias, int | float) and not isinstance(bias, bool), f"{name} must be a number", bias)
         require(

@@ -1,3 +1,0 @@
-// What the library was built from, for native.py.
-
-extern "C" __attribute__((visibility("default"))) const char* rmc_rl_sources() { return RMC_RL_SOURCES; }

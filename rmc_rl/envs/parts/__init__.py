@@ -1,0 +1,1 @@
+"""What several worlds share: balls, grids, mazes, digits, programs, drawing."""

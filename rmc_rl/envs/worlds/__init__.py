@@ -1,0 +1,1 @@
+"""Worlds, one per file. The docstring of a world is its page."""

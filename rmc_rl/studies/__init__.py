@@ -1,0 +1,1 @@
+"""Numbers and pictures from runs. This room knows no agent and no world."""
