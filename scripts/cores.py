@@ -1,7 +1,7 @@
 """
 The README's table of cores: python scripts/cores.py
 
-A row for each registered core as it comes: the paper its module names, numbers carried from step to step, parameters when it
+A row for each registered core as it comes: the paper that its class or module names, numbers carried from step to step, parameters when it
 reads FEATURES features, and what `inspect` shows of it.
 """
 
@@ -17,11 +17,13 @@ PAPER = re.compile(r'Paper: (?P<authors>.+?), "(?P<title>.+?)", (?P<year>\d{4}),
 
 
 def paper(core: Core) -> str:
-    """The paper that a core's module names, as a link; of a core that has none, the module's first line."""
-    text = " ".join((inspect.getdoc(inspect.getmodule(type(core))) or "").split()) + " "
-    found = PAPER.search(text)
+    """The paper that a core's class or module names, as a link; of a core that has none, the module's first line."""
+    of_class, of_module = (
+        " ".join((inspect.getdoc(each) or "").split()) for each in (type(core), inspect.getmodule(type(core)))
+    )
+    found = PAPER.search(of_class + " ") or PAPER.search(of_module + " ")
     if found is None:
-        return text.split(":")[0].split(".")[0].strip()
+        return of_module.split(":")[0].split(".")[0].strip()
     return f"[{found['authors']} {found['year']}]({found['url']})"
 
 

@@ -21,9 +21,8 @@ FOLDER = Path(__file__).parent / "reference" / "saved_models"
 def test_models_of_the_first_version_act_as_they_did(name, algorithm):
     model = algorithm.load(FOLDER / f"{name}.zip", device="cpu")
     known = np.load(FOLDER / f"{name}.npz")
-    state, start = None, np.ones(2, dtype=bool)
-    for observation, action, states in zip(known["observations"], known["actions"], known["states"], strict=True):
+    state, columns = None, (known[name] for name in ("observations", "starts", "actions", "states"))
+    for observation, start, action, states in zip(*columns, strict=True):
         found, state = model.predict(observation, state, start, deterministic=True)
         np.testing.assert_array_equal(found, action)
         np.testing.assert_allclose(np.concatenate(state, -1), states, rtol=0, atol=1e-5)
-        start = np.zeros(2, dtype=bool)

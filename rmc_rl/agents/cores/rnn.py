@@ -1,10 +1,7 @@
 """
 LSTM and GRU: the memories that recurrent PPO usually has.
 
-Papers: Hochreiter and Schmidhuber, "Long Short-Term Memory", 1997, https://doi.org/10.1162/neco.1997.9.8.1735, with the forget
-gates of Gers et al., "Learning to Forget", 2000; Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder for
-Statistical Machine Translation", 2014, https://arxiv.org/abs/1406.1078. Code: ``torch.nn.LSTM`` and ``torch.nn.GRU``, which
-applies the reset gate after the hidden product.
+Code: ``torch.nn.LSTM`` and ``torch.nn.GRU``; the latter applies the reset gate after the hidden product.
 
 Shapes: ``B`` batch, ``T`` time, ``F`` features read per step, ``L`` layers, ``W`` width.
 """
@@ -141,6 +138,9 @@ class LSTM(TorchRNN):
     """
     Long short-term memory. The state is ``h`` and ``c`` of each layer, the output the last layer's ``h``.
 
+    Paper: Hochreiter and Schmidhuber, "Long Short-Term Memory", 1997, https://doi.org/10.1162/neco.1997.9.8.1735, with the
+    forget gates of Gers et al., "Learning to Forget", 2000.
+
     :meth:`inspect` shows ``input_gate``, ``forget_gate`` and ``output_gate``, each ``(T, B, L, W)``. The arguments are those
     of :class:`TorchRNN`.
     """
@@ -158,6 +158,9 @@ class LSTM(TorchRNN):
 class GRU(TorchRNN):
     """
     Gated recurrent unit. The state is ``h`` of each layer, the output the last layer's.
+
+    Paper: Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder for Statistical Machine Translation", 2014,
+    https://arxiv.org/abs/1406.1078.
 
     :meth:`inspect` shows ``reset_gate`` and ``update_gate`` (the share of the old state that stays), each ``(T, B, L, W)``.
     The arguments are those of :class:`TorchRNN`.
