@@ -1,8 +1,8 @@
 """
 The README's table of cores: python scripts/cores.py
 
-A row for each registered core as it comes: the paper that its class or module names, numbers carried from step to step, parameters when it
-reads FEATURES features, and what `inspect` shows of it.
+A row for each registered core as it comes: the paper that its class or module names, numbers carried from step to step,
+parameters when it reads FEATURES features, and what `inspect` shows of it.
 """
 
 import inspect
