@@ -13,6 +13,10 @@ class UsageError(ValueError):
     """A mistake of the caller. The command line prints its one line and exits with status 2."""
 
 
+class NonFiniteError(FloatingPointError):
+    """A number that is not finite stopped training. The message says where it was found first."""
+
+
 def unknown(kind: str, name: object, valid: Iterable[str]) -> UsageError:
     """
     The error for a name that is not in a known set.

@@ -1,7 +1,5 @@
 """Our RecurrentPPO: what it computes, against hand-computed numbers, closed forms and the stock class."""
 
-import contextlib
-
 import gymnasium
 import numpy as np
 import pytest
@@ -11,6 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecNormalize
 from test_policies import ACTIONS, OBSERVATIONS, SMALL, VECTOR, Echo, echo
 
@@ -40,52 +39,49 @@ def rollout(model):
 
 
 def test_pieces_of_episodes_in_rows():
-    # sequence 0 goes on for 2 steps, then has episodes of 1 and 3; sequence 1 starts with one of 4, then one of 2
-    starts = np.array([[0, 1], [0, 0], [1, 0], [1, 0], [0, 1], [0, 0]], dtype=bool)
-    layout = pack(starts)
-    assert layout.grid.shape == (4, 3)
-    step = {(t, b): 2 * t + b for t in range(6) for b in range(2)}
-    carried = [step[0, 0], step[1, 0]]
-    fresh = [[step[0, 1], step[1, 1], step[2, 1], step[3, 1]], [step[3, 0], step[4, 0], step[5, 0]]]
-    rows = [(layout.grid[:, r].tolist(), layout.starts[:, r].tolist()) for r in range(3)]
-    assert rows[0][0] == [*carried, step[4, 1], step[5, 1]]  # the two steps of sequence 1 fill the rest
-    assert rows[0][1] == [0, 0, 1, 0]
-    assert rows[1] == (fresh[0], [1, 0, 0, 0])
-    assert rows[2] == ([*fresh[1], step[2, 0]], [1, 0, 0, 1])
-    assert layout.rows[0] == 0
-    assert layout.grid.flatten()[layout.places].tolist() == list(range(12))
+    # sequence 0 continues an episode for 2 steps, then has episodes of 1 and 3; sequence 1 has episodes of 4 and 2
+    starts = np.array([0, 0, 1, 1, 0, 0, 1, 0, 0, 0, 1, 0], dtype=bool)
+    layout = pack(starts, np.array([6, 6]))
+    assert layout.steps.shape == (4, 3)
+    rows = [(layout.steps[:, r].tolist(), layout.episode_starts[:, r].tolist()) for r in range(3)]
+    assert rows[0] == ([0, 1, 10, 11], [0, 0, 1, 0])  # the last episode of sequence 1 fills the rest
+    assert rows[1] == ([6, 7, 8, 9], [1, 0, 0, 0])
+    assert rows[2] == ([3, 4, 5, 2], [1, 0, 0, 1])
+    assert layout.sequences[0] == 0
+    assert layout.steps.flatten()[layout.places].tolist() == list(range(12))
 
 
 @pytest.mark.parametrize("chance", [0, 0.05, 0.5, 1])
 def test_rows_hold_every_step_once_and_in_order(chance):
     rng = np.random.default_rng(0)
     for _ in range(20):
-        starts = rng.random((rng.integers(1, 30), rng.integers(1, 9))) < chance
-        layout = pack(starts)
-        length, count = starts.shape
-        assert layout.grid.flatten()[layout.places].tolist() == list(range(length * count))
-        rows = len(layout.rows)
-        for t in range(length):
-            for b in range(count):
-                time, row = divmod(int(layout.places[t * count + b]), rows)
-                assert layout.starts[time, row] == starts[t, b]
-                if not starts[t, b] and t > 0:  # what came before it stands before it
-                    assert layout.places[(t - 1) * count + b] == (time - 1) * rows + row
-                elif not starts[t, b]:
-                    assert (time, int(layout.rows[row])) == (0, b)
+        lengths = rng.integers(1, 30, size=rng.integers(1, 9))
+        starts = rng.random(lengths.sum()) < chance
+        layout = pack(starts, lengths)
+        assert layout.steps.flatten()[layout.places].tolist() == list(range(len(starts)))
+        rows, step = len(layout.sequences), 0
+        for sequence, length in enumerate(lengths):
+            for t in range(length):
+                time, row = divmod(int(layout.places[step]), rows)
+                assert layout.episode_starts[time, row] == starts[step]
+                if not starts[step] and t > 0:  # the step before it stands before it
+                    assert layout.places[step - 1] == (time - 1) * rows + row
+                elif not starts[step]:
+                    assert (time, int(layout.sequences[row])) == (0, sequence)
+                step += 1
 
 
 @pytest.mark.parametrize("critic", CRITICS)
-@pytest.mark.parametrize("sequence_length", [16, 4, 1])
+@pytest.mark.parametrize("sequence_length", [16, 5, 4, 1])
 def test_sequences_are_evaluated_as_they_were_acted(critic, sequence_length):
     model = agent(policy_kwargs=SMALL | dict(critic=critic), sequence_length=sequence_length)
     rollout(model)
     buffer = rollout(model)  # one that begins in the middle of episodes
-    assert not buffer.starts[0].all()
-    assert 0 < buffer.starts[1:].sum() < buffer.starts.numel()
-    assert len(buffer.pi_states[0]) == 16 // sequence_length
+    assert not buffer.episode_starts[0].all()
+    assert 0 < buffer.episode_starts[1:].sum() < buffer.episode_starts.size
+    assert len(buffer.tensors.pi_states[0]) == -(-16 // sequence_length)
     seen = 0
-    for batch in buffer.minibatches(16 // sequence_length):
+    for batch in buffer.minibatches(16):
         values, log_prob, _ = model.policy.evaluate_sequences(batch.observations, batch.actions, batch.states, batch.layout)
         torch.testing.assert_close(values, batch.old_values, rtol=0, atol=1e-5)
         torch.testing.assert_close(log_prob, batch.old_log_prob, rtol=0, atol=1e-5)
@@ -98,7 +94,7 @@ def test_the_first_ratio_is_one(core):
     model = agent(policy_kwargs=dict(core=core), batch_size=32)
     rollout(model)
     buffer = rollout(model)
-    (batch,) = buffer.minibatches(2)
+    (batch,) = buffer.minibatches(32)
     model.policy.set_training_mode(True)
     _, log_prob, _ = model.policy.evaluate_sequences(batch.observations, batch.actions, batch.states, batch.layout)
     torch.testing.assert_close(torch.exp(log_prob - batch.old_log_prob), torch.ones(32), rtol=0, atol=1e-5)
@@ -116,10 +112,10 @@ def test_states_are_kept_where_sequences_begin():
     model.policy.forward = acted
     buffer = rollout(model)
     for chunk in range(4):
-        for half, kept in zip(states[4 * chunk], buffer.pi_states, strict=True):
+        for half, kept in zip(states[4 * chunk], buffer.tensors.pi_states, strict=True):
             assert kept[chunk].equal(half)
-    assert buffer.vf_states is buffer.pi_states
-    separate = agent(policy_kwargs=SMALL | dict(critic="separate")).rollout_buffer
+    assert buffer.tensors.vf_states is buffer.tensors.pi_states
+    separate = agent(policy_kwargs=SMALL | dict(critic="separate")).rollout_buffer.tensors
     assert separate.vf_states is not separate.pi_states
 
 
@@ -127,10 +123,11 @@ def test_storage_is_small():
     space = spaces.Box(0, 255, (1, 84, 84), np.uint8)
     policy, arguments = OBSERVATIONS["image"][0], dict(n_steps=8, batch_size=8, policy_kwargs=dict(core="lstm"))
     ours, stock = (agent(echo(space), policy, algorithm=a, **arguments).rollout_buffer for a in ALGORITHMS)
-    assert ours.observations.dtype == torch.uint8
+    assert ours.tensors.observations.dtype == torch.uint8
 
     def size_beside_observations(buffer):
-        parts = [part for value in vars(buffer).values() for part in (value if isinstance(value, tuple) else (value,))]
+        stored = [*vars(buffer).values(), *getattr(buffer, "tensors", ())]
+        parts = [part for value in stored for part in (value if isinstance(value, tuple) else (value,))]
         sizes = {id(part): part.nbytes for part in parts if hasattr(part, "nbytes")}
         return sum(sizes.values()) - buffer.observations.nbytes
 
@@ -141,16 +138,16 @@ def test_storage_is_small():
 
 
 def test_advantages_against_a_hand_computation():
-    buffer = SequenceBuffer(3, 2, 3, VECTOR, ACTIONS["Discrete"], agent()._last_lstm_states, 0, torch.device("cpu"))
-    buffer.rewards[:] = torch.tensor([[1.0, 0], [2, 0], [3, 1]])
-    buffer.values[:] = torch.tensor([[0.5, 1.0], [1, 2], [2, 3]])
-    buffer.starts[:] = torch.tensor([[1.0, 0], [0, 1], [0, 0]])
-    buffer.compute_advantages(torch.tensor([4.0, 5.0]), np.array([False, True]), gamma=0.5, gae_lambda=0.5)
+    buffer = SequenceBuffer(3, 2, 3, VECTOR, ACTIONS["Discrete"], agent()._last_lstm_states, 0, torch.device("cpu"), 0.5, 0.5)
+    buffer.rewards[:] = [[1, 0], [2, 0], [3, 1]]  # arrays that share memory with the tensors
+    buffer.values[:] = [[0.5, 1], [1, 2], [2, 3]]
+    buffer.episode_starts[:] = [[1, 0], [0, 1], [0, 0]]
+    buffer.compute_returns_and_advantage(torch.tensor([4.0, 5.0]), np.array([False, True]))
     # environment 0, no end: deltas 1 + 0.5 * 1 - 0.5 = 1, 2 + 0.5 * 2 - 1 = 2, 3 + 0.5 * 4 - 2 = 3
     # environment 1, ends after steps 0 and 2: 0 - 1 = -1, 0 + 0.5 * 3 - 2 = -0.5, 1 - 3 = -2
     expected = [[1 + 0.25 * (2 + 0.25 * 3), -1], [2 + 0.25 * 3, -0.5 + 0.25 * -2], [3, -2]]
-    torch.testing.assert_close(buffer.advantages, torch.tensor(expected))
-    torch.testing.assert_close(buffer.returns, buffer.advantages + buffer.values)
+    np.testing.assert_allclose(buffer.advantages, expected, rtol=1e-6)
+    np.testing.assert_allclose(buffer.returns, buffer.advantages + buffer.values)
 
 
 ALGORITHMS = [RecurrentPPO, sb3_contrib.RecurrentPPO]
@@ -165,14 +162,13 @@ def test_a_rollout_equals_that_of_the_stock_class(critic, observation):
         model = agent(echo(space), policy, SMALL | dict(critic=critic), algorithm)
         for _ in range(2):
             buffer = rollout(model)
-            starts = "starts" if algorithm is RecurrentPPO else "episode_starts"
-            names = ("rewards", "values", "log_probs", "advantages", "returns", starts)
+            names = ("rewards", "values", "log_probs", "advantages", "returns", "episode_starts", "actions")
             numbers = {name: torch.as_tensor(getattr(buffer, name)).clone().numpy() for name in names}
-            found.append(numbers | {"starts": numbers.pop(starts)})
+            found.append(numbers)
     for mine, theirs in zip(found[:2], found[2:], strict=True):
         for name, numbers in mine.items():
             np.testing.assert_allclose(numbers, theirs[name], atol=1e-5, err_msg=name)
-        assert mine["starts"].any()
+        assert mine["episode_starts"].any()
         assert (mine["rewards"] != 1).any()  # Echo gives 1 at each step: the rest is the value of episodes that were cut off
 
 
@@ -195,10 +191,10 @@ def test_an_update_equals_that_of_the_stock_class(kwargs, monkeypatch):
         logs.append(dict(model.logger.name_to_value))
     for name, weight in weights[0].items():
         torch.testing.assert_close(weight, weights[1][name], rtol=0, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
-    assert logs[0].keys() == logs[1].keys()
+    assert logs[0].keys() == {*logs[1], "train/gradient_norm"}
     assert logs[0]["train/clip_fraction"] > 0.1  # so clipping makes a difference
-    for name, value in logs[0].items():
-        assert value == pytest.approx(logs[1][name], abs=1e-4), name
+    for name, value in logs[1].items():
+        assert logs[0][name] == pytest.approx(value, abs=1e-4), name
 
 
 class Probe(gymnasium.Env):
@@ -295,7 +291,7 @@ def test_actions_of_a_box_are_kept_as_they_were_sampled(space):
     model = agent(make_vec_env(lambda: Any(VECTOR, space), 2), n_epochs=1, batch_size=32)
     model.learn(32)
     assert model.logger.name_to_value["train/approx_kl"] == pytest.approx(0, abs=1e-6)
-    assert model.rollout_buffer.actions.frac().any()
+    assert (model.rollout_buffer.actions % 1).any()
 
 
 @pytest.mark.parametrize("critic", CRITICS)
@@ -372,27 +368,97 @@ def test_sequence_length_is_saved(tmp_path):
 
 @pytest.mark.parametrize(
     ("kwargs", "length"),
-    [({}, 16), (dict(batch_size=32), 16), (dict(batch_size=8), 8), (dict(n_steps=12, batch_size=8), 4)],
+    [
+        ({}, 16),
+        (dict(batch_size=32), 16),
+        (dict(batch_size=None), 16),
+        (dict(batch_size=4096), 16),
+        (dict(batch_size=8), 8),
+        (dict(n_steps=12, batch_size=8), 6),
+        (dict(n_steps=50, batch_size=64), 50),
+        (dict(n_steps=101, batch_size=64), 51),
+        (dict(sequence_length=4), 4),
+        (dict(sequence_length=5), 5),
+        (dict(sequence_length=20), 16),
+        (dict(sequence_length=16, batch_size=8), 8),
+    ],
 )
-def test_default_sequence_length(kwargs, length):
-    short = pytest.warns(UserWarning, match=f"reach back {length} steps only, .*: batch_size {kwargs.get('n_steps', 16)}, or")
-    with short if length < 16 else contextlib.nullcontext():
-        model = agent(**{name: np.int64(value) for name, value in kwargs.items()})
+@pytest.mark.filterwarnings("ignore:gradients reach back", "ignore:batch_size", "ignore:sequence_length")
+def test_sequence_length(kwargs, length):
+    model = agent(**{name: None if value is None else np.int64(value) for name, value in kwargs.items()})
     assert model.rollout_buffer.sequence_length == length
+    seen = []
+    for algorithm in (model, agent(algorithm=RecurrentPPO, **kwargs)):
+        rollout(algorithm)
+        batches = list(algorithm.rollout_buffer.minibatches(algorithm.batch_size))
+        seen += [sum(len(batch.returns) for batch in batches)]
+        assert all(len(batch.returns) <= (kwargs.get("batch_size", 16) or 32) for batch in batches)
+    assert seen == [2 * kwargs.get("n_steps", 16)] * 2
 
 
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        (dict(sequence_length=5), "sequence_length must divide n_steps 16 and batch_size 16: 1, 2, 4, 8, 16, got 5"),
-        (dict(sequence_length=0), "sequence_length must be a whole number of at least 1, got 0"),
+        (dict(batch_size=8), "gradients reach back 8 steps only, because batch_size is 8: batch_size=16, or a multiple"),
+        (dict(sequence_length=32), "sequence_length 32 becomes 16, because n_steps is 16 and batch_size 16"),
         (
-            dict(batch_size=12),
-            r"batch_size must divide the 32 transitions of a rollout \(n_steps 16 \* 2 .*: 1, 2, 4, .*32, got 12",
+            dict(n_steps=50, batch_size=64),
+            r"batch_size 64 does not divide a rollout \(n_steps 50 \* 2 .*have 50",
         ),
-        (dict(clip_range_vf=-1), "clip_range_vf must be above 0, or None, got -1"),
-        (dict(policy="MlpLstmPolicy"), "MlpLstmPolicy"),
-        (dict(policy=sb3_contrib.ppo_recurrent.MlpLstmPolicy, policy_kwargs={}), "policy must be a MlpMemoryPolicy"),
+    ],
+)
+def test_sizes_that_train_otherwise_than_expected_are_warned_about(kwargs, message):
+    with pytest.warns(UserWarning, match=message):
+        agent(**kwargs, n_epochs=1).learn(1)
+
+
+@pytest.mark.filterwarnings("ignore:gradients reach back", "ignore:batch_size")
+def test_any_sizes_train_load_into_one_copy_and_train_on(tmp_path):
+    rng = np.random.default_rng(0)
+    for _ in range(16):
+        n_envs, n_steps = int(rng.integers(1, 5)), int(rng.integers(2, 40))
+        batch_size = None if rng.random() < 0.1 else int(rng.integers(1, 100))
+        model = agent(echo(n_envs=n_envs), n_steps=n_steps, batch_size=batch_size, n_epochs=1).learn(1)
+        assert model.num_timesteps == n_envs * n_steps
+        model.save(tmp_path / "model")
+        other = RecurrentPPO.load(tmp_path / "model", env=echo(n_envs=1), device="cpu")
+        assert other.learn(1, reset_num_timesteps=False).num_timesteps == n_envs * n_steps + n_steps
+        stock = sb3_contrib.RecurrentPPO.load(tmp_path / "model", env=echo(n_envs=3), device="cpu")
+        assert stock.predict(stock.get_env().reset())[0].shape == (3,)
+
+
+def test_sizes_are_those_of_the_attributes_when_learn_begins():
+    model = agent().learn(32)
+    model.n_steps, model.batch_size, model.gamma = 8, 24, 0.5
+    model.set_env(echo(n_envs=3))
+    model.learn(24, reset_num_timesteps=False)
+    assert model.num_timesteps == 32 + 24
+    assert model.rollout_buffer.rewards.shape == (8, 3)
+    model.n_steps = 0
+    with pytest.raises(UsageError, match="n_steps must be a whole number of at least 1, got 0"):
+        model.learn(24)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (dict(sequence_length=0), "sequence_length must be a whole number of at least 1, got 0"),
+        (dict(batch_size=0), "batch_size must be a whole number of at least 1, got 0"),
+        (dict(n_steps=1.5), "n_steps must be a whole number of at least 1, got 1.5"),
+        (dict(gamma=1.5), "gamma must be a finite number at least 0 and at most 1, got 1.5"),
+        (dict(ent_coef=float("nan")), "ent_coef must be a finite number, got nan"),
+        (dict(clip_range_vf=-1), "clip_range_vf must be a finite number above 0, got -1"),
+        (dict(n_step=16), "unknown argument of RecurrentPPO 'n_step'; did you mean 'n_steps'?"),
+        (dict(policy="MlpMemoryPolcy"), "unknown policy 'MlpMemoryPolcy'; did you mean 'MlpMemoryPolicy'?"),
+        (
+            dict(policy=ActorCriticPolicy, policy_kwargs={}),
+            "policy must be one of .*, got 'ActorCriticPolicy'",
+        ),
+        (dict(policy_kwargs=dict(cor="gru")), "unknown argument of MlpMemoryPolicy 'cor'; did you mean 'core'?"),
+        (
+            dict(policy_kwargs=dict(features_extractor_kwargs=dict(dim=3))),
+            "unknown argument of FlattenExtractor 'dim'",
+        ),
     ],
 )
 def test_mistakes(kwargs, message):
@@ -411,9 +477,7 @@ class Masked(Echo):
     """Some actions are invalid: which, changes with time."""
 
     def action_masks(self):
-        size = (
-            int(self.action_space.n) if isinstance(self.action_space, spaces.Discrete) else int(self.action_space.nvec.sum())
-        )
+        size = spaces.flatdim(self.action_space) * (2 if isinstance(self.action_space, spaces.MultiBinary) else 1)
         masks = np.ones(size, dtype=bool)
         masks[self.time % 2] = False
         return masks
@@ -424,7 +488,7 @@ class Masked(Echo):
         return super().step(action)
 
 
-@pytest.mark.parametrize("action", ["Discrete", "MultiDiscrete"])
+@pytest.mark.parametrize("action", ["Discrete", "MultiDiscrete", "MultiBinary"])
 def test_invalid_actions_are_never_taken(action):
     env = make_vec_env(lambda: Masked(VECTOR, ACTIONS[action]), 2)
     model = agent(env, ent_coef=0.1).learn(640)
@@ -438,7 +502,7 @@ def test_invalid_actions_are_never_taken(action):
 
 def test_masked_actions_are_evaluated_with_their_masks():
     model = agent(make_vec_env(lambda: Masked(VECTOR, ACTIONS["Discrete"]), 2), batch_size=32)
-    (batch,) = rollout(model).minibatches(2)
+    (batch,) = rollout(model).minibatches(32)
     _, log_prob, entropy = model.policy.evaluate_sequences(
         batch.observations, batch.actions, batch.states, batch.layout, batch.action_masks
     )
@@ -457,11 +521,21 @@ def test_masks_of_an_environment_set_later(tmp_path):
 
 
 def test_masks_need_discrete_actions():
-    with pytest.raises(UsageError, match=r"action_masks\(\) of env needs Discrete or MultiDiscrete actions, got Box"):
-        agent(make_vec_env(lambda: Masked(VECTOR, ACTIONS["Box"]), 2))
-    policy = agent(echo(action_space=ACTIONS["MultiBinary"])).policy
-    with pytest.raises(UsageError, match="action masks need Discrete or MultiDiscrete actions, got MultiBinary"):
+    agent(make_vec_env(lambda: Masked(VECTOR, ACTIONS["Box"]), 2)).learn(32)  # its masks are ignored
+    policy = agent(echo(action_space=ACTIONS["Box"])).policy
+    with pytest.raises(UsageError, match="action masks need discrete actions, got Box"):
         policy.predict(np.zeros((2, 3)), action_masks=np.ones((2, 4)))
+
+
+def test_masks_can_be_switched_off_and_demanded():
+    env = make_vec_env(lambda: Masked(VECTOR, ACTIONS["Discrete"]), 2)
+    assert agent(env).learn(32).rollout_buffer.num_masked == 3
+    with pytest.raises(AssertionError):  # Masked refuses invalid actions
+        agent(env, use_masking=False).learn(320)
+    with pytest.raises(
+        UsageError, match=r"use_masking needs an env whose action_masks\(\) returns 3 truths"
+    ):
+        agent(use_masking=True).learn(32)
 
 
 # The previous action and reward
@@ -526,12 +600,12 @@ def test_a_rollout_on_the_device_equals_one_through_the_host(world, monkeypatch)
         model.learn(48)
         buffer = rollout(model)
         assert bool(steps) != on_device
-        names = ("observations", "actions", "rewards", "starts", "values", "log_probs", "advantages")
-        numbers = {name: getattr(buffer, name).clone() for name in names}
+        names = ("observations", "actions", "rewards", "episode_starts", "values", "log_probs", "advantages")
+        numbers = {name: getattr(buffer, name).copy() for name in names}
         found.append((numbers, [(info["r"], info["l"]) for info in model.ep_info_buffer]))
     (host, host_episodes), (device, device_episodes) = found
     for name, numbers in host.items():
-        torch.testing.assert_close(device[name], numbers, rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        np.testing.assert_allclose(device[name], numbers, rtol=0, atol=1e-5, err_msg=name)
     assert len(host_episodes) >= 12
     np.testing.assert_allclose(device_episodes, host_episodes)
 
@@ -553,5 +627,5 @@ def test_only_our_worlds_live_on_another_device():
 def test_training_on_a_cuda_device():
     env = make_vec("rmc_rl/Copy-v0", 16, seed=0, env_kwargs=dict(n_symbols=2, length=1, delay=2), device="cuda")
     model = agent(env, device="cuda").learn(1024, callback=CoreScalars())
-    assert model.rollout_buffer.observations.is_cuda
+    assert model.rollout_buffer.tensors.observations.is_cuda
     assert len(model.ep_info_buffer) > 0

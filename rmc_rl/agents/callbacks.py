@@ -7,17 +7,17 @@ from rmc_rl.agents.cores import scalars
 from rmc_rl.agents.policies import MlpMemoryPolicy
 from rmc_rl.errors import require
 
-LOOKS = 8  # steps of a rollout; each costs a step of the core
+LOOKS = 8  # steps of a rollout; each costs one more step of the core
 
 
 class CoreScalars(BaseCallback):
     """
-    Logs how the actor's core is doing, once per rollout: means of gates, entropies of attention, shares of active modules.
+    Logs the state of the actor's core once per rollout: means of gates, entropies of attention, shares of active modules.
 
-    They go to ``core/<name>``; :func:`rmc_rl.agents.cores.scalars` says which there are. It looks at a few steps of each
-    rollout, chosen at random, of all environments. A core that shows nothing logs nothing.
+    They are logged as ``core/<name>``; :func:`rmc_rl.agents.cores.scalars` documents them. The callback looks at a few steps
+    of each rollout, chosen at random, in all environments. A core that shows nothing logs nothing.
 
-    :raises UsageError: as training begins, for a policy without a core
+    :raises UsageError: when training begins, for a policy without a core
     """
 
     def _init_callback(self) -> None:
@@ -33,11 +33,7 @@ class CoreScalars(BaseCallback):
     def _on_step(self) -> bool:
         if self.step in self.chosen:
             policy: MlpMemoryPolicy = self.model.policy  # type: ignore[assignment]
-            # the algorithm's variables: what the policy has just acted on
-            obs, starts = self.locals["obs_tensor"], self.locals["episode_starts"]
-            obs = {name: part.unsqueeze(0) for name, part in obs.items()} if isinstance(obs, dict) else obs.unsqueeze(0)
-            looks = policy.inspect(obs, self.model._last_lstm_states.pi, starts.unsqueeze(0))  # type: ignore[attr-defined]
-            for name, value in scalars(looks).items():
+            for name, value in scalars(policy.inspect_last_step()).items():
                 self.found.setdefault(name, []).append(value)
         self.step += 1
         return True

@@ -1,36 +1,52 @@
 """
-Policies that think with a core, for sb3-contrib's ``RecurrentPPO``.
+Policies whose memory is a core, for sb3-contrib's ``RecurrentPPO`` and for ours.
 
-How they act and are trained is in :mod:`rmc_rl.agents.core_policy`; here is how they are built.
+Code they follow: ``sb3_contrib.common.recurrent.policies.RecurrentActorCriticPolicy``.
+
+Shapes: ``B`` environments or sequences; ``T`` steps of each; ``F`` features, ``O`` features that a core writes, ``S`` size of
+its state; ``n`` steps packed into ``R`` rows, in training, see :class:`~rmc_rl.agents.sequences.Layout`.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from gymnasium import spaces
+from sb3_contrib.common.maskable.distributions import make_masked_proba_distribution
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
-from stable_baselines3.common.torch_layers import (
-    BaseFeaturesExtractor,
-    CombinedExtractor,
-    FlattenExtractor,
-    NatureCNN,
-)
-from stable_baselines3.common.type_aliases import Schedule
-from torch import nn
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor, NatureCNN
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import Tensor, nn
 
-from rmc_rl.agents.core_policy import CorePolicy
 from rmc_rl.agents.cores import Core, make_core
-from rmc_rl.agents.encoder import EncodedFeatures, refuse_shifted
-from rmc_rl.agents.state import StateShape
-from rmc_rl.errors import UsageError, require, require_choice, require_truth, require_whole
+from rmc_rl.agents.encoder import SMALLEST_CNN_IMAGE, DictExtractor, EncodedFeatures, check_spaces, fits_cnn
+from rmc_rl.agents.sequences import Layout, unroll_packed, unroll_sequences
+from rmc_rl.agents.state import StatePair, StateShape, check_state, join_state, split_state
+from rmc_rl.errors import UsageError, check_keywords, require, require_choice, require_truth, require_whole
 
 AMP = {None: None, "bf16": torch.bfloat16}
 COMPILE = (None, "default", "reduce-overhead", "max-autotune")
 CRITICS = ("shared", "separate", "memoryless")
 
+# runs a core: features (n, F) and states before -> outputs (n, O) and states after
+Unroll = Callable[[Core, Tensor, StatePair], tuple[Tensor, StatePair]]
+
+
+class ActedOn(NamedTuple):
+    """What a policy acted on in its last step."""
+
+    observations: PyTorchObs  # (B, *observation_shape)
+    states: RNNStates  # before the step
+    episode_starts: Tensor  # (B,)
+
 
 class CoreArguments(NamedTuple):
-    """What a policy was told of its core."""
+    """A policy's own arguments, which SB3's policies do not have."""
 
     core: str | type[Core]
     core_kwargs: dict[str, Any]
@@ -41,19 +57,18 @@ class CoreArguments(NamedTuple):
     compile_mode: str | None
 
 
-class MlpMemoryPolicy(CorePolicy):
+class MlpMemoryPolicy(RecurrentActorCriticPolicy):
     """
     Actor and critic that read a core's output; the core reads the features of the observation.
 
     Used as ``RecurrentPPO(MlpMemoryPolicy, env, policy_kwargs=dict(core="rmc", core_kwargs=dict(num_slots=4)))``.
-    Code it follows: ``sb3_contrib.common.recurrent.policies.RecurrentActorCriticPolicy``, whose LSTMs it replaces.
 
     Differences from sb3-contrib's policies:
 
-    * ``critic`` takes the place of ``shared_lstm`` and ``enable_critic_lstm``. With "shared" both losses train the core
+    * ``critic`` replaces ``shared_lstm`` and ``enable_critic_lstm``. With "shared" both losses train the core
       (there, the critic's gradient is cut off).
     * An episode starts from the core's own initial state, in training and in :meth:`predict`; there, from zeros.
-    * MultiBinary actions work: the buffer keeps them as int8, which the Bernoulli distribution does not take.
+    * MultiBinary actions work: the buffer there stores them as int8, which the Bernoulli distribution does not take.
 
     :param observation_space: Observation space
     :param action_space: Action space
@@ -62,18 +77,18 @@ class MlpMemoryPolicy(CorePolicy):
         subclass of :class:`~rmc_rl.agents.cores.Core`
     :param core_kwargs: the core's own arguments
     :param critic: "shared" (one core for actor and critic), "separate" (a core of its own) or "memoryless" (a linear layer)
-    :param encoder: sizes of layers between features and core, none by default. A core that normalises what it reads, as
-        RMC does, sees of few numbers their direction more than their size; our tests use ``[64]`` on CartPole
-    :param channels_last: keep the weights of convolutions with their channels last; the same numbers up to rounding
-    :param amp: "bf16": the features extractor computes in bfloat16, with three significant digits, faster where the processor
-        has it (the README has figures); None: in single precision
+    :param encoder: sizes of layers between features and core, none by default. A core that normalises its input, as RMC does,
+        loses the scale of low-dimensional observations: ``[64]`` helps there
+    :param channels_last: store the weights of convolutions channels-last; the results are equal up to rounding
+    :param amp: "bf16": the features extractor computes in bfloat16 (three significant digits), faster only on processors with
+        bfloat16 instructions; None: in single precision
     :param compile_mode: run features extractors and the layers after the core through ``torch.compile`` in this mode:
-        "default", "reduce-overhead" (CUDA graphs on a GPU) or "max-autotune"; None: not at all. It needs a C++ compiler and
-        half a minute, and changes nothing but speed, up to rounding. On a CPU we found no gain
+        "default", "reduce-overhead" (CUDA graphs on a GPU) or "max-autotune"; None: no compilation. Compilation needs a C++
+        compiler and half a minute; the results are equal up to rounding. On a CPU we found no gain
     :param net_arch: layers after the core, as in SB3. Default: two layers of 64 each for actor and critic,
         none after a ``NatureCNN``
     :param activation_fn: Activation function
-    :param ortho_init: Whether to use or not orthogonal initialization; the core keeps its own, whatever this says
+    :param ortho_init: Whether to use or not orthogonal initialization; the core always keeps its own
     :param use_sde: Whether to use State Dependent Exploration or not
     :param log_std_init: Initial value for the log standard deviation
     :param full_std: Whether to use (n_features x n_actions) parameters for the std instead of only (n_features,) with gSDE
@@ -86,11 +101,15 @@ class MlpMemoryPolicy(CorePolicy):
     :param optimizer_class: The optimizer to use, ``torch.optim.Adam`` by default
     :param optimizer_kwargs: Additional keyword arguments, excluding the learning rate, to pass to the optimizer. Default for
         Adam: eps 1e-5, as in SB3, and torch's fused kernel
-    :raises UsageError: for an unknown core, core argument or critic, a value that breaks the core's rules, a shared
-        critic with two features extractors, or a discrete space that does not start from 0
+    :raises UsageError: for an unknown argument, core, core argument or critic, a value that breaks the core's rules, a shared
+        critic with two features extractors, or a space that SB3's layers do not support
     """
 
     default_features_extractor: ClassVar[type[BaseFeaturesExtractor]] = FlattenExtractor
+    core: Core
+    critic_core: Core | None  # the critic's own
+    critic: nn.Linear | None  # of a critic without memory
+    acted_on: ActedOn | None = None  # set by each forward pass
 
     def __init__(
         self,
@@ -122,13 +141,17 @@ class MlpMemoryPolicy(CorePolicy):
         require_choice("critic", critic, CRITICS)
         if critic == "shared" and not share_features_extractor:
             raise UsageError("critic must be 'separate' or 'memoryless' with share_features_extractor=False, got 'shared'")
-        for space in (observation_space, action_space):
-            refuse_shifted(space)
+        check_spaces(observation_space, action_space)
+        features_extractor_class = features_extractor_class or self.default_features_extractor
+        if features_extractor_class is NatureCNN:
+            normalized = not normalize_images or bool((features_extractor_kwargs or {}).get("normalized_image"))
+            rule = f"a CNN policy needs images (uint8, 0 to 255) of at least {SMALLEST_CNN_IMAGE} pixels; try MlpMemoryPolicy"
+            require(fits_cnn(observation_space, normalized), rule, observation_space)
         for size in encoder or ():
             require_whole("each size in encoder", size)
         require_truth("channels_last", channels_last)
         require(amp in AMP, "amp must be 'bf16' or None", amp)
-        self.amp = AMP[amp]
+        self.amp = AMP[amp]  # dtype of the features extractors; None: float32
         require(compile_mode in COMPILE, f"compile_mode must be one of {', '.join(map(str, COMPILE))}", compile_mode)
         self._core_arguments = CoreArguments(
             core, dict(core_kwargs or {}), critic, list(encoder or ()), channels_last, amp, compile_mode
@@ -137,7 +160,7 @@ class MlpMemoryPolicy(CorePolicy):
             optimizer_kwargs = dict(eps=1e-5) if optimizer_kwargs is None else dict(optimizer_kwargs)
             if optimizer_kwargs.keys().isdisjoint(("foreach", "differentiable")):  # these exclude it
                 optimizer_kwargs.setdefault("fused", True)
-        # Not RecurrentActorCriticPolicy's, which would build LSTMs
+        # Not RecurrentActorCriticPolicy's constructor, which would build LSTMs
         super(RecurrentActorCriticPolicy, self).__init__(
             observation_space,
             action_space,
@@ -150,7 +173,7 @@ class MlpMemoryPolicy(CorePolicy):
             full_std=full_std,
             use_expln=use_expln,
             squash_output=squash_output,
-            features_extractor_class=features_extractor_class or self.default_features_extractor,
+            features_extractor_class=features_extractor_class,
             features_extractor_kwargs=features_extractor_kwargs,
             share_features_extractor=share_features_extractor,
             normalize_images=normalize_images,
@@ -161,10 +184,11 @@ class MlpMemoryPolicy(CorePolicy):
     def _build(self, lr_schedule: Schedule) -> None:
         # before super()'s, which builds the layers after the core and the optimizer of all parameters
         core, kwargs, critic, *_ = self._core_arguments
-        self.core = make_core(core, self.features_dim, kwargs)
-        self.critic_core = make_core(core, self.features_dim, kwargs) if critic == "separate" else None
-        # to the width of the core's output, for actor and critic are built alike from there
-        self.critic = nn.Linear(self.features_dim, self.core.output_size) if critic == "memoryless" else None
+        features_dim = int(self.features_dim)
+        self.core = make_core(core, features_dim, kwargs)
+        self.critic_core = make_core(core, features_dim, kwargs) if critic == "separate" else None
+        # as wide as the core's output, because the layers after it are alike for actor and critic
+        self.critic = nn.Linear(features_dim, self.core.output_size) if critic == "memoryless" else None
         self.lstm_output_dim = self.core.output_size
         half = (self.core.state_size + 1) // 2
         self.lstm_actor: Any = StateShape(num_layers=1, hidden_size=half)
@@ -180,7 +204,13 @@ class MlpMemoryPolicy(CorePolicy):
                 part.compile(mode=mode)
 
     def make_features_extractor(self) -> BaseFeaturesExtractor:
-        """The features extractor, with the encoder's layers where there are any."""
+        """The features extractor, followed by the encoder's layers if there are any."""
+        check_keywords(
+            f"argument of {self.features_extractor_class.__name__}",
+            self.features_extractor_class,
+            self.features_extractor_kwargs,
+            given=("observation_space",),
+        )
         extractor, sizes = super().make_features_extractor(), self._core_arguments.encoder
         return EncodedFeatures(extractor, sizes, self.activation_fn) if sizes else extractor
 
@@ -188,12 +218,277 @@ class MlpMemoryPolicy(CorePolicy):
         data = super()._get_constructor_parameters()
         return data | self._core_arguments._asdict() | dict(share_features_extractor=self.share_features_extractor)
 
+    def initial_states(self, n_envs: int) -> RNNStates:
+        """
+        The states before the first step of an episode.
+
+        :param n_envs: ``B``
+        :return: for actor and critic a pair of tensors ``(1, B, ceil(S / 2))`` each
+        """
+        # detached, because a learned one is a view of its parameter
+        actor = split_state(self.core.initial_state(n_envs).detach())
+        critic = actor if self.critic_core is None else split_state(self.critic_core.initial_state(n_envs).detach())
+        return RNNStates(actor, critic)
+
+    def _features(self, obs: PyTorchObs, extractor: BaseFeaturesExtractor) -> Tensor:
+        """The features of observations: ``(n, *observation_shape)`` -> ``(n, F)``."""
+        # ActorCriticPolicy's own method would extract the features of actor and critic at once
+        extract = super(ActorCriticPolicy, self).extract_features
+        if self.amp is None:
+            return extract(obs, extractor)
+        with torch.autocast(self.device.type, self.amp):
+            return extract(obs, extractor).float()
+
+    def _latents(self, obs: PyTorchObs, states: RNNStates, unroll: Unroll) -> tuple[Tensor, Tensor, RNNStates]:
+        """Actor's and critic's last hidden layer for ``n`` steps, ``(n, H)`` each, and the states after them."""
+        critic_features = actor_features = self._features(obs, self.pi_features_extractor)
+        if not self.share_features_extractor:
+            critic_features = self._features(obs, self.vf_features_extractor)
+        actor, actor_states = unroll(self.core, actor_features, states.pi)
+        critic, critic_states = actor, actor_states
+        if self.critic_core is not None:
+            critic, critic_states = unroll(self.critic_core, critic_features, states.vf)
+        elif self.critic is not None:
+            critic = self.critic(critic_features)
+        return (
+            self.mlp_extractor.forward_actor(actor),
+            self.mlp_extractor.forward_critic(critic),
+            RNNStates(actor_states, critic_states),
+        )
+
+    def _distribution(self, latent: Tensor, action_masks: Tensor | None = None) -> Distribution:
+        """The distribution of actions, from the actor's last hidden layer ``(B, H)``; see :meth:`forward` for the masks."""
+        if action_masks is None:
+            return self._get_action_dist_from_latent(latent)
+        require(not isinstance(self.action_space, spaces.Box), "action masks need discrete actions", self.action_space)
+        logits = self.action_net(latent)
+        if isinstance(self.action_space, spaces.MultiBinary):
+            # a Bernoulli distribution is a softmax over (0, logit): (B, n) -> (B, 2 n), off and on of each action
+            logits = torch.stack([torch.zeros_like(logits), logits], dim=-1).flatten(1)
+        distribution = make_masked_proba_distribution(self.action_space)
+        distribution.proba_distribution(logits)
+        distribution.apply_masking(action_masks)
+        return distribution
+
+    def forward(  # type: ignore[override]  # as in sb3-contrib: a recurrent policy returns its states as well
+        self,
+        obs: PyTorchObs,
+        lstm_states: RNNStates,
+        episode_starts: Tensor,
+        deterministic: bool = False,
+        action_masks: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, RNNStates]:
+        """
+        Act.
+
+        :param obs: observations, ``(B, *observation_shape)``
+        :param lstm_states: the states after the previous step
+        :param episode_starts: ``(B,)``, not 0 where an observation is an episode's first: the core then starts anew
+        :param deterministic: take the most likely action instead of a sample
+        :param action_masks: true for valid actions, ``(B, number of actions)``. MultiDiscrete: the actions of all parts, one
+            part after another; MultiBinary: off and on of each action, ``(B, 2 n)``
+        :return: actions ``(B, *action_shape)``, values ``(B, 1)``, log-probabilities ``(B,)``, next states
+        """
+        self.acted_on = ActedOn(obs, lstm_states, episode_starts)
+        unroll = partial(unroll_sequences, episode_starts=episode_starts)
+        latent_pi, latent_vf, states = self._latents(obs, lstm_states, unroll)
+        distribution = self._distribution(latent_pi, action_masks)
+        actions = distribution.get_actions(deterministic=deterministic)
+        log_prob = distribution.log_prob(actions)
+        actions = actions.reshape(-1, *(self.action_space.shape or ()))
+        return actions, self.value_net(latent_vf), log_prob, states
+
+    def get_distribution(  # type: ignore[override]
+        self, obs: PyTorchObs, lstm_states: StatePair, episode_starts: Tensor, action_masks: Tensor | None = None
+    ) -> tuple[Distribution, StatePair]:
+        """
+        The distribution of actions.
+
+        :param obs: observations, ``(B, *observation_shape)``
+        :param lstm_states: the actor's states after the previous step
+        :param episode_starts: ``(B,)``
+        :param action_masks: see :meth:`forward`
+        :return: distribution and next states of the actor
+        """
+        features = self._features(obs, self.pi_features_extractor)
+        latent, states = unroll_sequences(self.core, features, lstm_states, episode_starts)
+        return self._distribution(self.mlp_extractor.forward_actor(latent), action_masks), states
+
+    def predict_values(self, obs: PyTorchObs, lstm_states: StatePair, episode_starts: Tensor) -> Tensor:  # type: ignore[override]
+        """
+        The values of observations.
+
+        :param obs: observations, ``(B, *observation_shape)``
+        :param lstm_states: the critic's states after the previous step
+        :param episode_starts: ``(B,)``
+        :return: ``(B, 1)``
+        """
+        features = self._features(obs, self.vf_features_extractor)
+        if self.critic is not None:
+            latent = self.critic(features)
+        else:
+            latent, _ = unroll_sequences(self.critic_core or self.core, features, lstm_states, episode_starts)
+        values: Tensor = self.value_net(self.mlp_extractor.forward_critic(latent))
+        return values
+
+    def evaluate_actions(  # type: ignore[override]
+        self, obs: PyTorchObs, actions: Tensor, lstm_states: RNNStates, episode_starts: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """
+        Values and log-probabilities of steps in sb3-contrib's order: sequence after sequence.
+
+        :param obs: observations, ``(B * T, *observation_shape)``
+        :param actions: ``(B * T, *action_shape)``
+        :param lstm_states: the states before the first step of each sequence
+        :param episode_starts: ``(B * T,)``, not 0 where a step starts an episode
+        :return: values ``(B * T, 1)``, log-probabilities ``(B * T,)`` and entropies ``(B * T,)``; the entropies are None for
+            gSDE with squashed output
+        """
+        unroll = partial(unroll_sequences, episode_starts=episode_starts)
+        values, log_prob, entropy = self._evaluate(obs, actions, lstm_states, unroll, None)
+        return values.unsqueeze(1), log_prob, entropy
+
+    def evaluate_sequences(
+        self, obs: PyTorchObs, actions: Tensor, states: RNNStates, layout: Layout, action_masks: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """
+        Values and log-probabilities of ``n`` steps that are packed into rows.
+
+        :param obs: observations, ``(n, *observation_shape)``
+        :param actions: ``(n, action_dim)``
+        :param states: the states before the first step of each row
+        :param layout: where each step stands
+        :param action_masks: ``(n, number of actions)``, see :meth:`forward`
+        :return: values, log-probabilities and entropies, ``(n,)`` each; the entropies are None for gSDE with squashed output
+        """
+        return self._evaluate(obs, actions, states, partial(unroll_packed, layout=layout), action_masks)
+
+    def _evaluate(
+        self, obs: PyTorchObs, actions: Tensor, states: RNNStates, unroll: Unroll, action_masks: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        latent_pi, latent_vf, _ = self._latents(obs, states, unroll)
+        distribution = self._distribution(latent_pi, action_masks)
+        if isinstance(self.action_space, spaces.Discrete):
+            actions = actions.long().flatten()
+        else:  # one dimension after the batch, as the distributions have it
+            actions = actions.flatten(1) if actions.dim() > 1 else actions.unsqueeze(1)
+            if isinstance(self.action_space, spaces.MultiBinary):
+                actions = actions.float()
+        return self.value_net(latent_vf).flatten(), distribution.log_prob(actions), distribution.entropy()
+
+    def within_bounds(self, actions: np.ndarray) -> np.ndarray:
+        """
+        Actions as an environment takes them.
+
+        :param actions: as the policy samples them, ``(B, *action_shape)``
+        :return: Box actions clipped to the space or, with squashed output, scaled to it; other actions unchanged
+        """
+        if not isinstance(self.action_space, spaces.Box):
+            return actions
+        bounded: np.ndarray
+        if self.squash_output:
+            bounded = self.unscale_action(actions)
+        else:
+            bounded = np.clip(actions, self.action_space.low, self.action_space.high)
+        return bounded
+
+    @torch.no_grad()
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+        action_masks: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """
+        Act on observations of one environment or several.
+
+        :param observation: of one environment, or a batch of ``B``
+        :param state: what the previous call returned; None: the core's initial state
+        :param episode_start: ``(B,)`` bool, true where an observation is an episode's first; None: nowhere.
+            Without it a state is carried across episodes
+        :param deterministic: take the most likely action instead of a sample
+        :param action_masks: true for valid actions, ``(B, number of actions)``; None: all are valid
+        :return: actions, and the state to pass with the next observation
+        :raises UsageError: for the state of another core or another number of environments
+        """
+        if isinstance(observation, tuple):  # type: ignore[unreachable]
+            raise UsageError("observation must be an array or a dict, got a tuple: unpack it, `obs, info = env.reset()`")
+        self.set_training_mode(False)
+        obs, is_batch = self.obs_to_tensor(observation)
+        n_envs = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
+        if state is None:
+            states = self.initial_states(n_envs).pi
+        else:
+            states = tuple(torch.as_tensor(half, dtype=torch.float32, device=self.device) for half in state)
+            check_state(states, self.core.state_size)
+        starts = torch.zeros(n_envs) if episode_start is None else torch.as_tensor(episode_start, dtype=torch.float32)
+        for name, found in (("state", states[0].shape[1]), ("episode_start", starts.numel())):
+            if found != n_envs:
+                raise UsageError(f"{name} must be that of the {n_envs} environments observed, got that of {found}")
+        masks = None if action_masks is None else torch.as_tensor(action_masks, device=self.device)
+        distribution, states = self.get_distribution(obs, states, starts.view(-1).to(self.device), masks)
+        actions = distribution.get_actions(deterministic=deterministic).cpu().numpy()
+        actions = actions.reshape(-1, *(self.action_space.shape or ()))
+        actions = self.within_bounds(actions)
+        return actions if is_batch else actions.squeeze(axis=0), tuple(half.cpu().numpy() for half in states)
+
+    @torch.no_grad()
+    def inspect(
+        self,
+        observations: np.ndarray | dict[str, np.ndarray] | PyTorchObs,
+        state: tuple[np.ndarray, ...] | StatePair | RNNStates | None = None,
+        episode_starts: np.ndarray | Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """
+        Look inside the actor's core while it reads observations.
+
+        :param observations: of ``T`` steps of ``B`` environments, ``(T, B, *observation_shape)``: arrays as the environment
+            returns them (images with their channels first or last), or tensors as the policy takes them
+        :param state: before the first step, as :meth:`predict` returns it; None: the core's initial state
+        :param episode_starts: ``(T, B)``, true where an observation is an episode's first; None: nowhere
+        :return: what :meth:`rmc_rl.Core.inspect` returns, tensors ``(T, B, ...)`` by name
+        :raises UsageError: if the shapes do not fit together
+        """
+        parts: dict[str, Any] = observations if isinstance(observations, dict) else {"": observations}
+        shapes = [tuple(np.shape(part)) for part in parts.values()]
+        time, batch = shapes[0][:2] if all(len(shape) > 1 for shape in shapes) else (0, 0)
+        require(time * batch > 0, "observations must be (steps, environments, ...)", shapes)
+        flat = {name: part.reshape(-1, *part.shape[2:]) for name, part in parts.items()}  # (T, B, ...) -> (T * B, ...)
+        if isinstance(next(iter(flat.values())), np.ndarray):
+            obs, _ = self.obs_to_tensor(flat if isinstance(observations, dict) else flat[""])
+        else:
+            tensors = {name: part.to(self.device) for name, part in flat.items()}
+            obs = tensors if isinstance(observations, dict) else tensors[""]
+        features = self._features(obs, self.pi_features_extractor)
+        halves = self.initial_states(batch).pi if state is None else state.pi if isinstance(state, RNNStates) else state
+        before = join_state(tuple(torch.as_tensor(half, device=self.device) for half in halves), self.core.state_size)
+        require(len(before) == batch, f"state must be that of the {batch} environments observed", len(before))
+        starts = None if episode_starts is None else torch.as_tensor(episode_starts, device=self.device) > 0.5
+        if starts is not None:
+            require(starts.shape == (time, batch), f"episode_starts must have shape {(time, batch)}", tuple(starts.shape))
+        return self.core.inspect(features.view(time, batch, -1), before, starts)
+
+    def inspect_last_step(self) -> dict[str, Tensor]:
+        """
+        Look inside the actor's core at the step that the policy took last.
+
+        :return: see :meth:`inspect`, tensors ``(1, B, ...)``
+        :raises UsageError: before the first step
+        """
+        require(self.acted_on is not None, "inspect_last_step needs a step of the policy", None)
+        assert self.acted_on is not None
+        obs, states, starts = self.acted_on
+        steps = {name: part.unsqueeze(0) for name, part in obs.items()} if isinstance(obs, dict) else obs.unsqueeze(0)
+        return self.inspect(steps, states, starts.unsqueeze(0))
+
 
 class CnnMemoryPolicy(MlpMemoryPolicy):
     """
     :class:`MlpMemoryPolicy` for images: the core reads the features of a ``NatureCNN``.
 
-    Its parameters are those of :class:`MlpMemoryPolicy`, ``features_extractor_class`` has another default.
+    Its parameters are those of :class:`MlpMemoryPolicy`; only the default of ``features_extractor_class`` differs.
     """
 
     default_features_extractor = NatureCNN
@@ -203,7 +498,8 @@ class MultiInputMemoryPolicy(MlpMemoryPolicy):
     """
     :class:`MlpMemoryPolicy` for ``Dict`` observations: the core reads the features of a ``CombinedExtractor``.
 
-    Its parameters are those of :class:`MlpMemoryPolicy`, ``features_extractor_class`` has another default.
+    Images under 36 pixels are flattened. Its parameters are those of :class:`MlpMemoryPolicy`; only the default of
+    ``features_extractor_class`` differs.
     """
 
-    default_features_extractor = CombinedExtractor
+    default_features_extractor = DictExtractor

@@ -1,8 +1,8 @@
 """
-Rollout storage for whole sequences.
+Rollout storage in whole sequences, the packing of their episodes into rows, and running a core over them.
 
-Shapes: ``T`` steps of a rollout, ``N`` environments, ``L`` steps of a sequence, ``B`` sequences of a minibatch, ``R`` rows
-that they are laid out in, ``S`` size of a core's state.
+Shapes: ``T`` steps of a rollout, ``N`` environments, ``L`` steps of a sequence, ``B`` sequences of a minibatch, ``n`` steps of
+a minibatch, ``R`` rows that they are packed into; ``F`` features, ``O`` features that a core writes, ``S`` size of its state.
 """
 
 import heapq
@@ -12,95 +12,159 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from gymnasium import spaces
-from sb3_contrib.common.recurrent.type_aliases import RNNStates
+from sb3_contrib.common.recurrent.type_aliases import (
+    RecurrentDictRolloutBufferSamples,
+    RecurrentRolloutBufferSamples,
+    RNNStates,
+)
+from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import Tensor
 
+from rmc_rl.agents.cores import Core
 from rmc_rl.agents.cores.scan import scan
-from rmc_rl.agents.state import Layout, StatePair
+from rmc_rl.agents.state import StatePair, join_state, split_state
 
 
-def pack(starts: np.ndarray) -> Layout:
+class Layout(NamedTuple):
     """
-    Cut sequences where episodes start and put the pieces into rows as long as the longest of them.
+    Where each step of a minibatch stands in the grid ``(L', R)`` that a core runs through.
 
-    A piece that goes on with the state its sequence began with opens a row. The others fill the rows, the longest first, each
-    into the row with most room left, or a new one where it has no room there.
-
-    :param starts: ``(L, B)`` bool, true where an episode starts
-    :return: for the ``L * B`` steps, all sequences at the first, then all at the second ...
+    Episodes are packed end to end into rows; only the end of a row is padded. The core takes ``L'`` steps in time, as many as
+    the longest piece of an episode has. Only the core computes on the padding.
     """
-    length, count = starts.shape
-    cuts = starts.copy()
-    cuts[0] = True
-    env, begin = np.nonzero(cuts.T)  # sequence after sequence
-    end = np.where(np.append(env[1:], -1) == env, np.append(begin[1:], 0), length)
-    sizes, carried = end - begin, ~starts[begin, env]
+
+    steps: Tensor  # (L', R), index of the step at each place of the grid; any valid index where the grid is padded
+    places: Tensor  # (n,), index of each step's place in the flattened grid
+    episode_starts: Tensor  # (L', R), 1 where an episode starts
+    sequences: Tensor  # (R,), index of the sequence whose state starts this row; unused if the row starts with a new episode
+
+
+class Sequences(NamedTuple):
+    """A minibatch of ``n`` steps: sequence after sequence, each in the order of time."""
+
+    observations: PyTorchObs  # (n, *observation_shape)
+    actions: Tensor  # (n, action_dim)
+    layout: Layout
+    states: RNNStates  # before the first step of each row, pairs (1, R, ceil(S / 2))
+    action_masks: Tensor | None  # (n, number of actions)
+    old_values: Tensor  # (n,)
+    old_log_prob: Tensor  # (n,)
+    advantages: Tensor  # (n,)
+    returns: Tensor  # (n,)
+
+
+class RolloutTensors(NamedTuple):
+    """What is stored of a rollout, on the policy's device."""
+
+    observations: PyTorchObs  # (T, N, *observation_shape), in the dtype of the space; float64 becomes float32
+    actions: Tensor  # (T, N, action_dim)
+    action_masks: Tensor | None  # (T, N, number of actions) bool
+    episode_starts: Tensor  # (T, N), 1 where the observation is an episode's first
+    rewards: Tensor  # (T, N)
+    values: Tensor  # (T, N)
+    log_probs: Tensor  # (T, N)
+    advantages: Tensor  # (T, N)
+    returns: Tensor  # (T, N)
+    pi_states: StatePair  # of the actor where a sequence begins, pair (ceil(T / L), 1, N, ceil(S / 2))
+    vf_states: StatePair  # of the critic; the same tensors if they share a core
+
+
+def pack(episode_starts: np.ndarray, lengths: np.ndarray) -> Layout:
+    """
+    Cut sequences where episodes start, and pack the pieces into rows as long as the longest piece.
+
+    A piece that continues the episode in which its sequence began opens a row of its own, because it needs the stored state.
+    The other pieces start from the core's initial state: they fill the rows, the longest first, each into the row with the
+    most room.
+
+    :param episode_starts: ``(n,)`` bool, true where an episode starts, sequence after sequence
+    :param lengths: ``(B,)`` int, steps of each sequence
+    """
+    total = len(episode_starts)
+    ends = np.cumsum(lengths)
+    cuts = episode_starts.copy()
+    cuts[ends - lengths] = True
+    begins = np.flatnonzero(cuts)  # first step of each piece
+    sizes = np.diff(np.append(begins, total))
+    continues = ~episode_starts[begins]
     longest = int(sizes.max())
-    row, at = np.zeros_like(sizes), np.zeros_like(sizes)  # of each piece: its row, and its place there
-    opened = np.flatnonzero(carried).tolist()  # the piece that opens each row
-    row[carried] = np.arange(len(opened))
-    room = [(int(sizes[piece]) - longest, index) for index, piece in enumerate(opened)]  # negative: a heap has the least first
+    row, time = np.zeros_like(sizes), np.zeros_like(sizes)  # of each piece
+    first_pieces = np.flatnonzero(continues).tolist()  # the piece at the start of each row
+    row[continues] = np.arange(len(first_pieces))
+    # a heap has its smallest element first: the room of a row is kept as a negative number
+    room = [(int(sizes[piece]) - longest, index) for index, piece in enumerate(first_pieces)]
     heapq.heapify(room)
-    fresh = np.flatnonzero(~carried)
-    for piece in fresh[np.argsort(-sizes[fresh], kind="stable")].tolist():
+    others = np.flatnonzero(~continues)
+    for piece in others[np.argsort(-sizes[others], kind="stable")].tolist():
         size = int(sizes[piece])
         if room and -room[0][0] >= size:
             free, index = heapq.heappop(room)
         else:
-            free, index = -longest, len(opened)
-            opened.append(piece)
-        row[piece], at[piece] = index, longest + free
+            free, index = -longest, len(first_pieces)
+            first_pieces.append(piece)
+        row[piece], time[piece] = index, longest + free
         heapq.heappush(room, (free + size, index))
 
-    within = np.arange(length * count) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # of each step in its piece
-    steps = (np.repeat(begin, sizes) + within) * count + np.repeat(env, sizes)
-    rows, times = np.repeat(row, sizes), np.repeat(at, sizes) + within
-    grid = np.zeros((longest, len(opened)), dtype=np.int64)
-    grid[times, rows] = steps
-    places = np.empty(length * count, dtype=np.int64)
-    places[steps] = times * len(opened) + rows
-    begins = np.zeros((longest, len(opened)), dtype=np.float32)
-    begins[at, row] = ~carried
-    return Layout(*map(torch.from_numpy, (grid, places, begins, env[opened])))
+    num_rows, steps = len(first_pieces), np.arange(total)
+    times = np.repeat(time - begins, sizes) + steps  # of each step in its row
+    places = times * num_rows + np.repeat(row, sizes)
+    grid = np.zeros(longest * num_rows, dtype=np.int64)
+    grid[places] = steps
+    starts = np.zeros((longest, num_rows), dtype=np.float32)
+    starts[time, row] = ~continues
+    sequences = np.searchsorted(ends, begins[first_pieces], side="right")
+    return Layout(*map(torch.from_numpy, (grid.reshape(longest, num_rows), places, starts, sequences)))
 
 
-class Sequences(NamedTuple):
-    """A minibatch: ``B`` sequences of ``L`` steps, all at the first step, then all at the second ..."""
-
-    observations: PyTorchObs  # (L * B, *observation_shape)
-    actions: Tensor  # (L * B, *action_shape)
-    layout: Layout
-    states: RNNStates  # before the first step of each row, pairs (1, R, ceil(S / 2))
-    action_masks: Tensor | None  # (L * B, number of actions)
-    old_values: Tensor  # (L * B,) and so the rest
-    old_log_prob: Tensor
-    advantages: Tensor
-    returns: Tensor
-
-
-def _zeros(shape: tuple[int, ...], space: spaces.Space[Any], device: torch.device) -> Tensor:
-    """Room for elements of a space, in their own type; float64 becomes float32, as in SB3."""
+def _allocate(shape: tuple[int, ...], space: spaces.Space[Any], device: torch.device) -> Tensor:
+    """Zeros for elements of a space, in its dtype; float64 becomes float32, as in SB3."""
     assert space.shape is not None
     dtype = torch.from_numpy(np.zeros(0, dtype=space.dtype)).dtype
     return torch.zeros(*shape, *space.shape, dtype=torch.float32 if dtype == torch.float64 else dtype, device=device)
 
 
+def _array(name: str) -> Any:
+    """A property: a stored tensor as a NumPy array."""
+
+    def read(self: "SequenceBuffer") -> Any:
+        stored = getattr(self.tensors, name)
+        if isinstance(stored, dict):
+            return {key: part.cpu().numpy() for key, part in stored.items()}
+        return stored.cpu().numpy()
+
+    return property(read, doc=f"``{name}`` as NumPy array, see :class:`RolloutTensors`.")
+
+
 class SequenceBuffer:
     """
-    A rollout, time first, on the policy's device, in tensors that are allocated once.
+    One rollout in time-major order, on the policy's device, in tensors that are allocated once.
 
-    Observations keep their own type (images: uint8). A core's states are kept where a sequence begins, nowhere else.
+    Callbacks use it as they use sb3-contrib's ``RecurrentRolloutBuffer``: ``rewards``, ``values``, ``episode_starts`` ... are
+    NumPy arrays ``(T, N, ...)``. On the CPU they share memory with the stored tensors, so a callback may change them in place;
+    on a GPU they are copies. The algorithm itself works with :attr:`tensors`. Core states are stored only where a sequence
+    begins.
 
     :param n_steps: ``T``
     :param n_envs: ``N``
-    :param sequence_length: ``L``, a divisor of ``T``
+    :param sequence_length: ``L``; the last sequence of an environment is shorter if ``L`` does not divide ``T``
     :param observation_space: Observation space
     :param action_space: Action space
     :param states: of all environments, for their shapes
-    :param num_masked: how many actions a mask covers; 0: there are no masks
+    :param num_masked: number of actions that a mask covers; 0: there are no masks
     :param device: where the tensors live
+    :param gamma: Discount factor
+    :param gae_lambda: Factor for trade-off of bias vs variance for Generalized Advantage Estimator
     """
+
+    observations = _array("observations")
+    actions = _array("actions")
+    episode_starts = _array("episode_starts")
+    rewards = _array("rewards")
+    values = _array("values")
+    log_probs = _array("log_probs")
+    advantages = _array("advantages")
+    returns = _array("returns")
 
     def __init__(
         self,
@@ -112,113 +176,236 @@ class SequenceBuffer:
         states: RNNStates,
         num_masked: int,
         device: torch.device,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
     ):
-        self.n_steps, self.n_envs, self.sequence_length, self.device = n_steps, n_envs, sequence_length, device
+        self.buffer_size, self.n_envs, self.sequence_length, self.num_masked = n_steps, n_envs, sequence_length, num_masked
+        self.observation_space, self.action_space, self.device = observation_space, action_space, device
+        self.gamma, self.gae_lambda = gamma, gae_lambda
+        self.pos = 0  # steps stored so far
         shape = (n_steps, n_envs)
-        self.observations: PyTorchObs
+        observations: PyTorchObs
         if isinstance(observation_space, spaces.Dict):
-            self.observations = {name: _zeros(shape, space, device) for name, space in observation_space.items()}
+            observations = {name: _allocate(shape, space, device) for name, space in observation_space.items()}
         else:
-            self.observations = _zeros(shape, observation_space, device)
-        # actions as the policy returns them: samples of a normal distribution, for a Box of whole numbers as well
-        self.actions = _zeros(shape, action_space, device)
-        if isinstance(action_space, spaces.Box | spaces.MultiBinary):
-            self.actions = self.actions.float()
-        self.action_masks = torch.ones(*shape, num_masked, dtype=torch.bool, device=device) if num_masked else None
-        self.starts, self.rewards, self.values, self.log_probs, self.advantages = torch.zeros(5, *shape, device=device)
-        # (T / L, 1, N, ceil(S / 2)) each; a shared core has one pair for actor and critic
-        chunks = n_steps // sequence_length
-        self.pi_states = tuple(torch.zeros(chunks, *half.shape, device=device) for half in states.pi)
-        shared = states.vf is states.pi
-        self.vf_states = (
-            self.pi_states if shared else tuple(torch.zeros(chunks, *half.shape, device=device) for half in states.vf)
+            observations = _allocate(shape, observation_space, device)
+        # samples of a normal distribution are stored as they are, also for a Box of whole numbers
+        discrete = isinstance(action_space, spaces.Discrete | spaces.MultiDiscrete)
+        action_dtype = torch.int64 if discrete else torch.float32
+        chunks = -(-n_steps // sequence_length)  # rounded up
+        pi_states = tuple(torch.zeros(chunks, *half.shape, device=device) for half in states.pi)
+        vf_states = pi_states
+        if states.vf is not states.pi:
+            vf_states = tuple(torch.zeros(chunks, *half.shape, device=device) for half in states.vf)
+        starts, rewards, values, log_probs, advantages, returns = torch.zeros(6, *shape, device=device)
+        self.tensors = RolloutTensors(
+            observations,
+            actions=torch.zeros(*shape, get_action_dim(action_space), dtype=action_dtype, device=device),
+            action_masks=torch.ones(*shape, num_masked, dtype=torch.bool, device=device) if num_masked else None,
+            episode_starts=starts,
+            rewards=rewards,
+            values=values,
+            log_probs=log_probs,
+            advantages=advantages,
+            returns=returns,
+            pi_states=pi_states,
+            vf_states=vf_states,
         )
 
     @property
-    def returns(self) -> Tensor:
-        """``(T, N)``: what the values are trained towards."""
-        returns: Tensor = self.advantages + self.values
-        return returns
+    def full(self) -> bool:
+        """Whether all steps of the rollout are stored."""
+        return self.pos == self.buffer_size
 
-    def observe(
-        self, step: int, obs: Any, starts: np.ndarray, states: RNNStates, action_masks: np.ndarray | None = None
+    def size(self) -> int:
+        """Number of steps stored."""
+        return self.pos
+
+    def reset(self) -> None:
+        """Start a new rollout; what is stored is overwritten."""
+        self.pos = 0
+
+    def add_observation(
+        self, obs: Any, episode_starts: Any, states: RNNStates, action_masks: np.ndarray | None = None
     ) -> tuple[PyTorchObs, Tensor, Tensor | None]:
         """
-        Keep what the policy is about to act on.
+        Store what the policy is about to act on. The rest of the step follows with :meth:`add`.
 
-        :param step: of the rollout
-        :param obs: ``(N, *observation_shape)``, an array or a dictionary of them
-        :param starts: ``(N,)``, true where an episode starts
+        :param obs: ``(N, *observation_shape)``, an array or a dictionary of arrays
+        :param episode_starts: ``(N,)``, true where the observation is an episode's first
         :param states: before this step
         :param action_masks: ``(N, number of actions)``
-        :return: observations, starts and masks on the device, as they were kept
+        :return: observations, episode starts and masks, as stored on the device
         """
-        kept: PyTorchObs
-        if isinstance(self.observations, dict):
-            kept = {name: room[step].copy_(torch.as_tensor(obs[name])) for name, room in self.observations.items()}
+        step, tensors = self.pos, self.tensors
+        stored: PyTorchObs
+        if isinstance(tensors.observations, dict):
+            stored = {name: part[step].copy_(torch.as_tensor(obs[name])) for name, part in tensors.observations.items()}
         else:
-            kept = self.observations[step].copy_(torch.as_tensor(obs))
+            stored = tensors.observations[step].copy_(torch.as_tensor(obs))
         if step % self.sequence_length == 0:
             chunk = step // self.sequence_length
-            for room, halves in ((self.pi_states, states.pi), (self.vf_states, states.vf)):
-                for part, half in zip(room, halves, strict=True):
+            for storage, halves in ((tensors.pi_states, states.pi), (tensors.vf_states, states.vf)):
+                for part, half in zip(storage, halves, strict=True):
                     part[chunk].copy_(half)
         masks = None
-        if self.action_masks is not None:
-            masks = self.action_masks[step].copy_(torch.as_tensor(action_masks).view(self.n_envs, -1))
-        return kept, self.starts[step].copy_(torch.as_tensor(starts)), masks
+        if tensors.action_masks is not None:
+            masks = tensors.action_masks[step].copy_(torch.as_tensor(action_masks).view(self.n_envs, -1))
+        return stored, tensors.episode_starts[step].copy_(torch.as_tensor(episode_starts)), masks
 
-    def compute_advantages(self, last_values: Tensor, dones: np.ndarray, gamma: float, gae_lambda: float) -> None:
+    def add(self, actions: Tensor, values: Tensor, log_probs: Tensor, rewards: Any) -> None:
         """
-        Generalized advantage estimates (Schulman et al. 2015, https://arxiv.org/abs/1506.02438, eq. 16), of all steps at once.
+        Store the rest of a step.
 
-        :param last_values: of the observations after the last step, ``(N,)``
+        :param actions: ``(N, *action_shape)``
+        :param values: ``(N, 1)``
+        :param log_probs: ``(N,)``
+        :param rewards: ``(N,)``, an array or a tensor
+        """
+        step, tensors = self.pos, self.tensors
+        tensors.actions[step] = actions.view(self.n_envs, -1)
+        tensors.values[step], tensors.log_probs[step] = values.flatten(), log_probs
+        tensors.rewards[step].copy_(torch.as_tensor(rewards))
+        self.pos += 1
+
+    def compute_returns_and_advantage(self, last_values: Tensor, dones: Any) -> None:
+        """
+        Generalized advantage estimates (Schulman et al. 2015, https://arxiv.org/abs/1506.02438, eq. 16) and returns, of all
+        steps.
+
+        :param last_values: of the observations after the last step, ``(N,)`` or ``(N, 1)``
         :param dones: ``(N,)``, true where the last step ended an episode
-        :param gamma: Discount factor
-        :param gae_lambda: Factor for trade-off of bias vs variance
         """
-        over = torch.cat([self.starts[1:], torch.as_tensor(dones, dtype=torch.float32, device=self.device)[None]])
-        next_values = torch.cat([self.values[1:], last_values[None]])
-        deltas = self.rewards + gamma * next_values * (1 - over) - self.values
+        tensors = self.tensors
+        last_dones = torch.as_tensor(dones, device=self.device).to(torch.float32)
+        last_values = last_values.detach().to(self.device).flatten()
+        continues = 1 - torch.cat([tensors.episode_starts[1:], last_dones[None]])
+        next_values = torch.cat([tensors.values[1:], last_values[None]])
+        deltas = tensors.rewards + self.gamma * next_values * continues - tensors.values
         # backwards in time: A_t = delta_t + gamma lambda A_{t+1} within an episode
-        self.advantages = scan((gamma * gae_lambda * (1 - over)).flip(0), deltas.flip(0)).flip(0)
+        tensors.advantages.copy_(scan((self.gamma * self.gae_lambda * continues).flip(0), deltas.flip(0)).flip(0))
+        torch.add(tensors.advantages, tensors.values, out=tensors.returns)
 
-    def minibatches(self, num_sequences: int) -> Iterator[Sequences]:
+    def minibatches(self, batch_size: int | None) -> Iterator[Sequences]:
         """
-        The rollout's sequences in random order.
+        The rollout's sequences in random order, packed.
 
-        :param num_sequences: ``B``
+        :param batch_size: transitions of a minibatch; as many whole sequences as fit, at least one. None: all. The last
+            minibatch is shorter if this does not divide the rollout
         """
-        chunks, returns, all_starts = self.n_steps // self.sequence_length, self.returns, self.starts.cpu().numpy() > 0
-        within = np.arange(self.sequence_length)[:, None]
-        for chosen in np.split(np.random.permutation(chunks * self.n_envs), chunks * self.n_envs // num_sequences):
-            chunk, env = np.divmod(chosen, self.n_envs)
-            time = chunk * self.sequence_length + within  # (L, B)
-            layout = Layout(*(part.to(self.device) for part in pack(all_starts[time, env])))
-            index = torch.from_numpy((time * self.n_envs + env).ravel()).to(self.device)
-            first = torch.from_numpy(chosen).to(self.device)[layout.rows]
-
-            def pick(stored: Tensor, index: Tensor = index) -> Tensor:
-                return stored.flatten(0, 1)[index]  # (T, N, ...) -> (L * B, ...)
-
-            def pick_states(halves: StatePair, first: Tensor = first) -> StatePair:
-                # (T / L, 1, N, S / 2) -> (T / L * N, S / 2) -> (1, R, S / 2)
-                return tuple(half.flatten(0, 2)[first].unsqueeze(0) for half in halves)
-
-            observations = self.observations
-            if isinstance(observations, dict):
-                observations = {name: pick(part) for name, part in observations.items()}
-            else:
-                observations = pick(observations)
-            pi_states = pick_states(self.pi_states)
+        all_starts = self.episode_starts > 0
+        tensors = self.tensors
+        for sequences, index, lengths in self._batches(batch_size):
+            packed = pack(all_starts.ravel()[index], lengths)
+            layout = Layout(*(part.to(self.device) for part in packed))
+            steps = torch.from_numpy(index).to(self.device)
+            rows = torch.from_numpy(sequences).to(self.device)[layout.sequences]
             yield Sequences(
-                observations,
-                pick(self.actions),
+                self._pick(tensors.observations, steps),
+                self._pick(tensors.actions, steps),
                 layout,
-                RNNStates(pi_states, pi_states if self.vf_states is self.pi_states else pick_states(self.vf_states)),
-                None if self.action_masks is None else pick(self.action_masks),
-                pick(self.values),
-                pick(self.log_probs),
-                pick(self.advantages),
-                pick(returns),
+                self._pick_states(rows),
+                None if tensors.action_masks is None else self._pick(tensors.action_masks, steps),
+                self._pick(tensors.values, steps),
+                self._pick(tensors.log_probs, steps),
+                self._pick(tensors.advantages, steps),
+                self._pick(tensors.returns, steps),
             )
+
+    def get(
+        self, batch_size: int | None = None
+    ) -> Iterator[RecurrentRolloutBufferSamples | RecurrentDictRolloutBufferSamples]:
+        """
+        Minibatches in sb3-contrib's form: sequence after sequence, each padded to the longest, with ``mask`` 1 for real steps.
+
+        For callbacks: the algorithm itself trains on :meth:`minibatches`, which contain no padding.
+
+        :param batch_size: see :meth:`minibatches`
+        """
+        tensors = self.tensors
+        is_dict = isinstance(tensors.observations, dict)
+        samples: Any = RecurrentDictRolloutBufferSamples if is_dict else RecurrentRolloutBufferSamples
+        for sequences, index, lengths in self._batches(batch_size):
+            longest = int(lengths.max())
+            real = np.arange(longest) < lengths[:, None]  # (B, longest)
+            padded = np.zeros(real.shape, dtype=np.int64)
+            padded[real] = index
+            steps = torch.from_numpy(padded.ravel()).to(self.device)
+            mask = torch.from_numpy(real.ravel().astype(np.float32)).to(self.device)
+            yield samples(
+                observations=self._pick(tensors.observations, steps),
+                actions=self._pick(tensors.actions, steps),
+                old_values=self._pick(tensors.values, steps),
+                old_log_prob=self._pick(tensors.log_probs, steps),
+                advantages=self._pick(tensors.advantages, steps),
+                returns=self._pick(tensors.returns, steps),
+                lstm_states=self._pick_states(torch.from_numpy(sequences).to(self.device)),
+                episode_starts=self._pick(tensors.episode_starts, steps) * mask,
+                mask=mask,
+            )
+
+    def _batches(self, batch_size: int | None) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Of each minibatch: its sequences ``(B,)``, its steps in the flattened rollout ``(n,)``, and lengths ``(B,)``."""
+        length, chunks = self.sequence_length, -(-self.buffer_size // self.sequence_length)
+        per_batch = max(1, (batch_size or self.buffer_size * self.n_envs) // length)
+        order = np.random.permutation(chunks * self.n_envs)
+        for begin in range(0, len(order), per_batch):
+            sequences = order[begin : begin + per_batch]
+            chunk, env = np.divmod(sequences, self.n_envs)
+            firsts = chunk * length
+            lengths = np.minimum(length, self.buffer_size - firsts)
+            within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+            index = (np.repeat(firsts, lengths) + within) * self.n_envs + np.repeat(env, lengths)
+            yield sequences, index, lengths
+
+    @staticmethod
+    def _pick(stored: Any, steps: Tensor) -> Any:
+        """``(T, N, ...)`` -> ``(n, ...)``."""
+        if isinstance(stored, dict):
+            return {name: part.flatten(0, 1)[steps] for name, part in stored.items()}
+        return stored.flatten(0, 1)[steps]  # (T, N, ...) -> (T * N, ...) -> (n, ...)
+
+    def _pick_states(self, sequences: Tensor) -> RNNStates:
+        """The states with which some sequences begin, pairs ``(1, B, ceil(S / 2))``."""
+
+        def pick(halves: StatePair) -> StatePair:
+            # (chunks, 1, N, S / 2) -> (chunks * N, S / 2) -> (1, B, S / 2)
+            return tuple(half.flatten(0, 2)[sequences].unsqueeze(0) for half in halves)
+
+        pi_states = pick(self.tensors.pi_states)
+        shared = self.tensors.vf_states is self.tensors.pi_states
+        return RNNStates(pi_states, pi_states if shared else pick(self.tensors.vf_states))
+
+
+def unroll_sequences(core: Core, features: Tensor, states: StatePair, episode_starts: Tensor) -> tuple[Tensor, StatePair]:
+    """
+    Run a core over ``B`` sequences of equal length ``T``; while acting ``T`` is 1.
+
+    :param features: sequence after sequence, ``(B * T, F)``
+    :param states: before the first step of each sequence, a pair ``(1, B, ceil(S / 2))``
+    :param episode_starts: not 0 where a step starts an episode, ``(B * T,)``
+    :return: outputs ``(B * T, O)`` and the states after the last step
+    """
+    state = join_state(states, core.state_size)
+    batch = len(state)
+    # (B * T, F) -> (T, B, F), and (B * T,) -> (T, B)
+    steps = features.view(batch, -1, features.shape[1]).transpose(0, 1)
+    starts = episode_starts.view(batch, -1).T > 0.5
+    outputs, state = core(steps, state, starts)
+    return outputs.transpose(0, 1).flatten(0, 1), split_state(state)  # (T, B, O) -> (B * T, O)
+
+
+def unroll_packed(core: Core, features: Tensor, states: StatePair, layout: Layout) -> tuple[Tensor, StatePair]:
+    """
+    Run a core over ``n`` steps that are packed into ``R`` rows.
+
+    :param features: ``(n, F)``
+    :param states: before the first step of each row, a pair ``(1, R, ceil(S / 2))``
+    :param layout: where each step stands
+    :return: outputs ``(n, O)`` and the states after the last step of each row
+    """
+    state = join_state(states, core.state_size)
+    # index_select, because the gradient of indexing is slow; (n, F) -> (L, R, F)
+    rows = features.index_select(0, layout.steps.flatten()).view(*layout.steps.shape, -1)
+    outputs, state = core(rows, state, layout.episode_starts > 0.5)
+    return outputs.flatten(0, 1).index_select(0, layout.places), split_state(state)  # (L, R, O) -> (n, O)

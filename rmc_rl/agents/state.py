@@ -1,10 +1,10 @@
 """
-Between a core's flat state and the pair that sb3-contrib carries, and between steps and the rows that a core runs through.
+A core's flat state as the pair of tensors that sb3-contrib carries.
 
-Shapes: ``B`` sequences (environments, while acting), ``S`` size of a core's state.
+sb3-contrib carries the state of a recurrent policy as a pair of tensors ``(n_layers, B, hidden_size)``. The flat state of a
+core is cut into two halves of shape ``(1, B, ceil(S / 2))``, so that every core fits.
 
-sb3-contrib carries the state of a recurrent policy as a pair of tensors ``(n_layers, B, hidden_size)``. The flat state
-of a core is cut in two halves to fill it, ``(1, B, ceil(S / 2))`` each, so that any core fits.
+Shapes: ``B`` sequences (environments, during a rollout), ``S`` size of a core's state.
 """
 
 from typing import NamedTuple
@@ -18,24 +18,10 @@ StatePair = tuple[Tensor, ...]  # two halves of a flat state, each (1, B, ceil(S
 
 
 class StateShape(NamedTuple):
-    """What sb3-contrib's algorithm reads off ``policy.lstm_actor`` to lay out its storage."""
+    """What sb3-contrib's algorithm reads from ``policy.lstm_actor`` to allocate its storage."""
 
     num_layers: int
     hidden_size: int
-
-
-class Layout(NamedTuple):
-    """
-    How the steps of sequences lie in the grid ``(T, R)`` that a core runs through: rows of whole episodes, one after another.
-
-    A core that reads ``n`` steps in ``R`` rows takes ``T`` steps in time, as many as the longest piece of an episode, however
-    long the sequences are. What is left over at the ends of rows is padding, which costs the core alone.
-    """
-
-    grid: Tensor  # (T, R), which of the n steps stands where; in padding any
-    places: Tensor  # (n,), where in the flattened grid each step stands
-    starts: Tensor  # (T, R), 1 where an episode starts
-    rows: Tensor  # (R,), whose state a row begins with: a sequence; of a row that begins with an episode's start, any
 
 
 def split_state(state: Tensor) -> StatePair:
@@ -53,11 +39,11 @@ def split_state(state: Tensor) -> StatePair:
 
 def check_state(pair: StatePair, state_size: int) -> None:
     """
-    Check a pair.
+    Check the shapes of a pair.
 
-    :param pair: what :func:`split_state` should have made
+    :param pair: the pair, see :func:`split_state`
     :param state_size: ``S``
-    :raises UsageError: where it is not two tensors ``(1, B, ceil(S / 2))``
+    :raises UsageError: if it is not two tensors ``(1, B, ceil(S / 2))``
     """
     expected = (state_size + 1) // 2
     fits = len(pair) == 2 and all(half.dim() == 3 and half.shape[::2] == (1, expected) for half in pair)
@@ -66,12 +52,12 @@ def check_state(pair: StatePair, state_size: int) -> None:
 
 def join_state(pair: StatePair, state_size: int) -> Tensor:
     """
-    The reverse of :func:`split_state`.
+    The inverse of :func:`split_state`.
 
     :param pair: two tensors ``(1, B, ceil(S / 2))``
     :param state_size: ``S``
     :return: ``(B, S)``
-    :raises UsageError: where the pair is not of this shape
+    :raises UsageError: if the pair does not have this shape
     """
     check_state(pair, state_size)
     first, second = pair

@@ -1,0 +1,289 @@
+"""
+Playing: how ``RecurrentPPO`` fills its buffer.
+
+Code it follows: ``sb3_contrib.RecurrentPPO.collect_rollouts``, whose local variables callbacks read by the same names.
+
+Shapes: ``T`` steps of a rollout, ``N`` environments.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import sb3_contrib
+import torch
+from gymnasium import spaces
+from sb3_contrib.common.maskable.utils import get_action_masks
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from torch import Tensor
+
+from rmc_rl.agents.policies import MlpMemoryPolicy
+from rmc_rl.agents.sequences import SequenceBuffer
+from rmc_rl.agents.state import StatePair
+from rmc_rl.errors import NonFiniteError, require
+
+MASKS = "action_masks"  # the method of an environment that says which actions are valid
+
+
+class Step(NamedTuple):
+    """What one step of all environments returned."""
+
+    clipped_actions: Any  # (N, *action_shape), as the environments took them
+    new_obs: Any  # (N, *observation_shape)
+    rewards: Any  # (N,)
+    dones: Any  # (N,) bool
+    infos: list[dict[str, Any]]  # N of them; none for environments on a device
+
+
+class HostStepper:
+    """
+    Steps environments through SB3's ``VecEnv``. Actions are the only tensors that leave the policy's device.
+
+    :param algorithm: who plays
+    :param env: the environments
+    """
+
+    def __init__(self, algorithm: "RolloutCollector", env: VecEnv):
+        self.algorithm, self.env = algorithm, env
+        # episodes that a time limit ended: step, environment, last observation, critic's state after it
+        self.timeouts: list[tuple[int, int, Any, StatePair]] = []
+
+    def step(self, actions: Tensor) -> Step:
+        """
+        Step all environments.
+
+        :param actions: ``(N, *action_shape)``
+        """
+        clipped_actions = self.algorithm.policy.within_bounds(actions.cpu().numpy())
+        return Step(clipped_actions, *self.env.step(clipped_actions))
+
+    def note_timeouts(self, step: Step, index: int, states: StatePair) -> None:
+        """
+        Remember the episodes that a time limit ended in a step.
+
+        :param step: the step
+        :param index: its place in the rollout
+        :param states: the critic's states after it
+        """
+        for env in np.flatnonzero(step.dones).tolist():
+            info = step.infos[env]
+            if info.get("TimeLimit.truncated", False) and info.get("terminal_observation") is not None:
+                state = tuple(half[:, env] for half in states)
+                # copied, because an environment may overwrite its observations in the next step
+                self.timeouts.append((index, env, _copy(info["terminal_observation"]), state))
+
+    @torch.no_grad()
+    def finish(self, buffer: SequenceBuffer) -> None:
+        """
+        Add the discounted values of last observations to the rewards of episodes that a time limit ended.
+
+        :param buffer: with the whole rollout
+        """
+        algorithm, rewards = self.algorithm, buffer.tensors.rewards
+        for begin in range(0, len(self.timeouts), algorithm.n_envs):  # in batches no larger than while acting
+            steps, envs, observations, states = zip(*self.timeouts[begin : begin + algorithm.n_envs], strict=True)
+            obs: Any
+            if isinstance(algorithm.observation_space, spaces.Dict):
+                obs = {name: np.stack([each[name] for each in observations]) for name in algorithm.observation_space}
+            else:
+                obs = np.stack(observations)
+            halves = tuple(torch.stack(half, dim=1) for half in zip(*states, strict=True))
+            no_starts = torch.zeros(len(steps), device=algorithm.device)
+            values = algorithm.policy.predict_values(obs_as_tensor(obs, algorithm.device), halves, no_starts)
+            rewards[list(steps), list(envs)] += algorithm.gamma * values.flatten()
+
+
+class DeviceStepper:
+    """
+    Steps a batched world that lives on the policy's device. Nothing leaves the device during a rollout.
+
+    :param algorithm: who plays
+    :param env: a ``VecEnv`` with ``step_on_device`` and ``ended_on_device``
+    """
+
+    def __init__(self, algorithm: "RolloutCollector", env: VecEnv):
+        self.algorithm, self.env = algorithm, env
+        self.truncated: Tensor | None = None
+        self.last_obs: Any = None
+
+    def step(self, actions: Tensor) -> Step:
+        """
+        Step all environments.
+
+        :param actions: ``(N, *action_shape)``
+        """
+        stepped = self.env.step_on_device(actions)  # type: ignore[attr-defined]
+        new_obs, rewards, dones, self.truncated, self.last_obs = stepped
+        return Step(actions, new_obs, rewards, dones, [])
+
+    @torch.no_grad()
+    def note_timeouts(self, step: Step, index: int, states: StatePair) -> None:
+        """
+        Add the discounted values of last observations to the rewards of episodes that a time limit ended.
+
+        :param step: the step, whose rewards are changed in place
+        :param index: its place in the rollout
+        :param states: the critic's states after it
+        """
+        if self.truncated is not None:  # of all environments, because counting them would wait for the device
+            values = self.algorithm.policy.predict_values(self.last_obs, states, torch.zeros_like(step.rewards))
+            step.rewards.add_(self.algorithm.gamma * values.flatten() * self.truncated)
+
+    def finish(self, buffer: SequenceBuffer) -> None:
+        """
+        Add the episodes that ended to the statistics.
+
+        :param buffer: with the whole rollout
+        """
+        ended = self.env.ended_on_device()  # type: ignore[attr-defined]
+        self.algorithm._update_info_buffer(ended, np.ones(len(ended), dtype=bool))
+
+
+class RolloutCollector(sb3_contrib.RecurrentPPO):
+    """The half of :class:`~rmc_rl.RecurrentPPO` that plays: from observations to a full buffer."""
+
+    policy: MlpMemoryPolicy
+    use_masking: bool | None
+    _last_lstm_states: RNNStates  # type: ignore[assignment]
+    rollout_buffer: SequenceBuffer  # type: ignore[assignment]
+
+    def collect_rollouts(  # type: ignore[override]  # SB3's buffer is of another class
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: SequenceBuffer, n_rollout_steps: int
+    ) -> bool:
+        """
+        Play ``n_rollout_steps`` steps in all environments.
+
+        :param env: the training environment
+        :param callback: called at each step, and at the beginning and end of the rollout
+        :param rollout_buffer: filled with the rollout
+        :param n_rollout_steps: steps per environment, as many as the buffer has
+        :return: False if the callback ended the training
+        :raises NonFiniteError: if an observation, a reward or an output of the policy is not finite
+        """
+        assert self._last_obs is not None, "No previous observation was provided"
+        self.policy.set_training_mode(False)
+        n_steps = 0
+        rollout_buffer.reset()
+        rollout_buffer.gamma, rollout_buffer.gae_lambda = self.gamma, self.gae_lambda
+        if self.use_sde:
+            self.policy.reset_noise(env.num_envs)
+        callback.on_rollout_start()
+
+        # a wrapper would have to see each step
+        on_device = not isinstance(env, VecEnvWrapper) and getattr(env, "on_device", False)
+        stepper = DeviceStepper(self, env) if on_device else HostStepper(self, env)
+        lstm_states = self._last_lstm_states
+        while n_steps < n_rollout_steps:
+            if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
+                self.policy.reset_noise(env.num_envs)
+            masks = get_action_masks(env) if rollout_buffer.num_masked else None
+            obs_tensor, episode_starts, action_masks = rollout_buffer.add_observation(
+                self._last_obs, self._last_episode_starts, self._last_lstm_states, masks
+            )
+            try:
+                with torch.no_grad():
+                    sampled, values, log_probs, lstm_states = self.policy(
+                        obs_tensor, self._last_lstm_states, episode_starts, action_masks=action_masks
+                    )
+            except ValueError as error:  # SB3's distributions refuse parameters that are not finite
+                self._check_finite(rollout_buffer, error)
+                raise
+            step = stepper.step(sampled)
+            actions = sampled if on_device else sampled.cpu().numpy()
+            clipped_actions, new_obs, rewards, dones, infos = step
+
+            self.num_timesteps += env.num_envs
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return False
+            if infos:
+                self._update_info_buffer(infos, dones)
+            stepper.note_timeouts(step, n_steps, lstm_states.vf)
+            rollout_buffer.add(sampled, values, log_probs, rewards)
+            n_steps += 1
+            self._last_obs, self._last_episode_starts, self._last_lstm_states = new_obs, dones, lstm_states
+
+        self._check_finite(rollout_buffer)
+        stepper.finish(rollout_buffer)
+        with torch.no_grad():
+            episode_starts = torch.as_tensor(dones, device=self.device).to(torch.float32)
+            obs_tensor = new_obs if on_device else obs_as_tensor(new_obs, self.device)
+            values = self.policy.predict_values(obs_tensor, lstm_states.vf, episode_starts)
+        rollout_buffer.compute_returns_and_advantage(last_values=values, dones=dones)
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
+        # statistics are kept for many episodes, and an environment may write to the same dictionary again
+        ended = {index: info["episode"] for index, info in enumerate(infos) if info.get("episode") is not None}
+        infos = [info | dict(episode=dict(ended[index])) if index in ended else info for index, info in enumerate(infos)]
+        super()._update_info_buffer(infos, dones)
+
+    def _check_finite(self, buffer: SequenceBuffer, error: Exception | None = None) -> None:
+        """
+        Check what a rollout stored, once per rollout.
+
+        :param buffer: with the rollout, whole or in part
+        :param error: what the policy raised at the last step, if it did
+        :raises NonFiniteError: for the first number that is not finite
+        """
+        stored, steps = buffer.tensors, buffer.pos
+        observations = stored.observations if isinstance(stored.observations, dict) else {"": stored.observations}
+        named = [(f"observation {name}".strip(), part[: steps + (error is not None)]) for name, part in observations.items()]
+        named += [("reward", stored.rewards[:steps]), ("value", stored.values[:steps])]
+        named += [("log-probability", stored.log_probs[:steps])]
+        found: list[tuple[int, int, str, float]] = []
+        for name, tensor in named:
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                where = torch.nonzero(~torch.isfinite(tensor))[0].tolist()  # the first in time
+                found.append((where[0], where[1], name, tensor[tuple(where)].item()))
+        if found:
+            time, env, name, value = min(found, key=lambda each: each[0])
+            step = self.num_timesteps - (steps - time) * self.n_envs
+            where = f"environment {env} after {step:,} steps (step {time} of the rollout)"
+            raise NonFiniteError(f"the {name} of {where} was {value}: training stopped") from error
+        if error is not None:
+            for name, parameter in self.policy.named_parameters():
+                if not torch.isfinite(parameter).all():
+                    raise NonFiniteError(f"parameter {name} of the policy is not finite: training stopped") from error
+
+    def _count_masked(self) -> int:
+        """
+        The number of actions that the environment's masks cover; 0 if there are none.
+
+        An environment is only asked for masks after its reset. Unless ``use_masking`` is true, whatever does not answer with
+        masks counts as an environment without them: many ``VecEnv`` answer unknown names with an error, a stub or a property.
+
+        :raises UsageError: with ``use_masking=True`` if there are no masks of the right size
+        """
+        if self.use_masking is False or self.env is None:
+            return 0
+        space = self.action_space
+        count = 0
+        if isinstance(space, spaces.Discrete):
+            count = int(space.n)
+        elif isinstance(space, spaces.MultiDiscrete):
+            count = int(space.nvec.sum())
+        elif isinstance(space, spaces.MultiBinary):
+            count = 2 * int(space.n)  # type: ignore[arg-type]  # off and on of each action
+        answer: Any = None
+        try:
+            if self.env.has_attr(MASKS):
+                answer = np.asarray(get_action_masks(self.env))
+        except Exception as error:  # whatever a user's class raises
+            answer = error
+        fits = isinstance(answer, np.ndarray) and answer.dtype.kind in "biuf" and answer.size == self.n_envs * count > 0
+        if self.use_masking:
+            got = answer.shape if isinstance(answer, np.ndarray) else answer
+            require(fits, f"use_masking needs an env whose {MASKS}() returns {count} truths for each copy", got)
+        return count if fits else 0
+
+
+def _copy(observation: Any) -> Any:
+    """An observation, or a dictionary of them, in memory of its own."""
+    if isinstance(observation, dict):
+        return {name: np.array(part) for name, part in observation.items()}
+    return np.array(observation)
