@@ -130,7 +130,7 @@ def test_encoder(policy, share_features_extractor):
     ids=str,
 )
 def test_discrete_spaces_that_do_not_start_from_0_are_refused(spaces_):
-    with pytest.raises(UsageError, match="a discrete space must start from 0, got Discrete"):
+    with pytest.raises(UsageError, match=r"the (action|observation .a.) space must start from 0, got Discrete"):
         agent(echo(*spaces_), MultiInputMemoryPolicy if isinstance(spaces_[0], spaces.Dict) else MlpMemoryPolicy)
 
 

@@ -532,9 +532,7 @@ def test_masks_can_be_switched_off_and_demanded():
     assert agent(env).learn(32).rollout_buffer.num_masked == 3
     with pytest.raises(AssertionError):  # Masked refuses invalid actions
         agent(env, use_masking=False).learn(320)
-    with pytest.raises(
-        UsageError, match=r"use_masking needs an env whose action_masks\(\) returns 3 truths"
-    ):
+    with pytest.raises(UsageError, match=r"use_masking needs an env whose action_masks\(\) returns 3 truths"):
         agent(use_masking=True).learn(32)
 
 

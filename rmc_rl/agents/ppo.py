@@ -256,7 +256,11 @@ class RecurrentPPO(RolloutCollector):
         for _ in range(self.n_epochs):
             logs["approx_kl"] = []
             for batch in self.rollout_buffer.minibatches(self.batch_size):
-                loss, found = self._loss(batch, clip_range, clip_range_vf)
+                try:
+                    loss, found = self._loss(batch, clip_range, clip_range_vf)
+                except ValueError:  # SB3's distributions refuse parameters that are not finite
+                    self._check_update(logs, before)
+                    raise
                 for name, value in found.items():
                     logs.setdefault(name, []).append(value.detach())
                 if self.target_kl is not None and found["approx_kl"] > 1.5 * self.target_kl:

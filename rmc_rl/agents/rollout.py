@@ -243,8 +243,8 @@ class RolloutCollector(sb3_contrib.RecurrentPPO):
         if found:
             time, env, name, value = min(found, key=lambda each: each[0])
             step = self.num_timesteps - (steps - time) * self.n_envs
-            where = f"environment {env} after {step:,} steps (step {time} of the rollout)"
-            raise NonFiniteError(f"the {name} of {where} was {value}: training stopped") from error
+            place = f"environment {env} after {step:,} steps (step {time} of the rollout)"
+            raise NonFiniteError(f"the {name} of {place} was {value}: training stopped") from error
         if error is not None:
             for name, parameter in self.policy.named_parameters():
                 if not torch.isfinite(parameter).all():

@@ -18,7 +18,7 @@ from rmc_rl.agents.cores.base import Core
 from rmc_rl.agents.cores.kernels import dispatch
 from rmc_rl.agents.cores.layers import InitialState
 from rmc_rl.agents.cores.registry import register_core
-from rmc_rl.errors import require_whole
+from rmc_rl.errors import require_number, require_whole
 
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")  # of a layer, as torch's cells take them
 
@@ -39,6 +39,7 @@ class TorchRNN(Core):
     :param width: ``W``
     :param num_layers: ``L``
     :param initial_state: "zeros" or "learned"
+    :param dropout: share of the numbers between two layers that is set to 0 in training mode
     :param kernel: "auto", "eager" or "native": how it is computed, see :mod:`rmc_rl.agents.cores.kernels`
     :raises UsageError: for a value outside these rules
     """
@@ -51,13 +52,21 @@ class TorchRNN(Core):
     size_arguments = ("width",)
 
     def __init__(
-        self, input_size: int, width: int = 64, num_layers: int = 1, initial_state: str = "zeros", kernel: str = "auto"
+        self,
+        input_size: int,
+        width: int = 64,
+        num_layers: int = 1,
+        initial_state: str = "zeros",
+        dropout: float = 0.0,
+        kernel: str = "auto",
     ):
         dispatch.check_kernel(kernel)
         require_whole("width", width)
         require_whole("num_layers", num_layers)
+        require_number("dropout", dropout, at_least=0, below=1)
         super().__init__(input_size, output_size=width, state_size=self.state_parts * num_layers * width)
-        self.rnn = self.network(input_size, width, num_layers)
+        self.rnn = self.network(input_size, width, num_layers, dropout=dropout if num_layers > 1 else 0.0)
+        self.dropout = float(dropout)
         self.initial = InitialState(self.state_size, initial_state)
         self.kernel = kernel
 
@@ -68,6 +77,8 @@ class TorchRNN(Core):
         before, output, layers = self._parts(state), x, []
         for layer in range(self.rnn.num_layers):
             parts = [part[layer] for part in before]
+            if layer > 0:
+                output = functional.dropout(output, self.dropout, self.training)
             after = self._cell(output, parts, [getattr(self.rnn, f"{name}_l{layer}") for name in WEIGHTS])
             layers.append(after)
             output = after[0]
@@ -87,7 +98,8 @@ class TorchRNN(Core):
                 state = torch.where(starts[0].unsqueeze(-1), self.initial_state(len(state)), state)
             output, state = self.step(inputs[0], state)
             return output.unsqueeze(0), state
-        kernel = self.find_kernel(inputs, state)
+        drops = self.training and self.dropout > 0
+        kernel = None if drops else self.find_kernel(inputs, state)
         if kernel is not None and self.torch_is_fused and self.kernel == "auto" and (starts is None or not starts.any()):
             kernel = None
         fused: tuple[Tensor, Tensor] | None = None if kernel is None else kernel.unroll(self, inputs, state, starts)
