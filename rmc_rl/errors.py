@@ -9,8 +9,18 @@ from typing import Any
 import numpy as np
 
 
+LONGEST_VALUE = 300  # characters of a value in a message
+
+
 class UsageError(ValueError):
-    """A mistake of the caller. The command line prints its one line and exits with status 2."""
+    """
+    A mistake of the caller. The command line prints its one line and exits with status 2.
+
+    :param message: made one line
+    """
+
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.split()))
 
 
 class NonFiniteError(FloatingPointError):
@@ -48,7 +58,8 @@ def require(condition: bool, rule: str, value: object) -> None:
     :raises UsageError: where the condition is false
     """
     if not condition:
-        raise UsageError(f"{rule}, got {value!r}")
+        shown = repr(value)
+        raise UsageError(f"{rule}, got {shown if len(shown) <= LONGEST_VALUE else shown[:LONGEST_VALUE] + ' ...'}")
 
 
 def require_whole(name: str, value: object, at_least: int = 1) -> None:

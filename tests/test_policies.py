@@ -134,6 +134,54 @@ def test_discrete_spaces_that_do_not_start_from_0_are_refused(spaces_):
         agent(echo(*spaces_), MultiInputMemoryPolicy if isinstance(spaces_[0], spaces.Dict) else MlpMemoryPolicy)
 
 
+@pytest.mark.parametrize(
+    ("observation", "action", "message"),
+    [
+        (
+            spaces.Box(-1, 1, ()),
+            ACTIONS["Box"],
+            r"observation space must have at least one dimension: gymnasium",
+        ),
+        (spaces.Dict(a=spaces.Box(-1, 1, ())), ACTIONS["Box"], "observation 'a' space must have at least one dimension"),
+        (spaces.Box(-1, 1, (0,)), ACTIONS["Box"], "observation space must not be empty"),
+        (spaces.MultiDiscrete([[2, 3], [4, 5]]), ACTIONS["Box"], "observation space must have one dimension: flatten it"),
+        (
+            spaces.Dict(a=spaces.Dict(b=VECTOR)),
+            ACTIONS["Box"],
+            "observation 'a' space must be one of Box, Discrete",
+        ),
+        (spaces.Text(3), ACTIONS["Box"], "observation space must be one of Box, .*, or a Dict of these, got Text"),
+        (VECTOR, spaces.MultiBinary([2, 2]), "action space must have one dimension: flatten it"),
+        (VECTOR, spaces.MultiDiscrete([[2, 3], [4, 5]]), "action space must have one dimension"),
+        (VECTOR, spaces.Dict(a=spaces.Discrete(2)), "action space must be one of Box"),
+    ],
+)
+def test_spaces_that_no_policy_can_have_are_refused_in_one_line(observation, action, message):
+    policy = MultiInputMemoryPolicy if isinstance(observation, spaces.Dict) else MlpMemoryPolicy
+    with pytest.raises(UsageError, match=message) as caught:
+        policy(observation, action, lambda _: 0.001)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("algorithm", [RecurrentPPO, rmc_rl.RecurrentPPO])
+def test_small_images_in_a_dict_are_flattened(algorithm):
+    space = spaces.Dict(small=spaces.Box(0, 255, (8, 8, 3), np.uint8), large=spaces.Box(0, 255, (40, 40, 3), np.uint8))
+    model = agent(echo(space), MultiInputMemoryPolicy, algorithm=algorithm).learn(32)
+    assert model.policy.core.input_size == 8 * 8 * 3 + 256
+    seen = model.policy.obs_to_tensor({name: np.full((1, *part.shape), 255, part.dtype) for name, part in space.items()})[0]
+    features = model.policy.extract_features(seen, model.policy.pi_features_extractor)
+    assert (features == 1).sum() == 8 * 8 * 3  # scaled as other images
+
+
+def test_a_cnn_policy_says_what_images_it_needs():
+    with pytest.raises(UsageError, match=r"a CNN policy needs images .* of at least 36 pixels; try MlpMemoryPolicy, got Box"):
+        agent(echo(spaces.Box(0, 255, (1, 20, 20), np.uint8)), CnnMemoryPolicy)
+
+
+def test_box_actions_without_a_dimension():
+    agent(echo(action_space=spaces.Box(-1, 1, (), np.float32))).learn(32)
+
+
 @pytest.mark.parametrize("squash", [False, True])
 def test_gsde(squash):
     env = echo(action_space=spaces.Box(-1, 1, (2,), np.float32))
@@ -246,6 +294,17 @@ def test_inspecting_observations_shows_what_the_core_did():
     _, state = model.predict(observations[0].numpy())
     looks = policy.inspect(observations.numpy(), state, starts.numpy() > 0)
     torch.testing.assert_close(looks["state"], policy.inspect(observations, state, starts)["state"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("in_dict", [False, True])
+def test_inspecting_takes_images_as_the_environment_returns_them(in_dict):
+    image = spaces.Box(0, 255, (40, 36, 3), np.uint8)
+    space = spaces.Dict(image=image) if in_dict else image
+    model = agent(echo(space), MultiInputMemoryPolicy if in_dict else CnnMemoryPolicy)
+    images = np.stack([[image.sample() for _ in range(2)] for _ in range(3)])  # (T, B, height, width, channels)
+    first = images.transpose(0, 1, 4, 2, 3)
+    found = [model.policy.inspect(dict(image=each) if in_dict else each)["state"] for each in (images, first)]
+    assert found[0].equal(found[1])
 
 
 def test_mistakes_in_inspecting():

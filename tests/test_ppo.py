@@ -1,5 +1,7 @@
 """Our RecurrentPPO: what it computes, against hand-computed numbers, closed forms and the stock class."""
 
+import contextlib
+
 import gymnasium
 import numpy as np
 import pytest
@@ -468,6 +470,16 @@ def test_mistakes(kwargs, message):
 
 def test_policies_by_name():
     assert type(agent(policy="MlpMemoryPolicy").policy) is MlpMemoryPolicy
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_bfloat16_without_instructions_for_it_is_warned_about(has, monkeypatch):
+    monkeypatch.setattr("rmc_rl.compat.cpu_has_bfloat16", lambda: has)
+    expected = (
+        contextlib.nullcontext() if has else pytest.warns(UserWarning, match="this processor has no bfloat16 instructions")
+    )
+    with expected:
+        agent(policy_kwargs=SMALL | dict(amp="bf16"))
 
 
 # Action masks
