@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-
 LONGEST_VALUE = 300  # characters of a value in a message
 
 
