@@ -134,14 +134,12 @@ def storage(world: str, name: str, sequence_length: int | None) -> tuple[int, in
         model.collect_rollouts(model.env, callback, buffer, model.n_steps)
         before = resident("VmRSS")
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM begins anew
-        if isinstance(model, RecurrentPPO):
-            batches = buffer.minibatches(model.batch_size // buffer.sequence_length)
-        else:
-            batches = buffer.get(model.batch_size)
+        batches = (buffer.minibatches if isinstance(model, RecurrentPPO) else buffer.get)(model.batch_size)
         while next(batches, None) is not None:
             pass
         extra = resident("VmHWM") - before
-    parts = [part for value in vars(buffer).values() for part in (value if isinstance(value, tuple) else [value])]
+    values = [*vars(buffer).values(), *getattr(buffer, "tensors", ())]
+    parts = [part for value in values for part in (value if isinstance(value, tuple) else [value])]
     stored = sum({id(part): part.nbytes for part in parts if hasattr(part, "nbytes")}.values())
     return stored, stored + extra
 

@@ -1,8 +1,8 @@
 """
 What ours learns against the stock class: python scripts/compare_stock.py [--tasks copy cartpole minigrid] [--seeds 5] ...
 
-sb3-contrib's RecurrentPPO with its own policy (MlpLstmPolicy, two LSTMs of 256), and ours with an LSTM of 256, an RMC and
-without memory, with the same arguments, steps and seeds. After training, each plays episodes on unseen seeds with its most
+sb3-contrib's RecurrentPPO with its own policy (MlpLstmPolicy, two LSTMs of 256), ours with the same policy, and ours with an
+LSTM of 256, an RMC and without memory, with the same arguments, steps and seeds. After training, each plays episodes on unseen seeds with its most
 probable actions. A table of the mean over seeds, with a 95 % bootstrap interval over seeds; every seed's return goes to --out
 as JSON as soon as it is there, and what is found there is not run again.
 
@@ -31,8 +31,10 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from rmc_rl import MlpMemoryPolicy, RecurrentPPO, make_vec
 from rmc_rl.evaluate import summarise
 
-AGENTS: dict[str, dict[str, Any] | None] = {  # None: the stock class and its own policy
-    "stock, two LSTM (256)": None,
+STOCK = "stock, two LSTM (256)"
+AGENTS: dict[str, dict[str, Any] | None] = {  # None: MlpLstmPolicy by its name
+    STOCK: None,
+    "ours, two LSTM (256)": None,
     "LSTM (256)": dict(core="lstm", core_kwargs=dict(width=256)),
     "RMC (width 64)": dict(core="rmc"),
     "RMC (width 64), linear policy": dict(core="rmc", net_arch=dict(pi=[], vf=[64]), ortho_init=False),
@@ -101,7 +103,8 @@ def train(task_name: str, agent: str, timesteps: int, seed: int, episodes: int) 
     env = task.make(task.n_envs, seed)
     arguments = task.arguments | dict(learning_rate=LinearSchedule(task.learning_rate, 0.0, 1.0), seed=seed, device="cpu")
     if policy_kwargs is None:
-        model = sb3_contrib.RecurrentPPO("MlpLstmPolicy", env, **arguments)
+        algorithm = sb3_contrib.RecurrentPPO if agent == STOCK else RecurrentPPO
+        model = algorithm("MlpLstmPolicy", env, **arguments)
     else:
         model = RecurrentPPO(MlpMemoryPolicy, env, policy_kwargs=task.policy_kwargs | policy_kwargs, **arguments)
     begin = time.perf_counter()
