@@ -263,7 +263,7 @@ class RecurrentPPO(RolloutCollector):
                     raise
                 for name, value in found.items():
                     logs.setdefault(name, []).append(value.detach())
-                if self.target_kl is not None and found["approx_kl"] > 1.5 * self.target_kl:
+                if self.target_kl is not None and "approx_kl" in found and found["approx_kl"] > 1.5 * self.target_kl:
                     continue_training = False
                     break
                 self.policy.optimizer.zero_grad()
@@ -334,7 +334,7 @@ class RecurrentPPO(RolloutCollector):
         parameters, optimizer = before
         self.policy.load_state_dict(parameters)
         self.policy.optimizer.load_state_dict(optimizer)
-        names = ("policy_gradient_loss", "value_loss", "entropy_loss", "loss", "gradient_norm")
+        names = ("policy_gradient_loss", "imitation_loss", "value_loss", "entropy_loss", "loss", "gradient_norm")
         bad = [(int(np.flatnonzero(wrong)[0]), name) for name in names if (wrong := _not_finite(logs.get(name, []))).any()]
         what = "a parameter of the policy is not finite"
         if bad:

@@ -190,8 +190,9 @@ class RolloutCollector(sb3_contrib.RecurrentPPO):
             except ValueError as error:  # SB3's distributions refuse parameters that are not finite
                 self._check_finite(rollout_buffer, error)
                 raise
-            step = stepper.step(sampled)
-            actions = sampled if on_device else sampled.cpu().numpy()
+            taken, stored = self._decide(env, sampled)
+            step = stepper.step(taken)
+            actions = taken if on_device else taken.cpu().numpy()
             clipped_actions, new_obs, rewards, dones, infos = step
 
             self.num_timesteps += env.num_envs
@@ -201,7 +202,7 @@ class RolloutCollector(sb3_contrib.RecurrentPPO):
             if infos:
                 self._update_info_buffer(infos, dones)
             stepper.note_timeouts(step, n_steps, lstm_states.vf)
-            rollout_buffer.add(sampled, values, log_probs, rewards)
+            rollout_buffer.add(stored, values, log_probs, rewards)
             n_steps += 1
             self._last_obs, self._last_episode_starts, self._last_lstm_states = new_obs, dones, lstm_states
 
@@ -215,6 +216,16 @@ class RolloutCollector(sb3_contrib.RecurrentPPO):
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    def _decide(self, env: VecEnv, sampled: Tensor) -> tuple[Tensor, Tensor]:
+        """
+        What is done with the actions that the policy sampled. Subclasses may override it.
+
+        :param env: the training environment
+        :param sampled: ``(N, *action_shape)``
+        :return: the actions to take, and those to store in the buffer
+        """
+        return sampled, sampled
 
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
         # statistics are kept for many episodes, and an environment may write to the same dictionary again

@@ -43,6 +43,7 @@ class Layout(NamedTuple):
 class Sequences(NamedTuple):
     """A minibatch of ``n`` steps: sequence after sequence, each in the order of time."""
 
+    steps: Tensor  # (n,), index of each step in the flattened rollout (T * N,)
     observations: PyTorchObs  # (n, *observation_shape)
     actions: Tensor  # (n, action_dim)
     layout: Layout
@@ -301,6 +302,7 @@ class SequenceBuffer:
             steps = torch.from_numpy(index).to(self.device)
             rows = torch.from_numpy(sequences).to(self.device)[layout.sequences]
             yield Sequences(
+                steps,
                 self._pick(tensors.observations, steps),
                 self._pick(tensors.actions, steps),
                 layout,
