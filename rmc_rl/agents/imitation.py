@@ -1,9 +1,9 @@
 """
 Imitation: the policies of ``RecurrentPPO`` trained on the answers that a world itself knows.
 
-It separates what a memory can hold from what reinforcement can teach: the same policy, rollouts, sequences and kernels, but with
-cross-entropy on the right actions in place of PPO's policy loss. The learner acts and the world labels, as in DAgger (Ross, Gordon
-and Bagnell, "A Reduction of Imitation Learning and Structured Prediction to No-Regret Online Learning", 2011,
+It separates what a memory can hold from what reinforcement can teach: the same policy, rollouts, sequences and kernels, but
+with cross-entropy on the right actions in place of PPO's policy loss. The learner acts and the world labels, as in DAgger
+(Ross, Gordon and Bagnell, "A Reduction of Imitation Learning and Structured Prediction to No-Regret Online Learning", 2011,
 https://arxiv.org/abs/1011.0686), or the expert acts (behavioural cloning).
 
 Shapes: ``T`` steps of a rollout, ``N`` environments, ``n`` steps of a minibatch.
@@ -36,8 +36,8 @@ class Imitation(RecurrentPPO):
 
     :param policy: see :class:`~rmc_rl.RecurrentPPO`
     :param args: the other positional arguments of :class:`~rmc_rl.RecurrentPPO`
-    :param actor: who acts: "learner" (the environment labels what the learner meets) or "expert" (the learner acts only where the
-        environment has no answer)
+    :param actor: who acts: "learner" (the environment labels what the learner meets) or "expert" (the learner acts only where
+        the environment has no answer)
     :param kwargs: the keyword arguments of :class:`~rmc_rl.RecurrentPPO`
     :raises UsageError: for another actor, and when training begins, for an environment that knows no answers
     """
