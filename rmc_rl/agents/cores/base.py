@@ -140,17 +140,13 @@ class Core(nn.Module, ABC):
         name that the class in this package has as well, or if a method was assigned to the instance. A subclass may define
         ``__init__``, :meth:`initial_state` (kernels call it), ``size_arguments``, and methods with new names.
         """
-        if _has_replaced_methods(self):
-            return True
-        classes = type(self).__mro__
-        ours = next(cls for cls in classes if _is_known(cls))
-        for cls in classes[: classes.index(Core)]:
-            if _is_known(cls):
-                continue
-            for name in vars(cls).keys() - HARMLESS:
-                if hasattr(ours, name) or any(name in names for names in (vars(self), self._modules, self._parameters)):
-                    return True
-        return False
+        cls = type(self)
+        return not _methods(cls).isdisjoint(self.__dict__) or any(map(self._has, _names_from_outside(cls)))
+
+    def _has(self, name: str) -> bool:
+        """Whether the core has a name without the classes from outside this package."""
+        ours = next(cls for cls in type(self).__mro__ if _is_known(cls))
+        return hasattr(ours, name) or any(name in names for names in (self.__dict__, self._modules, self._parameters))
 
     def inspect(self, inputs: Tensor, state: Tensor, starts: Tensor | None = None) -> dict[str, Tensor]:
         """
@@ -195,27 +191,29 @@ def is_plain(module: nn.Module | None) -> bool:
     """
     if module is None:
         return True
-    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    if hooks or not _is_known(type(module)) or _has_replaced_methods(module):
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         return False
-    return all(map(is_plain, module._modules.values()))
+    cls = type(module)
+    return _is_known(cls) and _methods(cls).isdisjoint(module.__dict__) and all(map(is_plain, module._modules.values()))
 
 
+@functools.cache
 def _is_known(cls: type) -> bool:
     """Whether a class is one of torch's modules or of this package."""
     return cls.__module__.startswith(("torch.nn.modules.", "rmc_rl."))
 
 
-def _has_replaced_methods(module: nn.Module) -> bool:
-    """Whether a method was assigned to the instance, as in ``module.forward = function``."""
-    methods = _methods(type(module))
-    return not methods.isdisjoint(vars(module))
+@functools.cache
+def _methods(cls: type) -> frozenset[str]:
+    """The names of the methods of a class, without harmless ones. None of them is an attribute of a plain instance."""
+    return frozenset(name for name in dir(cls) if callable(getattr(cls, name, None))) - HARMLESS
 
 
 @functools.cache
-def _methods(cls: type) -> frozenset[str]:
-    """The names of the methods of a class, without harmless ones."""
-    return frozenset(name for name in dir(cls) if callable(getattr(cls, name, None))) - HARMLESS
+def _names_from_outside(cls: type[Core]) -> frozenset[str]:
+    """The names, without harmless ones, that classes from outside this package define before :class:`Core`."""
+    classes = cls.__mro__[: cls.__mro__.index(Core)]
+    return frozenset(name for outside in classes if not _is_known(outside) for name in vars(outside)) - HARMLESS
 
 
 def scalars(looks: Mapping[str, Tensor]) -> dict[str, float]:

@@ -255,9 +255,9 @@ def _parallel() -> int | None:
 
 
 def _named(tensors: Mapping[str, Tensor | None]) -> _NamedTensors:
-    count, values = len(tensors), tensors.values()
-    lengths = (c_int64 * count)(*(0 if tensor is None else tensor.numel() for tensor in values))
-    return _NamedTensors(count, "\n".join(tensors).encode(), _addresses(values), lengths)
+    count = len(tensors)
+    lengths = [0 if tensor is None else tensor.numel() for tensor in tensors.values()]
+    return _NamedTensors(count, "\n".join(tensors).encode(), _addresses(tensors.values()), (c_int64 * count)(*lengths))
 
 
 def _address(tensor: Tensor | None) -> int | None:

@@ -80,15 +80,18 @@ def unroll(core: "RMC", rows: Tensor, gates: Tensor | None, state: Tensor, start
 
 def _parameters(core: "RMC", blocks: Sequence[Any], gated: bool) -> dict[str, Tensor]:
     """By the names and in the order of ``rmc.h``."""
-    layers = {
-        f"blocks.{index}.{name}": getattr(block, name)
-        for index, block in enumerate(blocks)
-        for name in ("qkv", "qkv_norm", "attention_norm", "mlp_norm")
-    }
-    layers |= {f"mlp.{index}": layer for index, layer in enumerate(core.mlp)}
     parameters: dict[str, Tensor] = {}
-    for name, layer in layers.items():
+
+    def add(name: str, layer: Any) -> None:
         parameters[f"{name}.weight"], parameters[f"{name}.bias"] = layer.weight, layer.bias
+
+    for index, block in enumerate(blocks):
+        add(f"blocks.{index}.qkv", block.qkv)
+        add(f"blocks.{index}.qkv_norm", block.qkv_norm)
+        add(f"blocks.{index}.attention_norm", block.attention_norm)
+        add(f"blocks.{index}.mlp_norm", block.mlp_norm)
+    for index, layer in enumerate(core.mlp):
+        add(f"mlp.{index}", layer)
     if gated:
         parameters["gate_from_memory.weight"] = core.gate_from_memory.weight
     return parameters
