@@ -1,8 +1,8 @@
 """
 Interfaces of dependencies that are not public, in one place.
 
-A new version of a dependency may move or remove them. So each is looked up when it is needed, and each has a fallback that
-keeps the program correct, if slower or less convenient. ``tests/test_compat.py`` holds both.
+A new version of a dependency may move or remove them. So each one is looked up when it is needed, and each one has a fallback
+that keeps the program correct, although it may be slower or less convenient. ``tests/test_compat.py`` tests both.
 """
 
 import importlib
@@ -33,3 +33,34 @@ def wrap_env(algorithm: Any, env: Any, verbose: int = 0) -> Any:
     :param verbose: whether SB3 says what it wraps
     """
     return algorithm._wrap_env(env, verbose)
+
+
+def torch_is_watching() -> bool:
+    """
+    Whether torch records or transforms the operations that run now, so that a kernel in C++ would escape its attention: the
+    compiler, a tracer, a dispatch mode, a function transform, or forward-mode differentiation.
+
+    :return: also True if this version of torch does not say
+    """
+    torch: Any = importlib.import_module("torch")
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    try:
+        return (
+            torch.utils._python_dispatch._get_current_dispatch_mode() is not None
+            or torch._C._functorch.peek_interpreter_stack() is not None
+            or forward_mode_is_active() is not False
+        )
+    except (AttributeError, TypeError):
+        return True
+
+
+def forward_mode_is_active() -> bool | None:
+    """
+    Whether forward-mode differentiation is active: ``torch.autograd.forward_ad.dual_level`` or ``torch.func.jvp``.
+
+    :return: None if this version of torch does not say
+    """
+    torch: Any = importlib.import_module("torch")
+    level = getattr(torch.autograd.forward_ad, "_current_level", None)
+    return None if level is None else bool(level >= 0)

@@ -132,7 +132,7 @@ def data(core, case, dtype=torch.float64):
 
 
 def clear_caches() -> None:
-    for cache in (library.load, library._function, dispatch._find, dispatch._warn):
+    for cache in (library.load, library.function, dispatch._find, dispatch._warn):
         cache.cache_clear()
 
 

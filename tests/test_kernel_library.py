@@ -82,7 +82,7 @@ def test_an_unknown_kernel_is_refused(name):
 
 
 def test_reports():
-    assert dispatch.report("eager", "rmc", "cpu") == "eager (it was asked for)"
+    assert dispatch.report("eager", "rmc", "cpu") == "eager (as requested)"
     assert dispatch.report("auto", "rmc", "mps") == "eager (there is no native kernel for mps)"
     assert dispatch.report("native", "rnn", "cuda") == "eager (there is no native kernel for cuda)"
     if NEEDED is None:

@@ -12,18 +12,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
-from rmc_rl.agents.cores.kernels.cpu import build, library
+from rmc_rl.agents.cores.kernels.cpu import build, calling, library
 
 
 def used(monkeypatch) -> list[bool]:
     """Grows with each result of the kernel: what is compared with eager must not be eager itself."""
-    calls, forward = [], library._forward
+    calls, forward = [], calling._forward
 
     def counted(*args, **kwargs):
         calls.append(True)
         return forward(*args, **kwargs)
 
-    monkeypatch.setattr(library, "_forward", counted)
+    monkeypatch.setattr(calling, "_forward", counted)
     return calls
 
 
@@ -69,10 +69,10 @@ def test_gradient_reaches_a_learned_initial_state(case):
 @pytest.mark.parametrize("of", ["torch", "our own"])
 @pytest.mark.parametrize("case", ["rmc usual", "lstm usual", "brims usual"])
 def test_threads_change_nothing(case, threads, batch, of, monkeypatch):
-    monkeypatch.setattr(library, "SMALL_WORK", 0)
+    monkeypatch.setattr(calling, "SMALL_WORK", 0)
     if of == "our own":
-        monkeypatch.setattr(library, "_parallel", lambda: None)
-    elif library._parallel() is None:
+        monkeypatch.setattr(calling, "_parallel", lambda: None)
+    elif calling._parallel() is None:
         pytest.skip("torch has no OpenMP runtime that can be called")
     core = make(case)
     torch.manual_seed(4)

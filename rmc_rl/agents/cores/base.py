@@ -4,10 +4,11 @@ The Core contract: what a recurrent memory is, and how it is unrolled over episo
 Shapes: ``B`` batch, ``T`` time, ``F`` features read per step, ``O`` features written per step,
 ``S`` numbers carried from step to step.
 
-The split of the work (one step in the core, resets and unroll around it) follows Sonnet's ``RNNCore`` and
-Haiku's ``ResetCore``; the state is one flat vector per sequence, so that whoever stores states needs to know nothing of cores.
+A core defines one step; the base class adds resets and the loop over time, as Sonnet's ``RNNCore`` and Haiku's ``ResetCore`` do.
+The state is one flat vector per sequence, so code that stores states does not depend on the core.
 """
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from types import ModuleType
@@ -15,26 +16,33 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from rmc_rl.agents.cores.kernels import dispatch
+from rmc_rl.compat import torch_is_watching
+
+# what a subclass or an instance may define although a kernel does not run it: metadata of classes, and what kernels call
+HARMLESS = frozenset({
+    *("__module__", "__qualname__", "__doc__", "__init__", "__annotations__", "__annotate__", "__annotate_func__"),
+    *("__annotations_cache__", "__firstlineno__", "__static_attributes__", "__parameters__", "__orig_bases__", "__type_params__"),
+    *("__abstractmethods__", "_abc_impl", "__dict__", "__weakref__", "size_arguments", "extra_repr", "initial_state"),
+})  # fmt: skip
 
 
 class Core(nn.Module, ABC):
     """
-    A recurrent memory: reads ``F`` features and its state at each step, writes ``O`` features and the next state.
+    A recurrent memory. At each step it reads ``F`` features and its state, and writes ``O`` features and the next state.
 
-    A new core is a subclass with :meth:`initial_state` and :meth:`step`. :meth:`forward` may be overridden for
-    speed, never for meaning: it equals a loop over :meth:`step`, values and gradients.
+    A new core is a subclass with :meth:`initial_state` and :meth:`step`. It may override :meth:`forward` for speed; the values and
+    gradients must still equal those of a loop over :meth:`step`.
 
     :param input_size: ``F``, features read per step
     :param output_size: ``O``, features written per step
     :param state_size: ``S``, numbers carried from step to step, per sequence; 0 for a core without memory
     """
 
-    # names of arguments that set how many parameters a core has, from coarse to fine; see rmc_rl.match_parameters
+    # arguments that set the number of parameters of the core, from coarse to fine; see rmc_rl.match_parameters
     size_arguments: ClassVar[tuple[str, ...]] = ()
-    # under which its fused kernels are found, see rmc_rl.agents.cores.kernels; such a core has an argument `kernel`
+    # the family of its fused kernels, see rmc_rl.agents.cores.kernels; a core with kernels has an argument `kernel`
     kernel_family: ClassVar[str] = ""
     kernel: str = "eager"
 
@@ -66,12 +74,12 @@ class Core(nn.Module, ABC):
 
     def forward(self, inputs: Tensor, state: Tensor, starts: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """
-        Many steps in time, with episodes that may start anywhere.
+        Many steps in time, with episodes that may start at any step.
 
         :param inputs: features, ``(T, B, F)``
         :param state: ``(B, S)``, before the first step
-        :param starts: ``(T, B)`` bool; where true, row ``b`` opens a new episode at step ``t``: its state becomes the
-            initial one before the step. None: no episode starts
+        :param starts: ``(T, B)`` bool. If true, row ``b`` starts a new episode at step ``t``: its state becomes the initial state
+            before the step. None: no episode starts
         :return: outputs ``(T, B, O)`` and the state after the last step ``(B, S)``
         """
         return self.unroll(self.step, inputs, state, starts)
@@ -84,7 +92,7 @@ class Core(nn.Module, ABC):
         starts: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """
-        The one loop over time, for :meth:`forward` and for cores that compute what depends on inputs alone beforehand.
+        The loop over time. Cores that first compute what depends on the inputs alone call it with a step of their own.
 
         :param step: called with a time slice of each tensor of ``inputs`` and the state; returns output and next state
         :param inputs: ``(T, B, ...)``, one tensor or several
@@ -93,41 +101,62 @@ class Core(nn.Module, ABC):
         :return: outputs ``(T, B, O)`` and the state after the last step ``(B, S)``
         """
         sequences = inputs if isinstance(inputs, tuple) else (inputs,)
-        fresh = None if starts is None else self.initial_state(state.shape[0])
+        initial_state = None if starts is None else self.initial_state(state.shape[0])
         outputs = []
         for t in range(sequences[0].shape[0]):
-            if starts is not None and fresh is not None:
-                # a choice, not a product with 0: exact, and its gradient reaches a learned initial state
-                state = torch.where(starts[t].unsqueeze(-1), fresh, state)
+            if starts is not None and initial_state is not None:
+                # a selection instead of a product with 0 is exact, and a learned initial state gets its gradient
+                state = torch.where(starts[t].unsqueeze(-1), initial_state, state)
             output, state = step(*(sequence[t] for sequence in sequences), state)
             outputs.append(output)
         return torch.stack(outputs), state
 
     def find_kernel(self, inputs: Tensor, state: Tensor) -> ModuleType | None:
         """
-        The fused kernel to compute with.
+        Find the fused kernel to compute with.
 
-        :param inputs: what the core is to read
+        :param inputs: the tensor that the kernel would read
         :param state: the state before it
-        :return: its module; None: eager torch, as always under :meth:`inspect`, autocast, the tracers and function transforms
-            of torch, and where a submodule has hooks or is not torch's own or ours (pruned, quantised, adapted ...)
+        :return: the kernel's module. None means eager torch: under :meth:`inspect` and autocast; while torch traces or transforms
+            the operations, see :func:`rmc_rl.compat.torch_is_watching`; for a core that :meth:`is_modified`; and if a submodule
+            has hooks, replaced methods, or a class from outside torch and this package (pruned, quantised, adapted ...)
         """
         device = inputs.device.type
-        found = dispatch.fused(self.kernel, self.kernel_family, device)
-        if found is None or self._looks is not None or torch.is_autocast_enabled(device):
+        kernel = dispatch.fused(self.kernel, self.kernel_family, device)
+        if kernel is None or self._looks is not None or torch.is_autocast_enabled(device):
             return None
-        known = all(type(tensor) in (Tensor, nn.Parameter) for tensor in (inputs, state))  # with memory that can be read
-        return found if known and not _traced() and all(map(_is_plain, self._modules.values())) else None
+        plain = all(type(tensor) in (Tensor, nn.Parameter) for tensor in (inputs, state))  # their memory can be read
+        if not plain or torch_is_watching() or self.is_modified() or not all(map(is_plain, self._modules.values())):
+            return None
+        return kernel
+
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def is_modified(self) -> bool:
+        """
+        Whether this core may compute something else than its class in this package, so that neither a kernel nor a faster
+        :meth:`forward` may replace its methods.
+
+        It is modified if a class from outside this package that precedes :class:`Core` in its method resolution order defines a
+        name that the class in this package has as well, or if a method was assigned to the instance. A subclass may define
+        ``__init__``, :meth:`initial_state` (kernels call it), ``size_arguments``, and methods with new names.
+        """
+        cls = type(self)
+        return not _methods(cls).isdisjoint(self.__dict__) or any(map(self._has, _names_from_outside(cls)))
+
+    def _has(self, name: str) -> bool:
+        """Whether the core has a name without the classes from outside this package."""
+        ours = next(cls for cls in type(self).__mro__ if _is_known(cls))
+        return hasattr(ours, name) or any(name in names for names in (self.__dict__, self._modules, self._parameters))
 
     def inspect(self, inputs: Tensor, state: Tensor, starts: Tensor | None = None) -> dict[str, Tensor]:
         """
-        Run :meth:`step` over a sequence and return what people look at; the normal path is not slowed by it.
+        Run :meth:`step` over a sequence and return the tensors that people look at. It does not slow :meth:`forward` down.
 
         :param inputs: features, ``(T, B, F)``
         :param state: ``(B, S)``, before the first step
         :param starts: ``(T, B)`` bool, see :meth:`forward`
-        :return: ``output`` ``(T, B, O)``, ``state`` ``(T, B, S)`` after each step, and what the core shows of itself
-            (names and shapes in its docstring), each ``(T, B, ...)``
+        :return: ``output`` ``(T, B, O)``, ``state`` ``(T, B, S)`` after each step, and the tensors that the core shows, each
+            ``(T, B, ...)``; its docstring lists their names and shapes
         """
 
         def step(x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,44 +173,58 @@ class Core(nn.Module, ABC):
 
     def show(self, name: str, value: Tensor) -> None:
         """
-        Called by a core within its step: keeps a tensor for :meth:`inspect`, does nothing otherwise.
+        Keep a tensor of this step for :meth:`inspect`. Without :meth:`inspect` it does nothing.
 
-        :param name: the name under which :meth:`inspect` returns it, other than "output" and "state". :func:`scalars` makes
-            curves of names that end with "gate", "attention" or "active"
+        :param name: the name under which :meth:`inspect` returns it; not "output" or "state". :func:`scalars` makes curves of
+            names that end with "gate", "attention" or "active"
         :param value: ``(B, ...)``
         """
         if self._looks is not None:
             self._looks.setdefault(name, []).append(value)
 
 
-def _traced() -> bool:
-    """Whether torch watches what is computed, or computes something else with it, such as its derivative."""
-    return (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()  # type: ignore
-        or _get_current_dispatch_mode() is not None
-        or torch._C._functorch.peek_interpreter_stack() is not None
-    )
+def is_plain(module: nn.Module | None) -> bool:
+    """
+    Whether a module and its submodules compute what their classes in torch or in this package say.
 
-
-def _is_plain(module: nn.Module | None) -> bool:
-    """Whether a module computes what its parameters say, as far as can be told."""
+    :param module: the module; None, an empty place for a submodule, is plain
+    """
     if module is None:
         return True
-    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    ours = type(module).__module__.startswith(("torch.nn.modules.", "rmc_rl."))
-    return ours and not hooks and all(map(_is_plain, module._modules.values()))
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        return False
+    cls = type(module)
+    return _is_known(cls) and _methods(cls).isdisjoint(module.__dict__) and all(map(is_plain, module._modules.values()))
+
+
+@functools.cache
+def _is_known(cls: type) -> bool:
+    """Whether a class is one of torch's modules or of this package."""
+    return cls.__module__.startswith(("torch.nn.modules.", "rmc_rl."))
+
+
+@functools.cache
+def _methods(cls: type) -> frozenset[str]:
+    """The names of the methods of a class, without harmless ones. None of them is an attribute of a plain instance."""
+    return frozenset(name for name in dir(cls) if callable(getattr(cls, name, None))) - HARMLESS
+
+
+@functools.cache
+def _names_from_outside(cls: type[Core]) -> frozenset[str]:
+    """The names, without harmless ones, that classes from outside this package define before :class:`Core`."""
+    classes = cls.__mro__[: cls.__mro__.index(Core)]
+    return frozenset(name for outside in classes if not _is_known(outside) for name in vars(outside)) - HARMLESS
 
 
 def scalars(looks: Mapping[str, Tensor]) -> dict[str, float]:
     """
-    A few numbers that tell how a memory is doing, for curves.
+    Reduce the tensors of a memory to a few numbers, for curves.
 
     :param looks: what :meth:`Core.inspect` returned
-    :return: of names that end with "gate" the mean; with "attention" ``<name>_entropy``, the mean entropy over the last
-        dimension in nats (0: one key has all the weight; log of the number of keys: all have the same); with "active"
-        ``<name>/<k>``, the share of steps at which the ``k``-th entry of the last dimension is active. The number of a layer
-        may follow, as in "active_0"
+    :return: for a name that ends with "gate", the mean; for "attention", ``<name>_entropy``, the mean entropy over the last
+        dimension in nats (0: one key has all the weight; log of the number of keys: all keys have the same weight); for "active",
+        ``<name>/<k>``, the fraction of steps at which the ``k``-th entry of the last dimension is active. The number of a layer
+        may follow the name, as in "active_0"
     """
     found = {}
     for name, value in looks.items():

@@ -101,7 +101,7 @@ class BRIMs(Core):
     :raises UsageError: for a value outside these rules
     """
 
-    kernel_family = "modules"
+    kernel_family = "rims"
     size_arguments = ("module_size", "input_key_size")
 
     def __init__(

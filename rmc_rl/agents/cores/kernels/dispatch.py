@@ -1,12 +1,17 @@
 """
-Fused kernels: a core's whole sequence in one call, and which of them is in use.
+Fused kernels: code that computes the whole sequence of a core in one call. This module chooses the kernel to use.
 
-A core with a kernel takes ``kernel``: "native" (the fused one where there is one for the device, else eager, with a warning),
-"eager" (plain torch, the reference) or "auto" (on the CPU as "native", without the warning; else eager, for the kernel for
-NVIDIA GPUs was compiled for them but has not run on one yet). All compute the same, and a saved model does not depend on it.
+A core with a kernel has an argument ``kernel``:
 
-A kernel is for a family of cores on a type of device: a module with ``why_not()``, ``about()`` and ``unroll(core, ...)``, that
-returns None where it does not take these tensors. ``cpu/rmc.py`` is one to begin with.
+* "native": the fused kernel if there is one for the device, otherwise eager torch with a warning;
+* "eager": plain torch, the reference;
+* "auto": the fused kernel where its speed was measured (the CPU), otherwise eager torch without a warning.
+
+All of them compute the same values, and a saved model does not depend on the choice.
+
+A kernel belongs to a family of cores and a type of device. It is a module with three functions: ``why_not()`` says why it is
+unavailable in this process, ``about()`` describes it, and ``unroll(core, ...)`` computes, or returns None if the kernel does not
+support these tensors. ``cpu/rmc.py`` is the first one to read.
 """
 
 import functools
@@ -19,33 +24,35 @@ import torch
 from rmc_rl.errors import require_choice
 
 KERNELS = ("auto", "eager", "native")
-# family of cores, type of device -> module of this package with the kernel
+# (family of cores, type of device) -> module of this package
 MODULES = {
     ("rmc", "cpu"): "cpu.rmc",
     ("rmc", "cuda"): "triton.rmc",
     ("rnn", "cpu"): "cpu.rnn",
-    ("modules", "cpu"): "cpu.rims",
+    ("rims", "cpu"): "cpu.rims",
 }
-# where "auto" takes it: where it was timed
+# types of device on which the kernels were timed, so that "auto" uses them
 TIMED = ("cpu",)
 
 
 def check_kernel(kernel: str) -> None:
     """
-    :param kernel: a core's argument
-    :raises UsageError: for another value than those of the module's first lines
+    Check the argument ``kernel`` of a core.
+
+    :param kernel: the argument
+    :raises UsageError: unless it is "auto", "eager" or "native"
     """
     require_choice("kernel", kernel, KERNELS)
 
 
 def fused(kernel: str, family: str, device: str) -> ModuleType | None:
     """
-    The module to compute with.
+    Find the fused kernel. Warns once for each reason if ``kernel`` is "native" and there is none.
 
-    :param kernel: a core's argument
-    :param family: of cores, the first part of a key of ``MODULES``
+    :param kernel: the argument of a core
+    :param family: the family of the core, the first part of a key of ``MODULES``
     :param device: type of device, as in ``tensor.device.type``
-    :return: the kernel's module; None: eager
+    :return: the kernel's module, or None for eager torch
     """
     found = _choose(kernel, family, device)
     if isinstance(found, str):
@@ -57,38 +64,38 @@ def fused(kernel: str, family: str, device: str) -> ModuleType | None:
 
 def report(kernel: str, family: str, device: str) -> str:
     """
-    Which kernel is in use and why, in a line for people.
+    Describe in one line which kernel is used and why.
 
-    :param kernel: a core's argument
-    :param family: of cores, the first part of a key of ``MODULES``
-    :param device: type of device
+    :param kernel: the argument of a core
+    :param family: the family of the core, the first part of a key of ``MODULES``
+    :param device: type of device, as in ``tensor.device.type``
     """
     found = _choose(kernel, family, device)
     return f"eager ({found})" if isinstance(found, str) else f"native ({found.about()})"
 
 
-def _choose(kernel: str, family: str, device: str) -> ModuleType | str:
-    """The module to compute with, or in words why it is eager torch."""
-    if kernel == "eager":
-        return "it was asked for"
-    if kernel == "auto" and (family, device) in MODULES and device not in TIMED:
-        return f"kernel=native would take one for {device} that was not timed yet"
-    return _find(family, device)
-
-
 def refuse_second_derivatives() -> None:
     """
-    For the way back of a kernel, which autograd cannot follow.
+    Called by the backward pass of a kernel, which autograd cannot differentiate.
 
-    :raises RuntimeError: where it is asked to, by ``create_graph=True``
+    :raises RuntimeError: if a second derivative was requested with ``create_graph=True``
     """
     if torch.is_grad_enabled():
-        raise RuntimeError("a fused kernel has no second derivatives, which create_graph=True asks for: use kernel='eager'")
+        raise RuntimeError("a fused kernel has no second derivatives, which create_graph=True requests: use kernel='eager'")
+
+
+def _choose(kernel: str, family: str, device: str) -> ModuleType | str:
+    """The kernel's module, or the reason for eager torch."""
+    if kernel == "eager":
+        return "as requested"
+    if kernel == "auto" and (family, device) in MODULES and device not in TIMED:
+        return f"the kernel for {device} was not timed; kernel=native uses it"
+    return _find(family, device)
 
 
 @functools.cache
 def _find(family: str, device: str) -> ModuleType | str:
-    """The module for a family and a device, or in words why there is none."""
+    """The module for a family and a type of device, or the reason why there is none."""
     if (family, device) not in MODULES:
         return f"there is no native kernel for {device}"
     module = importlib.import_module(f"{__package__}.{MODULES[family, device]}")
@@ -98,5 +105,5 @@ def _find(family: str, device: str) -> ModuleType | str:
 
 @functools.cache
 def _warn(reason: str) -> None:
-    """Once for each reason."""
-    warnings.warn(f"kernel=native is not to be had, computing the same with eager torch: {reason}", stacklevel=2)
+    """Warn once for each reason."""
+    warnings.warn(f"kernel=native is unavailable: {reason}. Eager torch computes the same values", stacklevel=2)

@@ -1,21 +1,40 @@
 """
-What the fused RMC in C++ is called with: ``src/rmc.cpp`` and the headers beside it.
+The arguments of the C++ kernel of the RMC: ``src/rmc.cpp`` and its headers.
 
-Shapes: those of ``rmc.py``.
+Shapes: those of ``rmc.py`` of the cores.
 """
 
 from collections.abc import Sequence
+from ctypes import Structure, c_double, c_int64
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
-from rmc_rl.agents.cores.kernels.cpu.library import Kernel, about, takes, why_not
-from rmc_rl.agents.cores.kernels.cpu.library import unroll as run
+from rmc_rl.agents.cores.kernels.cpu import calling
+from rmc_rl.agents.cores.kernels.cpu.library import about, why_not
 
 if TYPE_CHECKING:
     from rmc_rl.agents.cores.rmc import RMC
 
 __all__ = ["about", "unroll", "why_not"]
+
+
+class Sizes(Structure):
+    """``rmc::Sizes`` in ``src/rmc.h``."""
+
+    _fields_ = [
+        ("num_slots", c_int64),
+        ("num_entities", c_int64),
+        ("num_heads", c_int64),
+        ("key_size", c_int64),
+        ("head_size", c_int64),
+        ("num_blocks", c_int64),
+        ("mlp_layers", c_int64),
+        ("gate_size", c_int64),
+        ("input_bias", c_double),
+        ("forget_bias", c_double),
+        ("epsilon", c_double),
+    ]
 
 
 def unroll(core: "RMC", rows: Tensor, gates: Tensor | None, state: Tensor, starts: Tensor | None = None) -> Tensor | None:
@@ -24,32 +43,55 @@ def unroll(core: "RMC", rows: Tensor, gates: Tensor | None, state: Tensor, start
 
     :param core: the core
     :param rows: the input's rows, ``(T, B, n, D)``
-    :param gates: what the input adds to the gates, ``(T, B, 2G)``; None without gates
+    :param gates: the input's part of the gates, ``(T, B, 2G)``; None without gates
     :param state: ``(B, N D)``, before the first step
     :param starts: ``(T, B)`` bool or None, see :meth:`Core.forward`
-    :return: the memory after each step, ``(T, B, N D)``; None where the kernel does not take these tensors: eager torch
-        computes with them, or says what is wrong with them
+    :return: the memory after each step, ``(T, B, N D)``; None if the kernel does not support these tensors
     """
     if rows.ndim != 4:
         return None
     blocks = cast(Sequence[Any], core.blocks)
-    first = blocks[0]
-    layers = [layer for block in blocks for layer in (block.qkv, block.qkv_norm, block.attention_norm, block.mlp_norm)]
-    parameters = [parameter for layer in (*layers, *core.mlp) for parameter in (layer.weight, layer.bias)]
-    if gates is not None:
-        parameters.append(core.gate_from_memory.weight)
-    if not takes((rows,), state, starts, core.state_size, parameters):
+    parameters = _parameters(core, blocks, gates is not None)
+    if not calling.takes(rows, state, starts, core.state_size, parameters.values()):
         return None
-    # the first block reads the input's rows as they come, so their queries, keys and values wait for no step
+    first = blocks[0]
+    # queries, keys and values of the input rows in the first block do not depend on the memory: one product for all steps
     input_qkv = first.qkv_norm(first.qkv(rows))
-    fresh = None if starts is None else core.initial_state(state.shape[0])
     if gates is not None:
         gates = gates + core.gate_from_memory.bias
-    gate = 0 if gates is None else gates.shape[-1] // 2
-    kernel = Kernel(
-        "rmc",
-        (core.num_slots, rows.shape[2], core.num_heads, first.key_size, core.head_size, len(blocks), len(core.mlp), gate),
-        (core.input_bias, core.forget_bias, first.qkv_norm.eps),
-        work=core.num_slots * core.width**2,
+    sizes = Sizes(
+        num_slots=core.num_slots,
+        num_entities=rows.shape[2],
+        num_heads=core.num_heads,
+        key_size=first.key_size,
+        head_size=core.head_size,
+        num_blocks=len(blocks),
+        mlp_layers=len(core.mlp),
+        gate_size=0 if gates is None else gates.shape[-1] // 2,
+        input_bias=core.input_bias,
+        forget_bias=core.forget_bias,
+        epsilon=first.qkv_norm.eps,
     )
-    return run(kernel, (input_qkv, rows if len(blocks) > 1 else None, gates), state, fresh, starts, parameters)
+    kernel = calling.Kernel("rmc", sizes, work=core.num_slots * core.width**2)
+    inputs = dict(input_qkv=input_qkv, input_rows=rows if len(blocks) > 1 else None, input_gates=gates)
+    initial_state = None if starts is None else core.initial_state(len(state))
+    return calling.unroll(kernel, inputs, state, initial_state, starts, parameters)
+
+
+def _parameters(core: "RMC", blocks: Sequence[Any], gated: bool) -> dict[str, Tensor]:
+    """By the names and in the order of ``rmc.h``."""
+    parameters: dict[str, Tensor] = {}
+
+    def add(name: str, layer: Any) -> None:
+        parameters[f"{name}.weight"], parameters[f"{name}.bias"] = layer.weight, layer.bias
+
+    for index, block in enumerate(blocks):
+        add(f"blocks.{index}.qkv", block.qkv)
+        add(f"blocks.{index}.qkv_norm", block.qkv_norm)
+        add(f"blocks.{index}.attention_norm", block.attention_norm)
+        add(f"blocks.{index}.mlp_norm", block.mlp_norm)
+    for index, layer in enumerate(core.mlp):
+        add(f"mlp.{index}", layer)
+    if gated:
+        parameters["gate_from_memory.weight"] = core.gate_from_memory.weight
+    return parameters

@@ -1,4 +1,4 @@
-// Room for numbers: for a call, and for what is kept of each step.
+// Memory: work buffers of a call, and arrays that keep values of each step for the backward pass.
 
 #pragma once
 
@@ -8,11 +8,12 @@
 
 #include "vector.h"
 
+namespace rmc_rl {
 namespace {
 
-enum class Content { zeros, whatever };
+enum class Content { zeros, uninitialized };
 
-// Room that begins with a cache line and ends with a vector that may be read
+// An array that starts at a cache line. A whole vector may be read at its last element
 template <class T> class Buffer {
  public:
   explicit Buffer(size_t size, Content content = Content::zeros) {
@@ -30,30 +31,31 @@ template <class T> class Buffer {
   std::unique_ptr<T, Free> data_;
 };
 
-// Numbers kept of each step and batch entry
-template <class T> struct Piece {
+// An array with `size` numbers for each batch entry at each step
+template <class T> struct StepArray {
   T* base;
-  size_t size, per_step;  // numbers of a batch entry; of a step (0: each step overwrites the one before)
+  size_t size, step_stride;  // step_stride 0: all steps share the memory
 
-  T* at(size_t t, size_t b) const { return base + t * per_step + b * size; }
+  T* at(size_t t, size_t b) const { return base + t * step_stride + b * size; }
 };
 
-// Cuts a room into pieces, one behind the other. Room for one step: each step overwrites the one before. No room: for the size
-template <class T> class Pieces {
+// Places step arrays one after the other in a block of memory. steps = 1: all steps share the memory of one. base = null: only
+// computes the size of the block
+template <class T> class StepArrays {
  public:
-  Pieces(T* base, size_t steps, size_t batch) : base_(base), steps_(steps), batch_(batch) {}
+  StepArrays(T* base, size_t steps, size_t batch) : base_(base), steps_(steps), batch_(batch) {}
 
-  // numbers: of a batch entry at a step
-  Piece<T> next(size_t numbers) {
-    const Piece<T> piece{base_ ? base_ + size_ : nullptr, numbers, steps_ > 1 ? numbers * batch_ : 0};
-    size_ += round_up(numbers * batch_ * steps_, 64 / sizeof(T));
-    return piece;
+  StepArray<T> add(size_t size) {
+    const StepArray<T> array{base_ ? base_ + total_ : nullptr, size, steps_ > 1 ? size * batch_ : 0};
+    total_ += round_up(size * batch_ * steps_, 64 / sizeof(T));
+    return array;
   }
-  size_t size() const { return size_; }
+  size_t total() const { return total_; }
 
  private:
   T* base_;
-  size_t steps_, batch_, size_ = 0;
+  size_t steps_, batch_, total_ = 0;
 };
 
 }  // namespace
+}  // namespace rmc_rl

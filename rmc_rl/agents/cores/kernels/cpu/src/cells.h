@@ -1,6 +1,6 @@
-// The cells of LSTM and GRU. Equations: cores/rnn.py.
+// One step of LSTM and GRU cells, forward and backward. Equations: cores/rnn.py.
 //
-// Letters: W width. Of each step four times W numbers are kept for the way back.
+// Letter: W width. Each step saves kSavedPerUnit numbers per unit for the backward pass.
 
 #pragma once
 
@@ -8,89 +8,92 @@
 
 #include "vector.h"
 
+namespace rmc_rl {
 namespace {
 
-constexpr size_t kKept = 4;  // times W numbers
+constexpr size_t kSavedPerUnit = 4;
 
-// What a gate's argument is worth to its gradient, from the gate itself
-template <class V> inline V sigmoid_slope(V gate) { return gate * (1 - gate); }
-template <class V> inline V tanh_slope(V gate) { return 1 - gate * gate; }
+// Derivatives of sigmoid and tanh from their values
+template <class V> inline V sigmoid_slope(V y) { return y * (1 - y); }
+template <class V> inline V tanh_slope(V y) { return 1 - y * y; }
 
-// States: h, and C numbers behind it c. The gates: input, forget, cell, output
+// State: h, and c at distance C after it. Gates: input, forget, cell, output
 struct Lstm {
-  static constexpr size_t parts = 2, gates = 4;
+  static constexpr size_t state_parts = 2, gates = 4;
 
-  // x: from the input; kept: from h when it comes, the gates when it goes
-  template <class T> static void forward(size_t W, size_t C, const T* x, T* kept, const T* before, T* after) {
-    each<T>(W, [&](size_t i, auto get, auto put) {
-      const Vector<T> in = sigmoid<T>(get(kept + i) + get(x + i));
-      const Vector<T> forget = sigmoid<T>(get(kept + W + i) + get(x + W + i));
-      const Vector<T> cell = tanh<T>(get(kept + 2 * W + i) + get(x + 2 * W + i));
-      const Vector<T> out = sigmoid<T>(get(kept + 3 * W + i) + get(x + 3 * W + i));
-      const Vector<T> c = forget * get(before + C + i) + in * cell;
-      put(kept + i, in);
-      put(kept + W + i, forget);
-      put(kept + 2 * W + i, cell);
-      put(kept + 3 * W + i, out);
+  // from_input: the input's part of the gates. saved: on entry the part of h in the gates, on return the gates
+  template <class T> static void forward(size_t W, size_t C, const T* from_input, T* saved, const T* before, T* after) {
+    for_vectors<T>(W, [&](size_t i, auto get, auto put) {
+      const Vector<T> input_gate = sigmoid<T>(get(saved + i) + get(from_input + i));
+      const Vector<T> forget_gate = sigmoid<T>(get(saved + W + i) + get(from_input + W + i));
+      const Vector<T> candidate = tanh<T>(get(saved + 2 * W + i) + get(from_input + 2 * W + i));
+      const Vector<T> output_gate = sigmoid<T>(get(saved + 3 * W + i) + get(from_input + 3 * W + i));
+      const Vector<T> c = forget_gate * get(before + C + i) + input_gate * candidate;
+      put(saved + i, input_gate);
+      put(saved + W + i, forget_gate);
+      put(saved + 2 * W + i, candidate);
+      put(saved + 3 * W + i, output_gate);
       put(after + C + i, c);
-      put(after + i, out * tanh<T>(c));
+      put(after + i, output_gate * tanh<T>(c));
     });
   }
 
-  // d: of the state after when it comes; of the state before when it goes, but what passes the product. dx: of what comes
-  // from the input; dh: of what comes from h
+  // d: on entry the gradient of the state after the step; on return that of the state before it, without the part that passes
+  // through the product of h with the weight. d_from_input, d_from_h: gradients of the two parts of the gates
   template <class T>
-  static void backward(size_t W, size_t C, const T* kept, const T* before, const T* after, T* d, T* dx, T* dh) {
-    each<T>(W, [&](size_t i, auto get, auto put) {
-      const Vector<T> in = get(kept + i), forget = get(kept + W + i), cell = get(kept + 2 * W + i), out = get(kept + 3 * W + i);
-      const Vector<T> squashed = tanh<T>(get(after + C + i)), dafter = get(d + i);
-      const Vector<T> dc = get(d + C + i) + dafter * out * tanh_slope(squashed);
-      put(dh + i, dc * cell * sigmoid_slope(in));
-      put(dh + W + i, dc * get(before + C + i) * sigmoid_slope(forget));
-      put(dh + 2 * W + i, dc * in * tanh_slope(cell));
-      put(dh + 3 * W + i, dafter * squashed * sigmoid_slope(out));
+  static void backward(size_t W, size_t C, const T* saved, const T* before, const T* after, T* d, T* d_from_input, T* d_from_h) {
+    for_vectors<T>(W, [&](size_t i, auto get, auto put) {
+      const Vector<T> input_gate = get(saved + i), forget_gate = get(saved + W + i);
+      const Vector<T> candidate = get(saved + 2 * W + i), output_gate = get(saved + 3 * W + i);
+      const Vector<T> tanh_c = tanh<T>(get(after + C + i)), d_h = get(d + i);
+      const Vector<T> d_c = get(d + C + i) + d_h * output_gate * tanh_slope(tanh_c);
+      put(d_from_h + i, d_c * candidate * sigmoid_slope(input_gate));
+      put(d_from_h + W + i, d_c * get(before + C + i) * sigmoid_slope(forget_gate));
+      put(d_from_h + 2 * W + i, d_c * input_gate * tanh_slope(candidate));
+      put(d_from_h + 3 * W + i, d_h * tanh_c * sigmoid_slope(output_gate));
       put(d + i, Vector<T>{});
-      put(d + C + i, dc * forget);
+      put(d + C + i, d_c * forget_gate);
     });
-    std::memcpy(dx, dh, 4 * W * sizeof(T));
+    std::memcpy(d_from_input, d_from_h, 4 * W * sizeof(T));
   }
 };
 
-// State: h. The gates: reset, update, new; kept besides: what h says to the new one
+// State: h. Gates: reset, update, candidate. Saved: the gates, and the part of h in the candidate before the reset gate
 struct Gru {
-  static constexpr size_t parts = 1, gates = 3;
+  static constexpr size_t state_parts = 1, gates = 3;
 
-  template <class T> static void forward(size_t W, size_t, const T* x, T* kept, const T* before, T* after) {
-    each<T>(W, [&](size_t i, auto get, auto put) {
-      const Vector<T> reset = sigmoid<T>(get(kept + i) + get(x + i));
-      const Vector<T> update = sigmoid<T>(get(kept + W + i) + get(x + W + i));
-      const Vector<T> said = get(kept + 2 * W + i);
-      const Vector<T> now = tanh<T>(get(x + 2 * W + i) + reset * said);
-      put(kept + i, reset);
-      put(kept + W + i, update);
-      put(kept + 2 * W + i, now);
-      put(kept + 3 * W + i, said);
-      put(after + i, now + update * (get(before + i) - now));
+  template <class T> static void forward(size_t W, size_t, const T* from_input, T* saved, const T* before, T* after) {
+    for_vectors<T>(W, [&](size_t i, auto get, auto put) {
+      const Vector<T> reset_gate = sigmoid<T>(get(saved + i) + get(from_input + i));
+      const Vector<T> update_gate = sigmoid<T>(get(saved + W + i) + get(from_input + W + i));
+      const Vector<T> from_h = get(saved + 2 * W + i);
+      const Vector<T> candidate = tanh<T>(get(from_input + 2 * W + i) + reset_gate * from_h);
+      put(saved + i, reset_gate);
+      put(saved + W + i, update_gate);
+      put(saved + 2 * W + i, candidate);
+      put(saved + 3 * W + i, from_h);
+      put(after + i, candidate + update_gate * (get(before + i) - candidate));
     });
   }
 
   template <class T>
-  static void backward(size_t W, size_t, const T* kept, const T* before, const T*, T* d, T* dx, T* dh) {
-    each<T>(W, [&](size_t i, auto get, auto put) {
-      const Vector<T> reset = get(kept + i), update = get(kept + W + i), now = get(kept + 2 * W + i);
-      const Vector<T> dafter = get(d + i);
-      const Vector<T> dnow = dafter * (1 - update) * tanh_slope(now);
-      const Vector<T> dreset = dnow * get(kept + 3 * W + i) * sigmoid_slope(reset);
-      const Vector<T> dupdate = dafter * (get(before + i) - now) * sigmoid_slope(update);
-      put(dx + i, dreset);
-      put(dx + W + i, dupdate);
-      put(dx + 2 * W + i, dnow);
-      put(dh + i, dreset);
-      put(dh + W + i, dupdate);
-      put(dh + 2 * W + i, dnow * reset);
-      put(d + i, dafter * update);
+  static void backward(size_t W, size_t, const T* saved, const T* before, const T*, T* d, T* d_from_input, T* d_from_h) {
+    for_vectors<T>(W, [&](size_t i, auto get, auto put) {
+      const Vector<T> reset_gate = get(saved + i), update_gate = get(saved + W + i), candidate = get(saved + 2 * W + i);
+      const Vector<T> d_h = get(d + i);
+      const Vector<T> d_candidate = d_h * (1 - update_gate) * tanh_slope(candidate);
+      const Vector<T> d_reset = d_candidate * get(saved + 3 * W + i) * sigmoid_slope(reset_gate);
+      const Vector<T> d_update = d_h * (get(before + i) - candidate) * sigmoid_slope(update_gate);
+      put(d_from_input + i, d_reset);
+      put(d_from_input + W + i, d_update);
+      put(d_from_input + 2 * W + i, d_candidate);
+      put(d_from_h + i, d_reset);
+      put(d_from_h + W + i, d_update);
+      put(d_from_h + 2 * W + i, d_candidate * reset_gate);
+      put(d + i, d_h * update_gate);
     });
   }
 };
 
 }  // namespace
+}  // namespace rmc_rl

@@ -1,15 +1,16 @@
-// Products of small matrices: C tiles in registers, the right factor packed once into panels as wide as a tile.
+// Products of small matrices. Tiles of C stay in registers; B is packed once into panels as wide as a tile.
 //
-// Blocking as in Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008, without its outer loops:
-// the matrices of a recurrent step are small. Letters: C (M x N) = A (M x K) B (K x N), row-major, `ld` numbers from row to row.
+// Blocking: Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008, without the outer loops, because
+// the matrices of a recurrent step are small. Letters: C (M x N) = A (M x K) B (K x N), row-major; `ld` is the row stride.
 
 #pragma once
 
 #include "vector.h"
 
+namespace rmc_rl {
 namespace {
 
-// a tile of C is kTileRows x kTileVectors vectors: as many as the registers hold beside the factors
+// A tile of C has kTileRows rows of kTileVectors vectors: the registers hold it together with one row of B
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr size_t kTileRows = 8;
 #else
@@ -18,15 +19,14 @@ constexpr size_t kTileRows = 6;
 constexpr size_t kTileVectors = 2;
 template <class T> constexpr size_t kPanel = kTileVectors * kLanes<T>;
 
-// numbers from row to row of a buffer of rows: whole vectors, and an odd number of them, so that the rows of a column lie in
-// different sets of the cache
+// Row stride of a buffer: an odd number of whole vectors, so that the elements of a column fall into different cache sets
 template <class T> constexpr size_t stride_of(size_t width) {
   return (round_up(width, kLanes<T>) / kLanes<T> | 1) * kLanes<T>;
 }
 
 enum class Into { set, set_relu, add };
 
-// A(m, k) = a[m * a_row + k * a_k], B(k, :) = b[k * ldb ...]
+// One tile of C. A(m, k) = a[m * a_row + k * a_k], B(k, n) = b[k * ldb + n]
 template <class T, size_t Rows, size_t Vectors, Into into>
 inline void tile(size_t K, const T* a, size_t a_row, size_t a_k, const T* b, size_t ldb, const T* bias, T* c, size_t ldc, size_t columns) {
   constexpr size_t L = kLanes<T>;
@@ -66,28 +66,28 @@ inline void tile_of(size_t rows, size_t K, const T* a, size_t a_row, size_t a_k,
 #undef RMC_RL_ROWS
 }
 
-// `step_of_b`: from panel to panel of B; `bias` may be null
+// All tiles. `b_panel_stride`: distance between the panels of B; `bias` may be null
 template <class T, Into into>
-void product(size_t M, size_t N, size_t K, const T* a, size_t a_row, size_t a_k, const T* b, size_t ldb, size_t step_of_b, const T* bias, T* c, size_t ldc) {
-  for (size_t n = 0; n < N; n += kPanel<T>, b += step_of_b) {
+void product(size_t M, size_t N, size_t K, const T* a, size_t a_row, size_t a_k, const T* b, size_t ldb, size_t b_panel_stride, const T* bias, T* c, size_t ldc) {
+  for (size_t n = 0; n < N; n += kPanel<T>, b += b_panel_stride) {
     const size_t columns = N - n < kPanel<T> ? N - n : kPanel<T>;
     for (size_t m = 0; m < M; m += kTileRows) {
       const size_t rows = M - m < kTileRows ? M - m : kTileRows;
       const T* left = a + m * a_row;
       T* to = c + m * ldc + n;
-      const T* added = bias ? bias + n : nullptr;
+      const T* tile_bias = bias ? bias + n : nullptr;
       if (columns > kLanes<T>)
-        tile_of<T, 2, into>(rows, K, left, a_row, a_k, b, ldb, added, to, ldc, columns);
+        tile_of<T, 2, into>(rows, K, left, a_row, a_k, b, ldb, tile_bias, to, ldc, columns);
       else
-        tile_of<T, 1, into>(rows, K, left, a_row, a_k, b, ldb, added, to, ldc, columns);
+        tile_of<T, 1, into>(rows, K, left, a_row, a_k, b, ldb, tile_bias, to, ldc, columns);
     }
   }
 }
 
-// B in panels of kPanel columns, filled up with zeros
+// Size of B in panels of kPanel columns; the last panel is padded with zeros
 template <class T> size_t packed_size(size_t K, size_t N) { return K * round_up(N, kPanel<T>); }
 
-// A square of vectors, transposed: the first and the second half of its rows, interleaved as often as it can be halved
+// Transposes a square of vectors: interleaves the first and the second half of its rows, log2(L) times
 template <class T, size_t... I> inline void transpose(Vector<T> (&rows)[kLanes<T>], std::index_sequence<I...>) {
 #if RMC_RL_SHUFFLE
   constexpr size_t L = kLanes<T>;
@@ -109,7 +109,7 @@ template <class T, size_t... I> inline void transpose(Vector<T> (&rows)[kLanes<T
 #endif
 }
 
-// B(k, n) = from[n * ld + k]: the transpose of a (N x K) matrix, as a linear layer keeps its weight
+// Packs B(k, n) = from[n * ld + k]: the transpose of an (N x K) matrix, such as the weight of nn.Linear
 template <class T> void pack_transposed(size_t K, size_t N, const T* from, size_t ld, T* to) {
   constexpr size_t L = kLanes<T>;
   for (size_t n = 0; n < N; n += kPanel<T>, to += K * kPanel<T>)
@@ -126,6 +126,7 @@ template <class T> void pack_transposed(size_t K, size_t N, const T* from, size_
       }
 }
 
+// Packs B(k, n) = from[k * ld + n]
 template <class T> void pack(size_t K, size_t N, const T* from, size_t ld, T* to) {
   for (size_t n = 0; n < N; n += kPanel<T>, to += K * kPanel<T>) {
     const size_t columns = N - n < kPanel<T> ? N - n : kPanel<T>;
@@ -137,15 +138,16 @@ template <class T> void pack(size_t K, size_t N, const T* from, size_t ld, T* to
   }
 }
 
-// C (=, +=) A B + bias with B packed
+// C = A B + bias or C += A B + bias, with B packed
 template <class T, Into into = Into::set>
 void times_packed(size_t M, size_t N, size_t K, const T* a, size_t lda, const T* packed, const T* bias, T* c, size_t ldc) {
   product<T, into>(M, N, K, a, lda, 1, packed, kPanel<T>, K * kPanel<T>, bias, c, ldc);
 }
 
-// C += A^T B with A (K x M) and B (K x N); rows of B may be read up to the next whole vector
+// C += A^T B with A (K x M) and B (K x N). Reads rows of B up to the next whole vector
 template <class T> void add_transposed_times(size_t M, size_t N, size_t K, const T* a, size_t lda, const T* b, size_t ldb, T* c, size_t ldc) {
   product<T, Into::add>(M, N, K, a, 1, lda, b, ldb, kPanel<T>, nullptr, c, ldc);
 }
 
 }  // namespace
+}  // namespace rmc_rl

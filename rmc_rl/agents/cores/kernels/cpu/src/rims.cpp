@@ -1,4 +1,4 @@
-// Layers of recurrent modules over a sequence, as called from library.py. Letters: rims.h.
+// The functions of the kernel for layers of recurrent modules. Letters: rims.h.
 
 #include "rims.h"
 
@@ -6,57 +6,48 @@
 #include "rims_forward.h"
 #include "threads.h"
 
+namespace rmc_rl::rims {
 namespace {
 
 constexpr size_t kGroup = 16;  // batch entries that go through the steps together
 
-template <class T, class Cell> struct Modules {
-  static std::int64_t saved_size(const Call& call) {
+template <class T, class Cell> struct Kernel {
+  static size_t saved_length(const Call& call) {
     const Shape shape = Shape::of<Cell>(call);
-    return static_cast<std::int64_t>(Saved<T>(shape, nullptr, shape.T, shape.B).size);
+    return Saved<T>(shape, nullptr, shape.T, shape.B).length;
   }
 
-  static int forward(const Call& call) {
-    return status([&] {
-      const Shape shape = Shape::of<Cell>(call);
-      const Tensors<T> x(shape, call);
-      const Packed<T> packed(shape, x.parameters, false);
-      const Split split(call, shape.B, kGroup);
-      return split.over_parts([&](size_t, size_t first, size_t end) {
-        Forward<T, Cell> forward(shape, x, packed, split.group);
-        for (; first < end; first += split.group) forward.run(first, std::min(first + split.group, end));
-      });
+  static Status forward(const Call& call) {
+    const Shape shape = Shape::of<Cell>(call);
+    const Tensors<T> x(shape, call);
+    const PackedWeights<T> packed(shape, x.parameters, Pass::forward);
+    const BatchSplit split(call, kGroup);
+    return split.for_each_part([&](size_t, size_t first, size_t end) {
+      Forward<T, Cell> forward(shape, x, packed, split.group);
+      split.for_each_group(first, end, [&](size_t begin, size_t stop) { forward.run(begin, stop); });
     });
   }
 
-  static int backward(const Call& call, const CallGradients& g) {
-    return status([&] {
-      const Shape shape = Shape::of<Cell>(call);
-      const Tensors<T> x(shape, call);
-      const Packed<T> packed(shape, x.parameters, true);
-      const Split split(call, shape.B, kGroup);
-      std::vector<size_t> lengths;
-      Parameters<size_t>(shape, [&](size_t length) { lengths.push_back(length); return length; });
-      const Sums<T> sums(split.threads, lengths);
-      const bool done = split.over_parts([&](size_t thread, size_t first, size_t end) {
-        T* next = sums.of(thread);
-        const Parameters<T*> parameters(shape, [&](size_t length) { next += length; return next - length; });
-        Backward<T, Cell> backward(shape, x, static_cast<T*>(g.inputs[0]), packed, split.group, parameters);
-        for (; first < end; first += split.group)
-          backward.run(first, std::min(first + split.group, end), static_cast<const T*>(g.states), static_cast<T*>(g.inputs[1]),
-                       static_cast<T*>(g.inputs[2]));
-        backward.finish();
-      });
-      if (done) sums.write(g.parameters);
-      return done;
+  static Status backward(const Call& call, const Gradients& gradients) {
+    const Shape shape = Shape::of<Cell>(call);
+    const Tensors<T> x(shape, call);
+    const StateGradients<T> g(gradients);
+    T* dinput_rows = static_cast<T*>(gradients.inputs[2]);
+    const PackedWeights<T> packed(shape, x.parameters, Pass::backward);
+    const BatchSplit split(call, kGroup);
+    return sum_gradients<T>(split, call.parameters, gradients.parameters, [&](auto next, size_t first, size_t end) {
+      Backward<T, Cell> backward(shape, x, g, dinput_rows, packed, split.group, Parameters<T*>(shape, next));
+      split.for_each_group(first, end, [&](size_t begin, size_t stop) { backward.run(begin, stop); });
+      backward.finish();
     });
   }
 };
 
-template <class T> using LstmModules = Modules<T, Lstm>;
-template <class T> using GruModules = Modules<T, Gru>;
+template <class T> using LstmKernel = Kernel<T, Lstm>;
+template <class T> using GruKernel = Kernel<T, Gru>;
 
 }  // namespace
+}  // namespace rmc_rl::rims
 
-RMC_RL_KERNEL(modules_lstm, LstmModules)
-RMC_RL_KERNEL(modules_gru, GruModules)
+RMC_RL_KERNEL(rims_lstm, rmc_rl::rims::LstmKernel)
+RMC_RL_KERNEL(rims_gru, rmc_rl::rims::GruKernel)

@@ -1,287 +1,276 @@
-// Layers of recurrent modules, backward: gradients of some batch entries from the last step to the first. Letters: rims.h.
+// Layers of recurrent modules, backward: gradients of a group of batch entries, from the last step to the first. Letters: rims.h.
 
 #pragma once
 
 #include "rims.h"
 
+namespace rmc_rl::rims {
 namespace {
 
 template <class T, class Cell> class Backward {
  public:
-  // of_rows: the gradient of the inputs' rows; parameters: where the gradients of this thread are added up
-  Backward(const Shape& shape, const Tensors<T>& tensors, T* of_rows, const Packed<T>& packed, size_t group,
-           const Parameters<T*>& parameters)
-      : shape(shape), x(tensors), packed(packed), of_rows(of_rows), d(parameters), saved(shape, x.saved, shape.T, shape.B),
-        after(group * shape.S), before(group * shape.S), left(shape.most([&](const Layer& l) { return l.R * shape.H * l.K; })),
-        totals(shape.most([&](const Layer& l) { return shape.H * l.K; })),
-        dleft(shape.most([&](const Layer& l) { return l.R * shape.H * l.K; })),
-        provisional(group * shape.most([](const Layer& l) { return l.parts * l.width(); })),
-        dread(group * shape.most([](const Layer& l) { return l.K * l.a; })),
-        dheard(group * shape.most([](const Layer& l) { return l.K * l.heard; })),
-        dshown(group * shape.most([](const Layer& l) { return std::max(l.width(), l.made); })),
-        dscores(shape.most([](const Layer& l) { return l.comm.count * l.K * l.K; })),
-        thresholds(shape.most([&](const Layer& l) { return shape.H * l.K; })),
-        rows(shape.most([](const Layer& l) { return l.R; })), speakers(shape.most([](const Layer& l) { return l.K; })),
-        drows(rows.size()), dspeakers(speakers.size()) {
-    for (size_t index = 0; index < shape.L; ++index) {
+  // dinput_rows: the gradient of the input rows. parameters: where this thread adds up the gradients
+  Backward(const Shape& shape, const Tensors<T>& tensors, const StateGradients<T>& gradients, T* dinput_rows,
+           const PackedWeights<T>& packed, size_t group, const Parameters<T*>& parameters)
+      : shape(shape), x(tensors), g(gradients), packed(packed), dinput_rows(dinput_rows), d(parameters),
+        saved(shape, x.saved, shape.T, shape.B), dafter(group * shape.S), dbefore(group * shape.S),
+        sparse(shape.largest([&](const Layer& l) { return l.R * shape.H * l.K; })),
+        totals(shape.largest([&](const Layer& l) { return shape.H * l.K; })),
+        dweights(shape.largest([&](const Layer& l) { return l.R * shape.H * l.K; })),
+        dprovisional(group * shape.largest([](const Layer& l) { return l.state_parts * l.width(); })),
+        dread(group * shape.largest([](const Layer& l) { return l.K * l.a; })),
+        dcomm_read(group * shape.largest([](const Layer& l) { return l.K * l.comm_read; })),
+        dvisible(group * shape.largest([](const Layer& l) { return std::max(l.width(), l.step_row_inputs); })),
+        dcomm_scores(shape.largest([](const Layer& l) { return l.comm.count * l.K * l.K; })),
+        thresholds(shape.largest([&](const Layer& l) { return shape.H * l.K; })),
+        rows(shape.largest([](const Layer& l) { return l.R; })), module_qkv(shape.largest([](const Layer& l) { return l.K; })),
+        drows(rows.size()), dmodule_qkv(module_qkv.size()) {
+    for (size_t index = 0; index < shape.num_layers; ++index) {
       const auto all = linears_of(shape, shape.layers[index]);
-      std::vector<std::vector<Collected<T>>> of;
+      std::vector<std::vector<WeightGradient<T>>> of_layer;
       for (size_t i = 0; i < all.size(); ++i) {
-        std::vector<Collected<T>> groups;
-        const auto [count, out, in, bias, order] = all[i];
+        const LinearSizes& sizes = all[i];
         const auto& to = d.layers[index].linears[i];
-        const size_t rows = i == say && count == 1 ? group * shape.layers[index].K : group;
-        for (size_t g = 0; to.weight && g < count; ++g)
-          groups.emplace_back(out, in, rows, to.weight + g * out * in, bias ? to.bias + g * out : nullptr, order);
-        of.push_back(std::move(groups));
+        const size_t most_rows = i == message && sizes.groups == 1 ? group * shape.layers[index].K : group;
+        std::vector<WeightGradient<T>> groups;
+        for (size_t k = 0; to.weight && k < sizes.groups; ++k)
+          groups.emplace_back(sizes.out, sizes.in, most_rows, to.weight + k * sizes.out * sizes.in,
+                              sizes.bias ? to.bias + k * sizes.out : nullptr, sizes.layout);
+        of_layer.push_back(std::move(groups));
       }
-      collected.push_back(std::move(of));
+      linears.push_back(std::move(of_layer));
     }
   }
 
-  void run(size_t first, size_t end, const T* dstates, T* dstate, T* dfresh) {
+  void run(size_t first, size_t end) {
     const size_t numbers = (end - first) * shape.S;
-    std::memset(after, 0, numbers * sizeof(T));
+    std::memset(dafter, 0, numbers * sizeof(T));
     for (size_t t = shape.T; t-- > 0;) {
-      add_scaled<T>(numbers, T(1), dstates + (t * shape.B + first) * shape.S, after);
-      std::memset(before, 0, numbers * sizeof(T));
-      for (size_t index = shape.L; index-- > 0;) step(t, index, first, end);
-      std::memcpy(after, before, numbers * sizeof(T));
-      x.leave(t, first, end, after, dfresh);
+      g.add(x, t, first, end, dafter);
+      std::memset(dbefore, 0, numbers * sizeof(T));
+      for (size_t index = shape.num_layers; index-- > 0;) step(t, index, first, end);
+      std::memcpy(dafter, dbefore, numbers * sizeof(T));
+      g.move_starts(x, t, first, end, dafter);
     }
-    if (dstate) std::memcpy(dstate + first * shape.S, after, numbers * sizeof(T));
+    g.write(x, first, end, dafter);
   }
 
   void finish() {
-    for (auto& layer : collected)
+    for (auto& layer : linears)
       for (auto& linear : layer)
         for (auto& group : linear) group.flush();
   }
 
  private:
-  // from the gradients collected of the outputs to those of the inputs
-  template <Into into> void linear_back(size_t index, Linears which, size_t count, T* to, size_t to_step, size_t ld_to) {
+  // From the output gradients of the last append to the gradients of the inputs
+  template <Into into> void linear_backward(size_t index, Linears which, size_t count, T* to, size_t group_stride, size_t stride) {
     const auto& w = packed.layers[index][which];
     for (size_t group = 0; group < w.sizes.groups; ++group) {
-      const auto& from = collected[index][which][group];
-      times_packed<T, into>(count, w.sizes.in, w.sizes.out, from.gradient(0), from.out_stride, w.of(group), nullptr,
-                            to + group * to_step, ld_to);
+      const auto& from = linears[index][which][group];
+      times_packed<T, into>(count, w.sizes.in, w.sizes.out, from.output_gradient(0), from.out_stride, w.of(group), nullptr,
+                            to + group * group_stride, stride);
     }
   }
 
   void step(size_t t, size_t index, size_t first, size_t end) {
     const Layer& l = shape.layers[index];
-    const auto& keep = saved.layers[index];
-    const size_t count = end - first, S = shape.S, W = l.width(), PW = l.parts * W;
-    for (auto& linear : collected[index])
-      for (auto& group : linear) group.take(&linear == &collected[index][say] && linear.size() == 1 ? count * l.K : count);
-    const T* active = keep.active.at(t, first);
-    for (size_t b = 0; b < count; ++b) {  // inactive modules kept their states
-      const T *from = after + b * S + l.h;
-      T *to_before = before + b * S + l.h, *to = provisional + b * PW;
-      for (size_t part = 0; part < l.parts; ++part)
+    const auto& save = saved.layers[index];
+    const size_t count = end - first, S = shape.S, W = l.width(), state_size = l.state_parts * W;
+    for (auto& linear : linears[index])
+      for (auto& group : linear) group.append(&linear == &linears[index][message] && linear.size() == 1 ? count * l.K : count);
+    const T* active = save.active.at(t, first);
+    for (size_t b = 0; b < count; ++b) {  // the states of inactive modules were copied
+      const T* dnext = dafter + b * S + l.h;
+      T *dprevious = dbefore + b * S + l.h, *dnew = dprovisional + b * state_size;
+      for (size_t part = 0; part < l.state_parts; ++part)
         for (size_t m = 0; m < l.K; ++m) {
           const size_t offset = part * W + m * l.s;
-          const bool changed = active[b * l.K + m] != 0;
-          if (changed) std::memcpy(to + offset, from + offset, l.s * sizeof(T));
-          else {
-            std::memset(to + offset, 0, l.s * sizeof(T));
-            add_scaled<T>(l.s, T(1), from + offset, to_before + offset);
+          if (active[b * l.K + m] != 0) {
+            std::memcpy(dnew + offset, dnext + offset, l.s * sizeof(T));
+          } else {
+            std::memset(dnew + offset, 0, l.s * sizeof(T));
+            add_scaled<T>(l.s, T(1), dnext + offset, dprevious + offset);
           }
         }
     }
-    if (l.communicates) talk_back(t, index, first, end);
-    auto &reads = collected[index][from_read], &states = collected[index][from_state];
+    if (l.communicates) communicate_backward(t, index, first, end);
+    auto &reads = linears[index][from_read], &states = linears[index][from_state];
     for (size_t b = 0; b < count; ++b) {
-      const T *h = x.before(t, first + b) + l.h, *now = keep.provisional.at(t, first + b), *gates = keep.kept.at(t, first + b);
-      T* dnow = provisional + b * PW;
+      const T *h = x.before(t, first + b) + l.h, *provisional = save.provisional.at(t, first + b), *cell = save.cell.at(t, first + b);
+      T* dnew = dprovisional + b * state_size;
       for (size_t m = 0; m < l.K; ++m) {
-        T *dx = reads[m].gradient(b), *dh = states[m].gradient(b);
+        T *d_from_read = reads[m].output_gradient(b), *d_from_h = states[m].output_gradient(b);
         std::memcpy(states[m].input(b), h + m * l.s, l.s * sizeof(T));
         if (active[b * l.K + m] != 0) {
-          Cell::template backward<T>(l.s, W, gates + m * kKept * l.s, h + m * l.s, now + m * l.s, dnow + m * l.s, dx, dh);
+          Cell::template backward<T>(l.s, W, cell + m * kSavedPerUnit * l.s, h + m * l.s, provisional + m * l.s, dnew + m * l.s,
+                                     d_from_read, d_from_h);
         } else {
-          std::memset(dx, 0, l.G * sizeof(T));
-          std::memset(dh, 0, l.G * sizeof(T));
+          std::memset(d_from_read, 0, l.G * sizeof(T));
+          std::memset(d_from_h, 0, l.G * sizeof(T));
         }
       }
-      add_scaled<T>(PW, T(1), dnow, before + b * S + l.h);
+      add_scaled<T>(state_size, T(1), dnew, dbefore + b * S + l.h);
     }
-    linear_back<Into::set>(index, from_read, count, dread, l.a, l.K * l.a);
-    linear_back<Into::add>(index, from_state, count, before + l.h, l.s, S);
+    linear_backward<Into::set>(index, from_read, count, dread, l.a, l.K * l.a);
+    linear_backward<Into::add>(index, from_state, count, dbefore + l.h, l.s, S);
     for (size_t b = 0; b < count; ++b) {
-      const size_t row = t * shape.B + first + b;
-      x.rows_at(shape, index, t, first + b, l.made ? keep.made.at(t, first + b) : nullptr, rows.data());
+      const size_t entry = t * shape.B + first + b;
+      x.rows_at(shape, index, t, first + b, l.step_row_inputs ? save.step_row.at(t, first + b) : nullptr, rows.data());
       for (size_t r = 0; r < l.R; ++r) {
-        if (l.null && r == 0) drows[r] = d.layers[index].null;
-        else if (l.made && r + 1 == l.R) drows[r] = collected[index][make][0].gradient(b);
-        else drows[r] = of_rows + (row * l.given + r - l.null) * l.row;
+        if (l.has_null_row && r == 0) drows[r] = d.layers[index].null_row;
+        else if (l.step_row_inputs && r + 1 == l.R) drows[r] = linears[index][step_row][0].output_gradient(b);
+        else drows[r] = dinput_rows + (entry * l.num_input_rows + r - l.has_null_row) * l.row;
       }
-      choose_back(index, t, first + b, b);
+      input_attention_backward(index, t, first + b, b);
     }
-    for (auto& module : collected[index][query])
-      for (size_t b = 0, m = &module - collected[index][query].data(); b < count; ++b)
-        std::memcpy(module.input(b), x.before(t, first + b) + l.h + m * l.s, l.s * sizeof(T));
-    linear_back<Into::add>(index, query, count, before + l.h, l.s, S);
-    if (l.made) make_back(t, index, first, end);
+    auto& queries = linears[index][query];
+    for (size_t m = 0; m < l.K; ++m)
+      for (size_t b = 0; b < count; ++b)
+        std::memcpy(queries[m].input(b), x.before(t, first + b) + l.h + m * l.s, l.s * sizeof(T));
+    linear_backward<Into::add>(index, query, count, dbefore + l.h, l.s, S);
+    if (l.step_row_inputs) step_rows_backward(t, index, first, end);
   }
 
-  // the gradient of provisional h, so far that of what modules became, becomes its whole one
-  void talk_back(size_t t, size_t index, size_t first, size_t end) {
+  // dprovisional: on entry the gradient of the states after communication, on return that of the states before it
+  void communicate_backward(size_t t, size_t index, size_t first, size_t end) {
     const Layer& l = shape.layers[index];
-    const auto& keep = saved.layers[index];
-    const size_t count = end - first, PW = l.parts * l.width();
-    auto &says = collected[index][say], &alls = collected[index][qkv];
-    const bool shared = says.size() == 1;
+    const auto& save = saved.layers[index];
+    const size_t count = end - first, state_size = l.state_parts * l.width();
+    auto &messages = linears[index][message], &projections = linears[index][qkv];
+    const bool shared = messages.size() == 1;
     for (size_t b = 0; b < count; ++b) {
-      const T *weights = keep.comm_weights.at(t, first + b), *all = keep.qkv.at(t, first + b);
+      const T *weights = save.comm_weights.at(t, first + b), *all_qkv = save.qkv.at(t, first + b);
+      for (size_t m = 0; m < l.K; ++m) module_qkv[m] = all_qkv + m * l.E;
       for (size_t m = 0; m < l.K; ++m) {
-        const size_t at = shared ? b * l.K + m : b;
-        auto& collect = says[shared ? 0 : m];
-        hear(l, weights, all, m, collect.input(at));
-        const T* change = provisional + b * PW + m * l.s;
-        T* to = collect.gradient(at);
-        if (l.said == l.s) {
-          std::memcpy(to, change, l.s * sizeof(T));
-        } else if (keep.active.at(t, first + b)[m] == 0) {  // nothing was kept of what it said
-          std::memset(to, 0, l.said * sizeof(T));
+        const size_t row = shared ? b * l.K + m : b;
+        auto& linear = messages[shared ? 0 : m];
+        for (size_t k = 0; k < l.comm.count; ++k)  // what the module read, computed again
+          read_values<T>(l.comm, module_qkv.data(), weights, k, m, linear.input(row) + k * l.comm.value);
+        const T* dh = dprovisional + b * state_size + m * l.s;
+        T* dmessage = linear.output_gradient(row);
+        if (l.message == l.s) {
+          std::memcpy(dmessage, dh, l.s * sizeof(T));
+        } else if (save.active.at(t, first + b)[m] == 0) {  // its message was not used
+          std::memset(dmessage, 0, l.message * sizeof(T));
         } else {
-          const T* both = keep.said.at(t, first + b) + m * l.said;
-          each<T>(l.s, [&](size_t i, auto get, auto put) {
-            const Vector<T> word = get(both + i), gate = get(both + l.s + i), dsaid = get(change + i);
-            put(to + i, dsaid * gate * tanh_slope(word));
-            put(to + l.s + i, dsaid * word * sigmoid_slope(gate));
+          const T* tanh_and_gate = save.message.at(t, first + b) + m * l.message;
+          for_vectors<T>(l.s, [&](size_t i, auto get, auto put) {
+            const Vector<T> value = get(tanh_and_gate + i), gate = get(tanh_and_gate + l.s + i), dsum = get(dh + i);
+            put(dmessage + i, dsum * gate * tanh_slope(value));
+            put(dmessage + l.s + i, dsum * value * sigmoid_slope(gate));
           });
         }
       }
     }
-    if (shared) linear_back<Into::set>(index, say, count * l.K, dheard, 0, l.heard);
-    else linear_back<Into::set>(index, say, count, dheard, l.heard, l.K * l.heard);
+    if (shared) linear_backward<Into::set>(index, message, count * l.K, dcomm_read, 0, l.comm_read);
+    else linear_backward<Into::set>(index, message, count, dcomm_read, l.comm_read, l.K * l.comm_read);
     for (size_t b = 0; b < count; ++b) {
-      const T *all = keep.qkv.at(t, first + b), *now = keep.provisional.at(t, first + b);
+      const T *all_qkv = save.qkv.at(t, first + b), *provisional = save.provisional.at(t, first + b);
       for (size_t m = 0; m < l.K; ++m) {
-        speakers[m] = all + m * l.E;
-        dspeakers[m] = alls[m].gradient(b);
-        std::memcpy(alls[m].input(b), now + m * l.s, l.s * sizeof(T));
+        module_qkv[m] = all_qkv + m * l.E;
+        dmodule_qkv[m] = projections[m].output_gradient(b);
+        std::memcpy(projections[m].input(b), provisional + m * l.s, l.s * sizeof(T));
       }
       with_size(l.comm, [&](auto size) {
-        attend_back<T, size>(l.comm, speakers.data(), keep.comm_weights.at(t, first + b), dheard + b * l.K * l.heard, dscores,
-                             dspeakers.data());
+        attend_backward<T, size>(l.comm, module_qkv.data(), save.comm_weights.at(t, first + b),
+                                 dcomm_read + b * l.K * l.comm_read, dcomm_scores, dmodule_qkv.data());
       });
     }
-    linear_back<Into::set>(index, qkv, count, dshown, l.s, l.width());
+    linear_backward<Into::set>(index, qkv, count, dvisible, l.s, l.width());
     for (size_t b = 0; b < count; ++b) {
-      const T* active = keep.active.at(t, first + b);
-      for (size_t m = 0; m < l.K; ++m)
-        if (active[m] != 0) add_scaled<T>(l.s, T(1), dshown + b * l.width() + m * l.s, provisional + b * PW + m * l.s);
+      const T* active = save.active.at(t, first + b);
+      for (size_t m = 0; m < l.K; ++m)  // inactive modules get no gradient from modules that read them
+        if (active[m] != 0) add_scaled<T>(l.s, T(1), dvisible + b * l.width() + m * l.s, dprovisional + b * state_size + m * l.s);
     }
   }
 
-  // what module m heard, again
-  static void hear(const Layer& l, const T* weights, const T* all, size_t m, T* to) {
-    for (size_t h = 0; h < l.comm.count; ++h)
-      each<T>(l.comm.head, [&](size_t v, auto get, auto put) {
-        Vector<T> sum = {};
-        for (size_t from = 0; from < l.K; ++from)
-          sum += weights[(from * l.comm.count + h) * l.K + m] *
-                 get(all + from * l.E + h * l.comm.per_head() + 2 * l.comm.key + v);
-        put(to + h * l.comm.head + v, sum);
-      });
-  }
-
-  // the attention of one batch entry to `rows`, from dread; adds to the null row's gradient, sets those of the others
-  void choose_back(size_t index, size_t t, size_t b, size_t in_group) {
+  // Input attention of one batch entry, from dread to the gradients of the rows and queries. Adds to the gradient of the null
+  // row and writes those of the other rows
+  void input_attention_backward(size_t index, size_t t, size_t b, size_t b_in_group) {
     const Layer& l = shape.layers[index];
-    const size_t abreast = shape.H * l.K, part = l.a / shape.H, lines = shape.competition == atari ? shape.H : abreast;
-    const size_t n = shape.competition == atari ? l.K : l.R, apart = shape.competition == atari ? 1 : abreast;
-    const size_t step = shape.competition == atari ? l.K : 1;  // from one softmax to the next
-    const T *weights = saved.layers[index].weights.at(t, b), *dwhat = dread + in_group * l.K * l.a;
-    for (size_t i = 0; i < lines; ++i) {
+    const size_t columns = shape.H * l.K, part = l.a / shape.H;
+    // the softmax is over rows, for each head and module; "atari": over modules, for each head
+    const bool over_modules = shape.variant == atari;
+    const size_t n = over_modules ? l.K : l.R, stride = over_modules ? 1 : columns;
+    const size_t num_softmaxes = over_modules ? shape.H : columns, softmax_stride = over_modules ? l.K : 1;
+    const T *weights = saved.layers[index].weights.at(t, b), *dentry_read = dread + b_in_group * l.K * l.a;
+    for (size_t i = 0; i < num_softmaxes; ++i) {
       thresholds[i] = 0;
-      totals[i] = sparse<T>(n, apart, l.keep, weights + i * step, left + i * step, &thresholds[i]);
+      const size_t at = i * softmax_stride;
+      totals[i] = sparsify<T>(n, stride, l.num_kept, weights + at, sparse + at, &thresholds[i]);
     }
-    auto& reads = collected[index][from_read];
-    // what it read, again; where it was inactive nothing comes of it
-    for (size_t m = 0; m < l.K; ++m) read_rows<T>(shape, l, left, rows.data(), m, reads[m].input(in_group));
+    auto &reads = linears[index][from_read], &projections = linears[index][query];
+    // what the modules read, computed again; an inactive module's output gradient is 0
+    for (size_t m = 0; m < l.K; ++m) read_rows<T>(shape, l, sparse, rows.data(), m, reads[m].input(b_in_group));
     for (size_t r = 0; r < l.R; ++r) {
-      const bool adds = l.null && r == 0;
+      const bool add = l.has_null_row && r == 0;
       for (size_t h = 0; h < shape.H; ++h) {
-        for (size_t m = 0; m < l.K; ++m)
-          dleft[r * abreast + h * l.K + m] = dot<T>(part, dwhat + m * l.a + h * part, rows[r] + l.key + h * part);
-        T* to = drows[r] + l.key + h * part;
-        each<T>(part, [&](size_t v, auto get, auto put) {
-          Vector<T> sum = {};
-          if (adds) sum = get(to + v);
-          for (size_t m = 0; m < l.K; ++m) sum += left[r * abreast + h * l.K + m] * get(dwhat + m * l.a + h * part + v);
-          put(to + v, sum);
-        });
+        const size_t offset = l.keys + h * part;
+        const auto dmodule = [&](size_t m) { return dentry_read + m * l.a + h * part; };
+        for (size_t m = 0; m < l.K; ++m) dweights[r * columns + h * l.K + m] = dot<T>(part, dmodule(m), rows[r] + offset);
+        weighted_sum<T>(part, l.K, sparse + r * columns + h * l.K, 1, dmodule, drows[r] + offset, add);
       }
     }
-    for (size_t i = 0; i < lines; ++i) {  // through the softmax, to the scores
-      T* dline = dleft + i * step;
-      const T* line = weights + i * step;
-      sparse_back<T>(n, apart, totals[i], thresholds[i], left + i * step, dline);
-      T mean = 0;
-      for (size_t j = 0; j < n; ++j) mean += line[j * apart] * dline[j * apart];
-      for (size_t j = 0; j < n; ++j) dline[j * apart] = x.scale * line[j * apart] * (dline[j * apart] - mean);
+    for (size_t i = 0; i < num_softmaxes; ++i) {
+      const size_t at = i * softmax_stride;
+      sparsify_backward<T>(n, stride, totals[i], thresholds[i], sparse + at, dweights + at);
     }
+    const T scale = T(shape.score_scale);
+    if (over_modules)
+      for (size_t h = 0; h < shape.H; ++h) softmax_columns_backward<T>(n, 1, 1, scale, weights + h * l.K, dweights + h * l.K);
+    else
+      softmax_columns_backward<T>(n, columns, columns, scale, weights, dweights);
     const T* queries = saved.layers[index].query.at(t, b);
     for (size_t h = 0; h < shape.H; ++h) {
-      for (size_t m = 0; m < l.K; ++m) {
-        T* to = collected[index][query][m].gradient(in_group) + h * shape.d;
-        each<T>(shape.d, [&](size_t v, auto get, auto put) {
-          Vector<T> sum = {};
-          for (size_t r = 0; r < l.R; ++r) sum += dleft[r * abreast + h * l.K + m] * get(rows[r] + h * shape.d + v);
-          put(to + v, sum);
-        });
-      }
-      for (size_t r = 0; r < l.R; ++r) {
-        const bool adds = l.null && r == 0;
-        T* to = drows[r] + h * shape.d;
-        each<T>(shape.d, [&](size_t v, auto get, auto put) {
-          Vector<T> sum = {};
-          if (adds) sum = get(to + v);
-          for (size_t m = 0; m < l.K; ++m) sum += dleft[r * abreast + h * l.K + m] * get(queries + m * l.key + h * shape.d + v);
-          put(to + v, sum);
-        });
-      }
+      const size_t offset = h * shape.d;
+      for (size_t m = 0; m < l.K; ++m)
+        weighted_sum<T>(shape.d, l.R, dweights + h * l.K + m, columns, [&](size_t r) { return rows[r] + offset; },
+                        projections[m].output_gradient(b_in_group) + offset);
+      for (size_t r = 0; r < l.R; ++r)
+        weighted_sum<T>(shape.d, l.K, dweights + r * columns + h * l.K, 1,
+                        [&](size_t m) { return queries + m * l.keys + offset; }, drows[r] + offset, l.has_null_row && r == 0);
     }
   }
 
-  // the row that was made in the loop: to the top of the step before, or to the layer below
-  void make_back(size_t t, size_t index, size_t first, size_t end) {
+  // From the gradients of the step rows to those of the last layer before the step (first layer) or of the layer below
+  void step_rows_backward(size_t t, size_t index, size_t first, size_t end) {
     const Layer &l = shape.layers[index], &from = index == 0 ? shape.layers.back() : shape.layers[index - 1];
     const size_t count = end - first, S = shape.S;
-    auto& collect = collected[index][make][0];
+    auto& linear = linears[index][step_row][0];
     if (index == 0) {
-      for (size_t b = 0; b < count; ++b) std::memcpy(collect.input(b), x.before(t, first + b) + from.h, l.made * sizeof(T));
-      return linear_back<Into::add>(index, make, count, before + from.h, 0, S);
+      for (size_t b = 0; b < count; ++b)
+        std::memcpy(linear.input(b), x.before(t, first + b) + from.h, l.step_row_inputs * sizeof(T));
+      return linear_backward<Into::add>(index, step_row, count, dbefore + from.h, 0, S);
     }
-    linear_back<Into::set>(index, make, count, dshown, 0, l.made);
-    const bool block = shape.block_gradient || shape.hide_inactive;
+    linear_backward<Into::set>(index, step_row, count, dvisible, 0, l.step_row_inputs);
+    const bool block_inactive = shape.block_gradient || shape.hide_inactive;
     for (size_t b = 0; b < count; ++b) {
       const T* active = saved.layers[index - 1].active.at(t, first + b);
       const T* h = x.after + (t * shape.B + first + b) * S + from.h;
-      T *shown = collect.input(b), *to = after + b * S + from.h, *change = dshown + b * l.made;
+      T *visible = linear.input(b), *dh = dafter + b * S + from.h, *dentry = dvisible + b * l.step_row_inputs;
       for (size_t m = 0; m < from.K; ++m) {
-        const T shows = shape.hide_inactive ? active[m] : T(1), passes = block ? active[m] : T(1);
-        each<T>(from.s, [&](size_t i, auto get, auto put) { put(shown + m * from.s + i, shows * get(h + m * from.s + i)); });
-        add_scaled<T>(from.s, passes, change + m * from.s, to + m * from.s);
+        const T value_mask = shape.hide_inactive ? active[m] : T(1), gradient_mask = block_inactive ? active[m] : T(1);
+        for_vectors<T>(from.s, [&](size_t i, auto get, auto put) {
+          put(visible + m * from.s + i, value_mask * get(h + m * from.s + i));
+        });
+        add_scaled<T>(from.s, gradient_mask, dentry + m * from.s, dh + m * from.s);
       }
     }
   }
 
   const Shape& shape;
   const Tensors<T>& x;
-  const Packed<T>& packed;
-  T* of_rows;
+  const StateGradients<T>& g;
+  const PackedWeights<T>& packed;
+  T* dinput_rows;
   Parameters<T*> d;
   Saved<T> saved;
-  Buffer<T> after, before, left, totals, dleft, provisional, dread, dheard, dshown, dscores;
+  Buffer<T> dafter, dbefore, sparse, totals, dweights, dprovisional, dread, dcomm_read, dvisible, dcomm_scores;
   std::vector<size_t> thresholds;
-  std::vector<const T*> rows, speakers;  // of a batch entry, and where their gradients go
-  std::vector<T*> drows, dspeakers;
-  std::vector<std::vector<std::vector<Collected<T>>>> collected;  // of each layer, linear, group
+  std::vector<const T*> rows, module_qkv;  // of a batch entry, and where their gradients are written
+  std::vector<T*> drows, dmodule_qkv;
+  std::vector<std::vector<std::vector<WeightGradient<T>>>> linears;  // of each layer, linear layer and group
 };
 
 }  // namespace
+}  // namespace rmc_rl::rims

@@ -1,4 +1,4 @@
-// The Relational Memory Core over a sequence, as called from library.py. Letters: rmc.h.
+// The functions of the RMC's kernel. Letters: rmc.h.
 
 #include "rmc.h"
 
@@ -6,53 +6,43 @@
 #include "rmc_forward.h"
 #include "threads.h"
 
+namespace rmc_rl::rmc {
 namespace {
 
-constexpr size_t kGroupRows = 64;  // rows of slots that go through the steps together
+constexpr size_t kGroupRows = 64;  // memory slots of a group of batch entries that go through the steps together
 
-template <class T> struct Rmc {
-  static std::int64_t saved_size(const Call& call) {
+template <class T> struct Kernel {
+  static size_t saved_length(const Call& call) {
     const Shape s(call);
-    return static_cast<std::int64_t>(Saved<T>(s, nullptr, s.T, s.B).size);
+    return Saved<T>(s, nullptr, s.T, s.B).length;
   }
 
-  static int forward(const Call& call) {
-    return status([&] {
-      const Shape s(call);
-      const Tensors<T> x(s, call);
-      const auto& numbers = *reinterpret_cast<const RmcNumbers*>(call.numbers);
-      const ForwardWeights<T> weights(s, x.parameters);
-      const Split split(call, s.B, kGroupRows / s.N);
-      return split.over_parts([&](size_t, size_t first, size_t end) {
-        Forward<T> forward(s, numbers, x, weights, split.group);
-        for (; first < end; first += split.group) forward.run(first, std::min(first + split.group, end));
-      });
+  static Status forward(const Call& call) {
+    const Shape s(call);
+    const Tensors<T> x(s, call);
+    const ForwardWeights<T> weights(s, x.parameters);
+    const BatchSplit split(call, kGroupRows / s.N);
+    return split.for_each_part([&](size_t, size_t first, size_t end) {
+      Forward<T> forward(s, x, weights, split.group);
+      split.for_each_group(first, end, [&](size_t begin, size_t stop) { forward.run(begin, stop); });
     });
   }
 
-  static int backward(const Call& call, const CallGradients& gradients) {
-    return status([&] {
-      const Shape s(call);
-      const Tensors<T> x(s, call);
-      const Gradients<T> g(gradients);
-      const BackwardWeights<T> weights(s, x.parameters);
-      const Split split(call, s.B, kGroupRows / s.N);
-      std::vector<size_t> lengths;
-      Parameters<size_t>(s, [&](size_t length) { lengths.push_back(length); return length; });
-      const Sums<T> sums(split.threads, lengths);
-      const bool done = split.over_parts([&](size_t thread, size_t first, size_t end) {
-        T* next = sums.of(thread);
-        const Parameters<T*> parameters(s, [&](size_t length) { next += length; return next - length; });
-        Backward<T> backward(s, x, g, weights, split.group, parameters);
-        for (; first < end; first += split.group) backward.run(first, std::min(first + split.group, end));
-        backward.finish();
-      });
-      if (done) sums.write(gradients.parameters);
-      return done;
+  static Status backward(const Call& call, const Gradients& gradients) {
+    const Shape s(call);
+    const Tensors<T> x(s, call);
+    const InputGradients<T> g(gradients);
+    const BackwardWeights<T> weights(s, x.parameters);
+    const BatchSplit split(call, kGroupRows / s.N);
+    return sum_gradients<T>(split, call.parameters, gradients.parameters, [&](auto next, size_t first, size_t end) {
+      Backward<T> backward(s, x, g, weights, split.group, Parameters<T*>(s, next));
+      split.for_each_group(first, end, [&](size_t begin, size_t stop) { backward.run(begin, stop); });
+      backward.finish();
     });
   }
 };
 
 }  // namespace
+}  // namespace rmc_rl::rmc
 
-RMC_RL_KERNEL(rmc, Rmc)
+RMC_RL_KERNEL(rmc, rmc_rl::rmc::Kernel)

@@ -1,10 +1,14 @@
-// The Relational Memory Core over a sequence: sizes, parameters and what the way back needs to remember.
+// The Relational Memory Core over a sequence: sizes, tensors and the values that forward saves for backward.
 //
-// The computation is that of cores/rmc.py, which says where it comes from. Letters as there: T time, B batch, N slots, n input
-// rows, D width, H heads, K key size, V head size, G numbers per gate and slot (0: no gates), E = H (2K + V).
+// Equations and letters: cores/rmc.py. T time, B batch, N slots, n input rows, D width, H heads, K key size, V value size, G gate
+// numbers per slot (0: no gates), E = H (2K + V) numbers of queries, keys and values of a row, R = N + n rows.
+//
+// Mirrored by cpu/rmc.py: the structure Sizes, the names of the inputs and the names of the parameters. The states are the
+// memories, (T, B, N, D).
 
 #pragma once
 
+#include <string>
 #include <vector>
 
 #include "attention.h"
@@ -12,37 +16,35 @@
 #include "product.h"
 #include "states.h"
 
-// The inputs: queries, keys and values of the first block, normalised, (T, B, n, E); the rows, (T, B, n, D), null with one
-// block; what the input adds to the gates, (T, B, 2G), null without gates; the memory before and the fresh one, (B, N, D).
-// Parameters: in the order of `Parameters`. The states are the memories, (T, B, N, D).
+namespace rmc_rl::rmc {
 
-namespace {
-
-struct RmcSizes {
-  std::int64_t time, batch, slots, entities, heads, key, head, blocks, layers, gate;
-};
-
-struct RmcNumbers {
+struct Sizes {
+  std::int64_t num_slots, num_entities, num_heads, key_size, head_size, num_blocks, mlp_layers, gate_size;
   double input_bias, forget_bias, epsilon;
 };
 
+namespace {
+
 struct Shape {
-  size_t T, B, N, n, H, K, V, L, layers, G, D, E, R;
+  size_t T, B, N, n, H, K, V, num_blocks, mlp_layers, G, D, E, R;
+  double input_bias, forget_bias, epsilon;
 
-  explicit Shape(const Call& call) : Shape(*reinterpret_cast<const RmcSizes*>(call.sizes)) {}
-  explicit Shape(const RmcSizes& s)
-      : T(s.time), B(s.batch), N(s.slots), n(s.entities), H(s.heads), K(s.key), V(s.head), L(s.blocks), layers(s.layers),
-        G(s.gate), D(H * V), E(H * (2 * K + V)), R(N + n) {}
+  explicit Shape(const Call& call) : Shape(call, sizes_of<Sizes>(call)) {}
+  Shape(const Call& call, const Sizes& s)
+      : T(call.time), B(call.batch), N(s.num_slots), n(s.num_entities), H(s.num_heads), K(s.key_size), V(s.head_size),
+        num_blocks(s.num_blocks), mlp_layers(s.mlp_layers), G(s.gate_size), D(H * V), E(H * (2 * K + V)), R(N + n),
+        input_bias(s.input_bias), forget_bias(s.forget_bias), epsilon(s.epsilon) {}
 
-  bool last(size_t block) const { return block + 1 == L; }
-  // rows of one batch entry: whose queries, keys and values are computed in the loop, and that ask
-  size_t own(size_t block) const { return block == 0 ? N : R; }
-  size_t asking(size_t block) const { return last(block) ? N : R; }
-  size_t weights(size_t block) const { return H * asking(block) * R; }
-  Heads heads(size_t block) const { return {H, K, V, asking(block), R}; }
+  bool is_last(size_t block) const { return block + 1 == num_blocks; }
+  // Rows of a batch entry whose queries, keys and values are computed at each step. (Those of the input rows in the first block
+  // are an input.)
+  size_t projected(size_t block) const { return block == 0 ? N : R; }
+  // Rows with a query, which are the rows that a block writes
+  size_t queries(size_t block) const { return is_last(block) ? N : R; }
+  Heads heads(size_t block) const { return {H, K, V, queries(block), R}; }
 };
 
-// One value for each parameter: of pointers to weights, or of pointers to gradients
+// A value for each parameter: the address of a weight or of its gradient
 template <class P> struct Parameters {
   struct Linear {
     P weight, bias;
@@ -52,69 +54,82 @@ template <class P> struct Parameters {
   };
   std::vector<Block> blocks;
   std::vector<Linear> mlp;
-  P gate{};
+  P gate_from_memory{};
 
-  // next(size) gives the value of the next parameter, in the order in which Python lists them
+  // next(name, length): the value of the next parameter
   template <class F> Parameters(const Shape& s, F next) {
-    const auto linear = [&](size_t weight, size_t bias) {
+    const auto linear = [&](const std::string& name, size_t weight, size_t bias) {
       Linear both;
-      both.weight = next(weight);
-      both.bias = next(bias);
+      both.weight = next(name + ".weight", weight);
+      both.bias = next(name + ".bias", bias);
       return both;
     };
-    for (size_t block = 0; block < s.L; ++block) {
-      Block b;
-      b.qkv = linear(s.E * s.D, s.E);
-      b.qkv_norm = linear(s.E, s.E);
-      b.attention_norm = linear(s.D, s.D);
-      b.mlp_norm = linear(s.D, s.D);
-      blocks.push_back(b);
+    for (size_t index = 0; index < s.num_blocks; ++index) {
+      const std::string prefix = "blocks." + std::to_string(index);
+      Block block;
+      block.qkv = linear(prefix + ".qkv", s.E * s.D, s.E);
+      block.qkv_norm = linear(prefix + ".qkv_norm", s.E, s.E);
+      block.attention_norm = linear(prefix + ".attention_norm", s.D, s.D);
+      block.mlp_norm = linear(prefix + ".mlp_norm", s.D, s.D);
+      blocks.push_back(block);
     }
-    for (size_t layer = 0; layer < s.layers; ++layer) mlp.push_back(linear(s.D * s.D, s.D));
-    if (s.G) gate = next(2 * s.G * s.D);
+    for (size_t layer = 0; layer < s.mlp_layers; ++layer) mlp.push_back(linear("mlp." + std::to_string(layer), s.D * s.D, s.D));
+    if (s.G) gate_from_memory = next("gate_from_memory.weight", 2 * s.G * s.D);
   }
 };
 
-// What forward leaves for backward. Without a place to keep it for all steps, it is kept for one
+// Values that forward saves for backward. Without a backward pass, memory for one step is enough
 template <class T> struct Saved {
   struct Block {
-    Piece<T> qkv, qkv_scale, weights, attention, attention_scale, mlp, mlp_scale;
-    std::vector<Piece<T>> hidden;
+    // normed: before gamma and beta; scale: 1 / deviation of each row
+    StepArray<T> qkv_normed, qkv_scale, attention_weights, attention_normed, attention_scale, mlp_normed, mlp_scale;
+    std::vector<StepArray<T>> hidden;  // of the MLP, after the ReLU
   };
   std::vector<Block> blocks;
-  Piece<T> gates;
-  size_t size;
+  StepArray<T> gates;  // after the sigmoid
+  size_t length;
 
   Saved(const Shape& s, T* base, size_t steps, size_t batch) {
-    Pieces<T> pieces(base, steps, batch);
-    for (size_t block = 0; block < s.L; ++block) {
-      const size_t rows = s.asking(block);
-      Block b;
-      b.qkv = pieces.next(s.own(block) * s.E);
-      b.qkv_scale = pieces.next(s.own(block));
-      b.weights = pieces.next(s.weights(block));
-      b.attention = pieces.next(rows * s.D);
-      b.attention_scale = pieces.next(rows);
-      b.mlp = pieces.next(rows * s.D);
-      b.mlp_scale = pieces.next(rows);
-      for (size_t layer = 0; layer + 1 < s.layers; ++layer) b.hidden.push_back(pieces.next(rows * s.D));
-      blocks.push_back(b);
+    StepArrays<T> arrays(base, steps, batch);
+    for (size_t index = 0; index < s.num_blocks; ++index) {
+      const size_t rows = s.queries(index);
+      Block block;
+      block.qkv_normed = arrays.add(s.projected(index) * s.E);
+      block.qkv_scale = arrays.add(s.projected(index));
+      block.attention_weights = arrays.add(s.H * rows * s.R);
+      block.attention_normed = arrays.add(rows * s.D);
+      block.attention_scale = arrays.add(rows);
+      block.mlp_normed = arrays.add(rows * s.D);
+      block.mlp_scale = arrays.add(rows);
+      for (size_t layer = 0; layer + 1 < s.mlp_layers; ++layer) block.hidden.push_back(arrays.add(rows * s.D));
+      blocks.push_back(block);
     }
-    gates = pieces.next(s.N * 2 * s.G);
-    size = pieces.size();
+    gates = arrays.add(s.N * 2 * s.G);
+    length = arrays.total();
   }
 };
 
 template <class T> struct Tensors : States<T> {
   Parameters<const T*> parameters;
-  const T *input_qkv, *rows, *gates;
+  const T *input_qkv;    // normalised queries, keys and values of the input rows in the first block, (T, B, n, E)
+  const T *input_rows;   // (T, B, n, D); null with one block
+  const T *input_gates;  // the input's part of the gates, (T, B, 2G); null without gates
   T* saved;
 
   Tensors(const Shape& s, const Call& call)
-      : States<T>(call, s.N * s.D, 3),
-        parameters(s, [p = call.parameters](size_t) mutable { return static_cast<const T*>(*p++); }),
-        input_qkv(static_cast<const T*>(call.inputs[0])), rows(static_cast<const T*>(call.inputs[1])),
-        gates(static_cast<const T*>(call.inputs[2])), saved(static_cast<T*>(call.saved)) {}
+      : Tensors(s, call, TensorReader<T>("input", call.inputs), TensorReader<T>("parameter", call.parameters)) {}
+
+ private:
+  Tensors(const Shape& s, const Call& call, TensorReader<T> inputs, TensorReader<T> reader)
+      : States<T>(call, s.N * s.D, inputs),
+        parameters(s, [&](const std::string& name, size_t length) { return reader.next(name, length); }),
+        input_qkv(inputs.next("input_qkv", s.T * s.B * s.n * s.E)),
+        input_rows(inputs.next("input_rows", s.num_blocks > 1 ? s.T * s.B * s.n * s.D : 0)),
+        input_gates(inputs.next("input_gates", s.T * s.B * 2 * s.G)), saved(static_cast<T*>(call.saved)) {
+    inputs.finish();
+    reader.finish();
+  }
 };
 
 }  // namespace
+}  // namespace rmc_rl::rmc

@@ -1,223 +1,224 @@
-// The Relational Memory Core, backward: gradients of some batch entries from the last step to the first. Letters: rmc.h.
+// The Relational Memory Core, backward: gradients of a group of batch entries, from the last step to the first. Letters: rmc.h.
 
 #pragma once
 
-#include "collected.h"
 #include "rmc.h"
+#include "weight_gradient.h"
 
+namespace rmc_rl::rmc {
 namespace {
 
-// The weights as factors of products: gradients of outputs (rows, O) times weight (O, I)
+// The weights, packed as the right factors of products: output gradients (rows, out) times weight (out, in)
 template <class T> struct BackwardWeights {
   std::vector<Buffer<T>> qkv, mlp;
   Buffer<T> gate;
 
-  BackwardWeights(const Shape& s, const Parameters<const T*>& p) : gate(packed_size<T>(2 * s.G, s.D), Content::whatever) {
+  BackwardWeights(const Shape& s, const Parameters<const T*>& p) : gate(packed_size<T>(2 * s.G, s.D), Content::uninitialized) {
     for (const auto& block : p.blocks) {
-      qkv.emplace_back(packed_size<T>(s.E, s.D), Content::whatever);
+      qkv.emplace_back(packed_size<T>(s.E, s.D), Content::uninitialized);
       pack<T>(s.E, s.D, block.qkv.weight, s.D, qkv.back());
     }
     for (const auto& layer : p.mlp) {
-      mlp.emplace_back(packed_size<T>(s.D, s.D), Content::whatever);
+      mlp.emplace_back(packed_size<T>(s.D, s.D), Content::uninitialized);
       pack<T>(s.D, s.D, layer.weight, s.D, mlp.back());
     }
-    if (s.G) pack<T>(2 * s.G, s.D, p.gate, s.D, gate);
+    if (s.G) pack<T>(2 * s.G, s.D, p.gate_from_memory, s.D, gate);
   }
 };
 
-template <class T> struct Gradients {
-  const T* memories;
-  T *input_qkv, *rows, *gates, *state, *fresh;
+template <class T> struct InputGradients : StateGradients<T> {
+  T *input_qkv, *input_rows, *input_gates;
 
-  explicit Gradients(const CallGradients& g)
-      : memories(static_cast<const T*>(g.states)), input_qkv(static_cast<T*>(g.inputs[0])), rows(static_cast<T*>(g.inputs[1])),
-        gates(static_cast<T*>(g.inputs[2])), state(static_cast<T*>(g.inputs[3])), fresh(static_cast<T*>(g.inputs[4])) {}
+  explicit InputGradients(const Gradients& gradients)
+      : StateGradients<T>(gradients), input_qkv(static_cast<T*>(gradients.inputs[2])),
+        input_rows(static_cast<T*>(gradients.inputs[3])), input_gates(static_cast<T*>(gradients.inputs[4])) {}
 };
 
 template <class T> class Backward {
  public:
-  // parameters: where the gradients of this thread are added up
-  Backward(const Shape& shape, const Tensors<T>& tensors, const Gradients<T>& gradients, const BackwardWeights<T>& weights,
+  // parameters: where this thread adds up the gradients
+  Backward(const Shape& shape, const Tensors<T>& tensors, const InputGradients<T>& gradients, const BackwardWeights<T>& weights,
            size_t group, const Parameters<T*>& parameters)
-      : s(shape), x(tensors), g(gradients), w(weights), d(parameters), saved(s, x.saved, s.T, s.B),
-        dmemory(group * s.N * s.D), dupdate(group * s.R * s.D), dread(group * s.R * s.D), more(group * s.R * s.D),
-        squashed(s.D), dscores(s.H * s.R * s.R), own_qkv(s.R * s.E), dqkv(s.R * s.E), attended(s.R), dattended(s.R),
-        gate(2 * s.G, s.D, group * s.N, d.gate, nullptr) {
-    for (size_t block = 0; block < s.L; ++block)
-      qkv.emplace_back(s.E, s.D, group * s.own(block), d.blocks[block].qkv.weight, d.blocks[block].qkv.bias);
-    for (size_t layer = 0; layer < s.layers; ++layer)
+      : s(shape), x(tensors), g(gradients), w(weights), d(parameters), saved(s, x.saved, s.T, s.B), dmemory(group * s.N * s.D),
+        drows(group * s.R * s.D), dread(group * s.R * s.D), dtanh_memory(group * s.N * s.D), tanh_update(s.D),
+        dscores(s.H * s.R * s.R), projected_qkv(s.R * s.E), dprojected_qkv(s.R * s.E), qkv_rows(s.R), dqkv_rows(s.R),
+        gate(2 * s.G, s.D, group * s.N, d.gate_from_memory, nullptr) {
+    for (size_t block = 0; block < s.num_blocks; ++block)
+      qkv.emplace_back(s.E, s.D, group * s.projected(block), d.blocks[block].qkv.weight, d.blocks[block].qkv.bias);
+    for (size_t layer = 0; layer < s.mlp_layers; ++layer)
       mlp.emplace_back(s.D, s.D, group * s.R, d.mlp[layer].weight, d.mlp[layer].bias);
   }
 
   void run(size_t first, size_t end) {
-    const size_t count = (end - first) * s.N * s.D;
-    std::memset(dmemory, 0, count * sizeof(T));
+    std::memset(dmemory, 0, (end - first) * s.N * s.D * sizeof(T));
     for (size_t t = s.T; t-- > 0;) {
-      const T* from = g.memories + (t * s.B + first) * s.N * s.D;
-      add_scaled<T>(count, T(1), from, dmemory);
-      gates_back(t, first, end);
-      for (size_t block = s.L; block-- > 0;) {
-        mlp_back(t, block, first, end);
-        attention_back(t, block, first, end);
+      g.add(x, t, first, end, dmemory);
+      gates_backward(t, first, end);
+      for (size_t block = s.num_blocks; block-- > 0;) {
+        mlp_backward(t, block, first, end);
+        attention_backward(t, block, first, end);
       }
-      x.leave(t, first, end, dmemory, g.fresh);
+      g.move_starts(x, t, first, end, dmemory);
     }
-    if (g.state) std::memcpy(g.state + first * s.N * s.D, dmemory, count * sizeof(T));
+    g.write(x, first, end, dmemory);
   }
 
   void finish() {
-    for (auto& each_of : qkv) each_of.flush();
-    for (auto& each_of : mlp) each_of.flush();
+    for (auto& layer : qkv) layer.flush();
+    for (auto& layer : mlp) layer.flush();
     if (s.G) gate.flush();
   }
 
  private:
-  // from the gradient of the new memory: dupdate, that of the last block's rows, and dmemory, that of the old one
-  void gates_back(size_t t, size_t first, size_t end) {
+  // dmemory: on entry the gradient of the memory after the step, on return that of the memory before it, by way of the gates.
+  // Writes drows, the gradient of the last block's rows
+  void gates_backward(size_t t, size_t first, size_t end) {
     const size_t count = (end - first) * s.N;
     if (!s.G) {
-      std::memcpy(dupdate, dmemory, count * s.D * sizeof(T));
+      std::memcpy(drows, dmemory, count * s.D * sizeof(T));
       std::memset(dmemory, 0, count * s.D * sizeof(T));
       return;
     }
-    gate.take(count);
+    gate.append(count);
     const auto& norm = x.parameters.blocks.back().mlp_norm;
-    const T* both = saved.gates.at(t, first);
-    const T* normed = saved.blocks.back().mlp.at(t, first);
+    const T* slot_gates = saved.gates.at(t, first);
+    const T* normed = saved.blocks.back().mlp_normed.at(t, first);
     for (size_t b = first, r = 0; b < end; ++b) {
       const T* before = x.before(t, b);
-      T* to_input = g.gates + (t * s.B + b) * 2 * s.G;
-      std::memset(to_input, 0, 2 * s.G * sizeof(T));
-      for (size_t slot = 0; slot < s.N; ++slot, ++r, both += 2 * s.G, normed += s.D, before += s.D) {
-        T *dboth = gate.gradient(r), *dnew = dmemory + r * s.D, *du = dupdate + r * s.D, *input = gate.input(r);
-        each<T>(s.D, [&](size_t i, auto get, auto put) {
-          put(squashed + i, tanh<T>(get(normed + i) * get(norm.weight + i) + get(norm.bias + i)));
-          put(input + i, tanh<T>(get(before + i)));
+      T* dinput_gates = g.input_gates + (t * s.B + b) * 2 * s.G;
+      std::memset(dinput_gates, 0, 2 * s.G * sizeof(T));
+      for (size_t slot = 0; slot < s.N; ++slot, ++r, slot_gates += 2 * s.G, normed += s.D, before += s.D) {
+        T *dgates = gate.output_gradient(r), *dslot = dmemory + r * s.D, *drow = drows + r * s.D, *tanh_memory = gate.input(r);
+        for_vectors<T>(s.D, [&](size_t i, auto get, auto put) {
+          put(tanh_update + i, tanh<T>(get(normed + i) * get(norm.weight + i) + get(norm.bias + i)));
+          put(tanh_memory + i, tanh<T>(get(before + i)));
         });
         if (s.G == s.D) {
-          each<T>(s.D, [&](size_t i, auto get, auto put) {
-            const Vector<T> enter = get(both + i), keep = get(both + s.G + i), u = get(squashed + i), now = get(dnew + i);
-            put(dboth + i, now * u * enter * (T(1) - enter));
-            put(dboth + s.G + i, now * get(before + i) * keep * (T(1) - keep));
-            put(du + i, now * enter * (T(1) - u * u));
-            put(dnew + i, now * keep);
+          for_vectors<T>(s.D, [&](size_t i, auto get, auto put) {
+            const Vector<T> input_gate = get(slot_gates + i), forget_gate = get(slot_gates + s.G + i);
+            const Vector<T> u = get(tanh_update + i), dnext = get(dslot + i);
+            put(dgates + i, dnext * u * input_gate * (T(1) - input_gate));
+            put(dgates + s.G + i, dnext * get(before + i) * forget_gate * (T(1) - forget_gate));
+            put(drow + i, dnext * input_gate * (T(1) - u * u));
+            put(dslot + i, dnext * forget_gate);
           });
         } else {
-          const T enter = both[0], keep = both[1];
-          dboth[0] = dot<T>(s.D, dnew, squashed) * enter * (1 - enter);
-          dboth[1] = dot<T>(s.D, dnew, before) * keep * (1 - keep);
-          each<T>(s.D, [&](size_t i, auto get, auto put) {
-            const Vector<T> u = get(squashed + i), now = get(dnew + i);
-            put(du + i, now * enter * (T(1) - u * u));
-            put(dnew + i, now * keep);
+          const T input_gate = slot_gates[0], forget_gate = slot_gates[1];
+          dgates[0] = dot<T>(s.D, dslot, tanh_update) * input_gate * (1 - input_gate);
+          dgates[1] = dot<T>(s.D, dslot, before) * forget_gate * (1 - forget_gate);
+          for_vectors<T>(s.D, [&](size_t i, auto get, auto put) {
+            const Vector<T> u = get(tanh_update + i), dnext = get(dslot + i);
+            put(drow + i, dnext * input_gate * (T(1) - u * u));
+            put(dslot + i, dnext * forget_gate);
           });
         }
-        add_scaled<T>(2 * s.G, T(1), dboth, to_input);
+        add_scaled<T>(2 * s.G, T(1), dgates, dinput_gates);
       }
     }
-    times_packed<T>(count, s.D, 2 * s.G, gate.gradient(0), gate.out_stride, w.gate, nullptr, more, s.D);
+    times_packed<T>(count, s.D, 2 * s.G, gate.output_gradient(0), gate.out_stride, w.gate, nullptr, dtanh_memory, s.D);
     for (size_t r = 0; r < count; ++r) {
-      const T *input = gate.input(r), *change = more + r * s.D;
-      T* to = dmemory + r * s.D;
-      each<T>(s.D, [&](size_t i, auto get, auto put) {
-        const Vector<T> squashed_memory = get(input + i);
-        put(to + i, get(to + i) + get(change + i) * (T(1) - squashed_memory * squashed_memory));
+      const T *tanh_memory = gate.input(r), *dtanh = dtanh_memory + r * s.D;
+      T* dslot = dmemory + r * s.D;
+      for_vectors<T>(s.D, [&](size_t i, auto get, auto put) {
+        const Vector<T> y = get(tanh_memory + i);
+        put(dslot + i, get(dslot + i) + get(dtanh + i) * (T(1) - y * y));
       });
     }
   }
 
-  // dupdate -> dread, the gradient of what went into the MLP
-  void mlp_back(size_t t, size_t block, size_t first, size_t end) {
-    const size_t count = (end - first) * s.asking(block);
-    const auto& keep = saved.blocks[block];
+  // From drows to dread, the gradient of the MLP's input
+  void mlp_backward(size_t t, size_t block, size_t first, size_t end) {
+    const size_t count = (end - first) * s.queries(block);
+    const auto& save = saved.blocks[block];
     const auto& p = x.parameters.blocks[block];
-    for (auto& layer : mlp) layer.take(count);
-    {
-      const T *normed = keep.mlp.at(t, first), *scale = keep.mlp_scale.at(t, first);
-      for (size_t r = 0; r < count; ++r) {
-        T* to = dread + r * s.D;
-        normalise_back<T>(s.D, dupdate + r * s.D, normed + r * s.D, p.mlp_norm.weight, scale[r], to, d.blocks[block].mlp_norm.weight,
-                          d.blocks[block].mlp_norm.bias);
-        std::memcpy(mlp.back().gradient(r), to, s.D * sizeof(T));
-      }
+    auto& dnorm = d.blocks[block].mlp_norm;
+    for (auto& layer : mlp) layer.append(count);
+    const T *normed = save.mlp_normed.at(t, first), *scale = save.mlp_scale.at(t, first);
+    for (size_t r = 0; r < count; ++r) {
+      T* dsum = dread + r * s.D;
+      layer_norm_backward<T>(s.D, drows + r * s.D, normed + r * s.D, p.mlp_norm.weight, scale[r], dsum, dnorm.weight, dnorm.bias);
+      std::memcpy(mlp.back().output_gradient(r), dsum, s.D * sizeof(T));
     }
-    for (size_t layer = s.layers - 1; layer > 0; --layer) {
-      const T* hidden = keep.hidden[layer - 1].at(t, first);
+    for (size_t layer = s.mlp_layers - 1; layer > 0; --layer) {
+      const T* hidden = save.hidden[layer - 1].at(t, first);
       const auto &above = mlp[layer], &below = mlp[layer - 1];
-      times_packed<T>(count, s.D, s.D, above.gradient(0), above.out_stride, w.mlp[layer], nullptr, below.gradient(0), below.out_stride);
+      times_packed<T>(count, s.D, s.D, above.output_gradient(0), above.out_stride, w.mlp[layer], nullptr,
+                      below.output_gradient(0), below.out_stride);
       for (size_t r = 0; r < count; ++r, hidden += s.D) {
-        T *change = below.gradient(r), *input = above.input(r);
-        each<T>(s.D, [&](size_t i, auto get, auto put) {
+        T *dhidden = below.output_gradient(r), *input = above.input(r);
+        for_vectors<T>(s.D, [&](size_t i, auto get, auto put) {
           const Vector<T> h = get(hidden + i);
-          put(change + i, h > T(0) ? get(change + i) : Vector<T>{});
+          put(dhidden + i, h > T(0) ? get(dhidden + i) : Vector<T>{});
           put(input + i, h);
         });
       }
     }
-    const T* normed = keep.attention.at(t, first);
+    normed = save.attention_normed.at(t, first);
     for (size_t r = 0; r < count; ++r)
       affine<T>(s.D, normed + r * s.D, p.attention_norm.weight, p.attention_norm.bias, mlp[0].input(r));
-    times_packed<T, Into::add>(count, s.D, s.D, mlp[0].gradient(0), mlp[0].out_stride, w.mlp[0], nullptr, dread, s.D);
+    times_packed<T, Into::add>(count, s.D, s.D, mlp[0].output_gradient(0), mlp[0].out_stride, w.mlp[0], nullptr, dread, s.D);
   }
 
-  // dread -> dupdate of the block below, or dmemory and the gradients of the inputs
-  void attention_back(size_t t, size_t block, size_t first, size_t end) {
-    const size_t own = s.own(block), asking = s.asking(block), count = (end - first) * own;
-    const auto& keep = saved.blocks[block];
+  // From dread to drows of the block below, or to dmemory and the gradients of the inputs
+  void attention_backward(size_t t, size_t block, size_t first, size_t end) {
+    const size_t projected = s.projected(block), queries = s.queries(block), count = (end - first) * projected;
+    const auto& save = saved.blocks[block];
     const auto& p = x.parameters.blocks[block];
+    auto& dp = d.blocks[block];
     const Heads heads = s.heads(block);
-    Collected<T>& collect = qkv[block];
-    collect.take(count);
-    T* below = block == 0 ? dmemory : dupdate;
+    WeightGradient<T>& layer = qkv[block];
+    layer.append(count);
+    T* below = block == 0 ? dmemory : drows;
     if (block > 0) std::memset(below, 0, count * s.D * sizeof(T));
     for (size_t b = first; b < end; ++b) {
-      const size_t row = t * s.B + b, r0 = (b - first) * own;
-      T* change = dread + (b - first) * asking * s.D;
-      for (size_t r = 0; r < asking; ++r)
-        normalise_back<T>(s.D, change + r * s.D, keep.attention.at(t, b) + r * s.D, p.attention_norm.weight,
-                          keep.attention_scale.at(t, b)[r], change + r * s.D, d.blocks[block].attention_norm.weight,
-                          d.blocks[block].attention_norm.bias);
-      const T* normed = keep.qkv.at(t, b);
-      for (size_t r = 0; r < own; ++r) affine<T>(s.E, normed + r * s.E, p.qkv_norm.weight, p.qkv_norm.bias, own_qkv + r * s.E);
+      const size_t step = t * s.B + b, first_row = (b - first) * projected;
+      T* dsum = dread + (b - first) * queries * s.D;
+      for (size_t r = 0; r < queries; ++r)
+        layer_norm_backward<T>(s.D, dsum + r * s.D, save.attention_normed.at(t, b) + r * s.D, p.attention_norm.weight,
+                               save.attention_scale.at(t, b)[r], dsum + r * s.D, dp.attention_norm.weight, dp.attention_norm.bias);
+      const T* normed = save.qkv_normed.at(t, b);
+      for (size_t r = 0; r < projected; ++r)
+        affine<T>(s.E, normed + r * s.E, p.qkv_norm.weight, p.qkv_norm.bias, projected_qkv + r * s.E);
       for (size_t r = 0; r < s.R; ++r) {
-        const size_t input = (row * s.n + r - own) * s.E;
-        attended[r] = r < own ? own_qkv + r * s.E : x.input_qkv + input;
-        dattended[r] = r < own ? dqkv + r * s.E : g.input_qkv + input;
+        const size_t input = (step * s.n + r - projected) * s.E;
+        qkv_rows[r] = r < projected ? projected_qkv + r * s.E : x.input_qkv + input;
+        dqkv_rows[r] = r < projected ? dprojected_qkv + r * s.E : g.input_qkv + input;
       }
       with_size(heads, [&](auto size) {
-        attend_back<T, size>(heads, attended.data(), keep.weights.at(t, b), change, dscores, dattended.data());
+        attend_backward<T, size>(heads, qkv_rows.data(), save.attention_weights.at(t, b), dsum, dscores, dqkv_rows.data());
       });
-      for (size_t r = 0; r < own; ++r) {
-        normalise_back<T>(s.E, dqkv + r * s.E, normed + r * s.E, p.qkv_norm.weight, keep.qkv_scale.at(t, b)[r],
-                          collect.gradient(r0 + r), d.blocks[block].qkv_norm.weight, d.blocks[block].qkv_norm.bias);
+      for (size_t r = 0; r < projected; ++r) {
+        layer_norm_backward<T>(s.E, dprojected_qkv + r * s.E, normed + r * s.E, p.qkv_norm.weight, save.qkv_scale.at(t, b)[r],
+                               layer.output_gradient(first_row + r), dp.qkv_norm.weight, dp.qkv_norm.bias);
         if (block == 0) {
-          std::memcpy(collect.input(r0 + r), x.before(t, b) + r * s.D, s.D * sizeof(T));
+          std::memcpy(layer.input(first_row + r), x.before(t, b) + r * s.D, s.D * sizeof(T));
         } else {
           const auto& norm = x.parameters.blocks[block - 1].mlp_norm;
-          affine<T>(s.D, saved.blocks[block - 1].mlp.at(t, b) + r * s.D, norm.weight, norm.bias, collect.input(r0 + r));
+          affine<T>(s.D, saved.blocks[block - 1].mlp_normed.at(t, b) + r * s.D, norm.weight, norm.bias, layer.input(first_row + r));
         }
       }
-      for (size_t r = 0; r < asking; ++r) {  // what goes around the attention
-        if (r < own)
-          add_scaled<T>(s.D, T(1), change + r * s.D, below + (r0 + r) * s.D);
+      for (size_t r = 0; r < queries; ++r) {  // the residual connection
+        if (r < projected)
+          add_scaled<T>(s.D, T(1), dsum + r * s.D, below + (first_row + r) * s.D);
         else
-          std::memcpy(g.rows + (row * s.n + r - own) * s.D, change + r * s.D, s.D * sizeof(T));
+          std::memcpy(g.input_rows + (step * s.n + r - projected) * s.D, dsum + r * s.D, s.D * sizeof(T));
       }
     }
-    times_packed<T, Into::add>(count, s.D, s.E, collect.gradient(0), collect.out_stride, w.qkv[block], nullptr, below, s.D);
+    times_packed<T, Into::add>(count, s.D, s.E, layer.output_gradient(0), layer.out_stride, w.qkv[block], nullptr, below, s.D);
   }
 
   const Shape& s;
   const Tensors<T>& x;
-  const Gradients<T>& g;
+  const InputGradients<T>& g;
   const BackwardWeights<T>& w;
   Parameters<T*> d;
   Saved<T> saved;
-  Buffer<T> dmemory, dupdate, dread, more, squashed, dscores, own_qkv, dqkv;
-  std::vector<const T*> attended;
-  std::vector<T*> dattended;
-  Collected<T> gate;
-  std::vector<Collected<T>> qkv, mlp;
+  Buffer<T> dmemory, drows, dread, dtanh_memory, tanh_update, dscores, projected_qkv, dprojected_qkv;
+  std::vector<const T*> qkv_rows;  // of a batch entry
+  std::vector<T*> dqkv_rows;
+  WeightGradient<T> gate;
+  std::vector<WeightGradient<T>> qkv, mlp;
 };
 
 }  // namespace
+}  // namespace rmc_rl::rmc

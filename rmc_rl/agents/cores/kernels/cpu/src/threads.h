@@ -1,44 +1,47 @@
-// Work split over threads.
+// The batch split over threads.
 //
-// The batch is split: each thread takes its batch entries through all steps without waiting for another. Within a thread,
-// entries go in groups that keep a step's numbers in the cache. The threads are those of torch's OpenMP runtime where it can
-// be called: threads of our own would share the cores with them, as they spin for milliseconds after their last work.
+// Each thread takes its batch entries through all steps and never waits for another thread. Within a thread, the entries are
+// processed in groups, so that the numbers of a step fit the cache. The threads are those of torch's OpenMP runtime where it can
+// be called: they keep spinning for milliseconds after torch's last parallel region, and threads of our own would compete with
+// them for the same cores.
 
 #pragma once
 
 #include <algorithm>
 #include <atomic>
-#include <system_error>
 #include <thread>
 #include <vector>
 
 #include "buffer.h"
 #include "call.h"
 
+namespace rmc_rl {
 namespace {
 
-// GOMP_parallel of the OpenMP runtime that torch brings: (function, its argument, threads, flags)
+// GOMP_parallel: (function, its argument, number of threads, flags)
 using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
 
-struct Split {
-  size_t threads, group, batch;
+struct BatchSplit {
+  size_t threads, group, batch;  // group: at most so many batch entries go through the steps together
   Parallel parallel;
 
-  // together: how many batch entries go through the steps together, where a thread has as many
-  Split(const Call& call, size_t batch, size_t together)
-      : threads(std::min<size_t>(std::max<std::int64_t>(call.threads, 1), batch)),
-        group(std::min(std::max<size_t>(1, together), (batch + threads - 1) / threads)), batch(batch),
+  BatchSplit(const Call& call, size_t largest_group)
+      : threads(std::min<size_t>(std::max<std::int64_t>(call.threads, 1), call.batch)),
+        group(std::min<size_t>(std::max<size_t>(1, largest_group), (call.batch + threads - 1) / threads)), batch(call.batch),
         parallel(reinterpret_cast<Parallel>(call.parallel)) {}
 
-  // f(part, first, end) for each of as many parts of the batch as there are threads; false: there was too little memory
-  template <class F> bool over_parts(F f) const {
+  // Runs f(thread, first, end) on as many parts of the batch as there are threads. An exception must not leave a parallel
+  // region, so each part catches its own
+  template <class F> Status for_each_part(F f) const {
     std::atomic<size_t> next{0};
-    std::atomic<bool> done{true};
-    auto work = [&] {
+    std::atomic<Status> status{done};
+    auto work = [&]() noexcept {
       for (size_t part; (part = next++) < threads;) try {
           f(part, batch * part / threads, batch * (part + 1) / threads);
         } catch (const std::bad_alloc&) {
-          done = false;
+          status = out_of_memory;
+        } catch (...) {
+          status = failed;
         }
     };
     if (threads == 1) {
@@ -49,50 +52,43 @@ struct Split {
       std::vector<std::thread> others;
       try {
         while (others.size() + 1 < threads) others.emplace_back(work);
-      } catch (const std::system_error&) {  // no more threads to be had: those there are do all
+      } catch (...) {  // no more threads can be started: those that run do all parts
       }
       work();
       for (auto& other : others) other.join();
     }
-    return done;
+    return status;
+  }
+
+  // Runs f(first, end) on each group of a part
+  template <class F> void for_each_group(size_t first, size_t end, F f) const {
+    for (; first < end; first += group) f(first, std::min(first + group, end));
   }
 };
 
-// What a kernel's function returns; f tells whether all went well
-template <class F> int status(F f) {
-  try {
-    return f() ? 0 : 1;
-  } catch (const std::exception&) {
-    return 1;
-  }
-}
-
-// What each thread adds up of the gradients of several tensors
-template <class T> class Sums {
- public:
-  Sums(size_t threads, const std::vector<size_t>& lengths) : lengths_(lengths) {
-    size_t total = 0;
-    for (size_t length : lengths) total += length;
-    for (size_t thread = 0; thread < threads; ++thread) parts_.emplace_back(total);
-  }
-
-  T* of(size_t thread) const { return parts_[thread]; }
-
-  // the sums over threads, to where each tensor lies
-  void write(void* const* tensors) const {
-    for (size_t thread = 0; thread < parts_.size(); ++thread) {
-      const T* from = parts_[thread];
-      for (size_t i = 0; i < lengths_.size(); from += lengths_[i++]) {
-        T* to = static_cast<T*>(tensors[i]);
-        if (thread == 0) std::memcpy(to, from, lengths_[i] * sizeof(T));
-        else add_scaled<T>(lengths_[i], T(1), from, to);
-      }
+// Runs f(next, first, end) on each part of the batch, where next(name, length) returns the address at which the thread adds up
+// the gradient of the next parameter. Then writes the sums over threads to `gradients`
+template <class T, class F>
+Status sum_gradients(const BatchSplit& split, const NamedTensors& parameters, void* const* gradients, F f) {
+  size_t total = 0;
+  for (std::int64_t i = 0; i < parameters.count; ++i) total += parameters.lengths[i];
+  std::vector<Buffer<T>> sums;
+  for (size_t thread = 0; thread < split.threads; ++thread) sums.emplace_back(total);
+  const Status status = split.for_each_part([&](size_t thread, size_t first, size_t end) {
+    T* address = sums[thread];
+    f([&](const std::string&, size_t length) { return (address += length) - length; }, first, end);
+  });
+  if (status != done) return status;
+  for (size_t thread = 0; thread < split.threads; ++thread) {
+    const T* sum = sums[thread];
+    for (std::int64_t i = 0; i < parameters.count; sum += parameters.lengths[i++]) {
+      T* gradient = static_cast<T*>(gradients[i]);
+      if (thread == 0) std::memcpy(gradient, sum, parameters.lengths[i] * sizeof(T));
+      else add_scaled<T>(parameters.lengths[i], T(1), sum, gradient);
     }
   }
-
- private:
-  std::vector<size_t> lengths_;
-  std::vector<Buffer<T>> parts_;
-};
+  return done;
+}
 
 }  // namespace
+}  // namespace rmc_rl
