@@ -55,7 +55,7 @@ def core_class(core: str | type[Core]) -> type[Core]:
             if module:
                 raise unknown(f"core of module {module}", name, _CORES)
             hint = f"if a module of yours registers it, import that module first or name it 'module:{name}'"
-            raise UsageError(f"{unknown('core', name, _CORES)}; {hint}")
+            raise UsageError(f"{unknown('core', name, _CORES)} ({hint})")
         return _CORES[name]
     if not (isinstance(core, type) and issubclass(core, Core)):
         raise UsageError(f"core must be a registered name or a subclass of Core, got {core!r}")

@@ -70,7 +70,7 @@ class ModuleArguments:
         require_choice("cell", self.cell, CELLS)
         require_choice("variant", self.variant, VARIANTS)
         require_choice("initial_state", self.initial_state, INITIAL_STATES)
-        require_number("dropout", self.dropout, at_least=0, below=1)
+        object.__setattr__(self, "dropout", require_number("dropout", self.dropout, at_least=0, below=1))
         dispatch.check_kernel(self.kernel)
         one_row = self.variant == "official" or self.input_copies == 1
         require(one_row, f"variant '{self.variant}' needs input_copies 1", self.input_copies)
