@@ -1,4 +1,4 @@
-"""A core without memory: the control for every claim about memory."""
+"""No memory at all: the control for every claim about memory."""
 
 from torch import Tensor, nn
 
