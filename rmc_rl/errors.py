@@ -61,17 +61,19 @@ def require(condition: bool, rule: str, value: object) -> None:
         raise UsageError(f"{rule}, got {shown if len(shown) <= LONGEST_VALUE else shown[:LONGEST_VALUE] + ' ...'}")
 
 
-def require_whole(name: str, value: object, at_least: int = 1) -> None:
+def require_whole(name: str, value: object, at_least: int = 1) -> int:
     """
     Check that a size is a whole number.
 
     :param name: the argument's name
     :param value: the value received
     :param at_least: the smallest valid value
+    :return: the value as Python's int, because not all of torch accepts NumPy's integers
     :raises UsageError: where it is not
     """
     valid = isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= at_least)
     require(valid, f"{name} must be a whole number of at least {at_least}", value)
+    return int(value)  # type: ignore[call-overload, no-any-return]
 
 
 def require_number(
@@ -81,7 +83,7 @@ def require_number(
     above: float | None = None,
     at_most: float | None = None,
     below: float | None = None,
-) -> None:
+) -> float:
     """
     Check that an argument is a finite number: an integer or a float, not a bool and not NaN.
 
@@ -91,6 +93,7 @@ def require_number(
     :param above: a bound that is not valid itself
     :param at_most: the largest valid value
     :param below: a bound that is not valid itself
+    :return: the value as Python's float
     :raises UsageError: where it is not
     """
     bounds = {"at least": at_least, "above": above, "at most": at_most, "below": below}
@@ -105,6 +108,7 @@ def require_number(
         and (below is None or value < below)
     )
     require(bool(valid), f"{name} must be a finite number {rule}".rstrip(), value)
+    return float(value)  # type: ignore[arg-type]
 
 
 def require_choice(name: str, value: object, choices: Iterable[str]) -> None:

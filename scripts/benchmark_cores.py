@@ -103,10 +103,10 @@ def training(core: Core, batch: int, steps: int, episodes: int = 0, graph: bool 
 
 
 def acting(core: Core, batch: int, steps: int, _: int = 0, graph: bool = False) -> Callable[[], None]:
-    """Steps without gradients."""
+    """Steps without gradients, one call of forward each, as an agent acts."""
     state = core.initial_state(batch).detach().contiguous()
-    x = torch.randn(batch, INPUT, device=state.device)
-    step: Callable[[], Any] = torch.no_grad()(lambda: core.step(x, state))
+    inputs = torch.randn(1, batch, INPUT, device=state.device)
+    step: Callable[[], Any] = torch.no_grad()(lambda: core(inputs, state))
     if graph:
         step()  # what is set up at a first call cannot be captured
         captured = torch.cuda.CUDAGraph()

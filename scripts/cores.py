@@ -1,8 +1,8 @@
 """
 The README's table of cores: python scripts/cores.py
 
-A row for each registered core as it comes: the paper that its class or module names, numbers carried from step to step,
-parameters when it reads FEATURES features, and what `inspect` shows of it.
+It has a row for each registered core with its default arguments: the paper that its class or module names, the size of its
+state, its number of parameters when it reads FEATURES features, and the names of the tensors that `inspect` shows.
 """
 
 import inspect
@@ -17,7 +17,7 @@ PAPER = re.compile(r'Paper: (?P<authors>.+?), "(?P<title>.+?)", (?P<year>\d{4}),
 
 
 def paper(core: Core) -> str:
-    """The paper that a core's class or module names, as a link; of a core that has none, the module's first line."""
+    """A link to the paper that a core's class or module names; without a paper, the first line of the module."""
     of_class, of_module = (
         " ".join((inspect.getdoc(each) or "").split()) for each in (type(core), inspect.getmodule(type(core)))
     )
@@ -28,7 +28,7 @@ def paper(core: Core) -> str:
 
 
 def shown(core: Core) -> list[str]:
-    """The names of what a core shows of itself, without the numbers of its layers."""
+    """Names of the tensors that a core shows, without the numbers of layers."""
     looks = core.inspect(torch.randn(2, 1, core.input_size), core.initial_state(1))
     names = (re.sub(r"_\d+$", "", name) for name in looks if name not in ("output", "state"))
     return [f"`{name}`" for name in dict.fromkeys(names)]

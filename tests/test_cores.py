@@ -1,14 +1,19 @@
 """The contract every core keeps, whatever it computes."""
 
 import copy
+import inspect
 import pickle
+import pydoc
 import re
+from collections.abc import Sequence
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 
-from rmc_rl.agents.cores import Core, core_class, core_names, make_core, register_core, scalars
+from rmc_rl import MlpMemoryPolicy, MultiInputMemoryPolicy, RecurrentPPO
+from rmc_rl.agents.cores import Core, core_class, core_names, make_core, register_core, registry, scalars
 from rmc_rl.agents.cores.kernels.cpu import library
 from rmc_rl.errors import UsageError
 
@@ -143,6 +148,24 @@ def test_one_step_of_one_row(core):
     torch.testing.assert_close(outputs[0], core.step(x[0], core.initial_state(1))[0], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("time", [1, 3])
+@pytest.mark.parametrize("started", [False, True])
+def test_a_batch_of_no_rows(core, time, started):
+    starts = torch.zeros(time, 0, dtype=torch.bool) if started else None
+    inputs = torch.randn(time, 0, core.input_size, dtype=torch.double)
+    for run in (lambda x, s: core(x, s, starts), lambda x, s: loop(core, x, s, torch.zeros(time, 0, dtype=torch.bool))):
+        x, state = inputs.clone().requires_grad_(), core.initial_state(0).detach().clone().requires_grad_()
+        outputs, last = run(x, state)
+        assert outputs.shape == (time, 0, core.output_size)
+        assert last.shape == (0, core.state_size)
+        core.zero_grad()
+        (outputs.sum() + last.sum()).backward()
+        assert x.grad.shape == x.shape
+        assert all(parameter.grad is None or not parameter.grad.any() for parameter in core.parameters())
+        with torch.no_grad():
+            assert run(x, state)[0].shape == outputs.shape
+
+
 def test_deterministic_in_training_mode(core, data):
     core.train()
     torch.testing.assert_close(core(*data), core(*data), rtol=0, atol=0)
@@ -219,9 +242,69 @@ def test_scalars():
     )
 
 
+# what no argument of a type accepts
+INVALID = {
+    int: [0.5, 1.0, True, "4", -1, float("nan"), float("inf"), np.float32(2), [2], {}],
+    float: [float("nan"), float("inf"), -float("inf"), True, "1", None, [1.0], np.float64("nan")],
+    bool: [1, 0.0, "true", None],
+    str: ["nothing", 3, None, ["auto"], True],
+}
+INVALID[int | None] = INVALID[int]
+INVALID[Sequence[int]] = [6, "64", [], None, {6: 3}, *([3, value] for value in INVALID[int])]
+ARGUMENTS = [
+    (name, parameter) for name in core_names() for parameter in inspect.signature(core_class(name)).parameters.values()
+]
+
+
+@pytest.mark.parametrize(("name", "parameter"), ARGUMENTS, ids=lambda each: getattr(each, "name", each))
+def test_every_argument_is_checked(name, parameter):
+    for value in INVALID[parameter.annotation]:
+        with pytest.raises(UsageError, match=rf"\b{parameter.name}\b"):
+            core_class(name)(**{"input_size": INPUT, parameter.name: value})
+    if parameter.annotation in (int, int | None) and parameter.default is not None:
+        with pytest.raises(UsageError, match=parameter.name):
+            core_class(name)(**{"input_size": INPUT, parameter.name: None})
+
+
+@pytest.mark.parametrize("name", core_names())
+def test_numpy_numbers_are_accepted_and_kept_as_python_numbers(name):
+    numpy_types = {
+        int: np.int64,
+        int | None: np.int32,
+        float: np.float32,
+        Sequence[int]: lambda sizes: [*map(np.int16, sizes)],
+    }
+    parameters = list(inspect.signature(core_class(name)).parameters.values())[1:]
+    kwargs = {
+        parameter.name: numpy_types[parameter.annotation](2 if parameter.default is None else parameter.default)
+        for parameter in parameters
+        if parameter.annotation in numpy_types
+    }
+    kwargs |= {size: np.int64(8) for size in ("read_size",) if size in kwargs}
+    for core in (make_core(name, np.int64(INPUT), kwargs), core_class(name)(np.int64(INPUT), **kwargs)):
+        for part in core.modules():
+            kept = [value for key, value in vars(part).items() if not key.startswith("_")]
+            kept += [each for value in kept if isinstance(value, list | tuple) for each in value]
+            assert not [value for value in kept if isinstance(value, np.generic)], type(part)
+        core(torch.randn(2, 3, INPUT), core.initial_state(3))
+
+
+@pytest.mark.parametrize("name", core_names())
+def test_help_documents_every_argument(name):
+    text = pydoc.render_doc(core_class(name), renderer=pydoc.plaintext)
+    for parameter in inspect.signature(core_class(name)).parameters.values():
+        assert parameter.kind is not parameter.VAR_KEYWORD
+        assert text.count(f":param {parameter.name}:") == 1, parameter.name
+        default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
+        assert re.search(rf"__init__\(.*\b{parameter.name}: [^=]*?{re.escape(default)}[,)]", text), parameter.name
+
+
 def test_names_and_arguments_are_checked():
-    with pytest.raises(UsageError, match="unknown core 'rcm'; did you mean 'rmc'"):
+    hint = "if a module of yours registers it, import that module first or name it 'module:"
+    with pytest.raises(UsageError, match=rf"unknown core 'rcm'; did you mean 'rmc'\? \({hint}rcm'"):
         make_core("rcm", INPUT)
+    with pytest.raises(UsageError, match=rf"unknown core 'zzz'; valid: brims, .*, rmc \({hint}zzz'"):
+        make_core("zzz", INPUT)
     with pytest.raises(UsageError, match="unknown argument of core RMC 'num_slot'; did you mean 'num_slots'"):
         make_core("rmc", INPUT, dict(num_slot=2))
     with pytest.raises(
@@ -232,6 +315,31 @@ def test_names_and_arguments_are_checked():
         make_core(3, INPUT)
     with pytest.raises(UsageError, match=r"width must be a whole number of at least 1, got 0\.5"):
         make_core("memoryless", INPUT, dict(width=0.5))
+
+
+def test_a_model_whose_core_is_unknown_says_to_import_its_module(tmp_path, monkeypatch):
+    env = gymnasium.make("CartPole-v1")
+    monkeypatch.setitem(registry._CORES, "mine", core_class("memoryless"))
+    RecurrentPPO("MlpMemoryPolicy", env, n_steps=8, batch_size=8, policy_kwargs=dict(core="mine")).save(tmp_path / "model")
+    monkeypatch.delitem(registry._CORES, "mine")
+    with pytest.raises(UsageError, match=r"unknown core 'mine'.*import that module first or name it 'module:mine'"):
+        RecurrentPPO.load(tmp_path / "model")
+    # importing the module is enough, and so is naming it
+    (tmp_path / "my_cores.py").write_text(
+        "from rmc_rl.agents.cores import Memoryless, register_core\n@register_core('mine')\nclass Mine(Memoryless): pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert type(make_core("my_cores:mine", INPUT)).__name__ == "Mine"
+    assert type(RecurrentPPO.load(tmp_path / "model").policy.core).__name__ == "Mine"
+    monkeypatch.delitem(registry._CORES, "mine")
+
+
+@pytest.mark.parametrize("name", ["gru", "lstm"])
+def test_observations_that_numpy_sizes(name):
+    space = gymnasium.spaces.MultiDiscrete([3, 4])  # its number of features is an integer of NumPy
+    for policy, observations in ((MlpMemoryPolicy, space), (MultiInputMemoryPolicy, gymnasium.spaces.Dict(cells=space))):
+        built = policy(observations, gymnasium.spaces.Discrete(2), lambda _: 0.0, core=name)
+        assert type(built.core.input_size) is int
 
 
 def test_a_name_is_registered_once():

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from rmc_rl.agents.cores import BRIMs, RIMs
+from rmc_rl.agents.cores import BRIMs, Core, RIMs, brims_from_official, rims_from_dido, rims_from_official
 from rmc_rl.agents.cores.kernels.cpu import library
-from rmc_rl.agents.cores.published_weights import layer_of_dido, layer_of_official
+from rmc_rl.agents.cores.published_weights import brims_parameters, dido_parameters, official_parameters
 from rmc_rl.agents.cores.rims_layer import InputAttention
 from rmc_rl.errors import UsageError
 
@@ -35,10 +35,12 @@ class Case:
     def under(self, prefix: str) -> dict[str, np.ndarray]:
         return {name.removeprefix(prefix): array for name, array in self.arrays.items() if name.startswith(prefix)}
 
-    def core(self) -> BRIMs:
+    def core(self) -> Core:
         if self.variant is None:
-            return BRIMs.from_authors(self.config, self.under("w/"))
-        return RIMs.from_authors(self.config, self.under("w/"), self.variant)
+            return brims_from_official(self.config, self.under("w/"))
+        if self.variant == "dido":
+            return rims_from_dido(self.config, self.under("w/"))
+        return rims_from_official(self.config, self.under("w/"), self.variant)
 
     def states(self, prefix: str, axes: int) -> np.ndarray:
         """``h`` and ``c`` of all layers as one flat array; a GRU of ours has no ``c``."""
@@ -57,17 +59,11 @@ class Case:
         # a parameter that does not influence the result has no gradient there: zeros, of the same shape
         found = {name: self.arrays.get(f"grad/w/{name}", np.zeros(array.shape)) for name, array in self.under("w/").items()}
         if self.variant == "dido":
-            return {f"layers.0.{name}": tensor for name, tensor in layer_of_dido(found).items()}
-        if self.variant is not None:
-            communication = self.config.get("step_att", True)
-            layer = layer_of_official(found, self.config["num_blocks"], self.variant == "official", communication)
-            return {f"layers.0.{name}": tensor for name, tensor in layer.items()}
-        gradients = {}
-        for index, modules in enumerate(self.config["num_blocks"]):
-            prefix = f"bc_lst.{index}."
-            own = {name.removeprefix(prefix): array for name, array in found.items() if name.startswith(prefix)}
-            gradients |= {f"layers.{index}.{name}": tensor for name, tensor in layer_of_official(own, modules).items()}
-        return gradients
+            return dido_parameters(found)
+        if self.variant is None:
+            return brims_parameters(found, self.config["num_blocks"])
+        communication = self.config.get("step_att", True)
+        return official_parameters(found, self.config["num_blocks"], self.variant == "official", communication)
 
 
 def test_reference_cases_are_there():
@@ -243,15 +239,16 @@ def test_no_weights_between_modules():
         (RIMs, dict(num_modules=[6]), r"num_modules must be a whole number of at least 1, got \[6\]"),
         (RIMs, dict(cell="rnn"), "unknown cell 'rnn'; did you mean 'gru'|unknown cell 'rnn'; valid: gru, lstm"),
         (RIMs, dict(variant="Atary"), "unknown variant 'Atary'; did you mean 'atari'"),
-        (RIMs, dict(variant="atari", input_copies=2), r"variant 'atari' needs top_down false and input_copies 1, got .*2"),
+        (RIMs, dict(variant="atari", input_copies=2), "variant 'atari' needs input_copies 1, got 2"),
         (RIMs, dict(input_heads=3), r"input_heads must divide the 64 numbers that a module reads \(read_size\), got 3"),
-        (RIMs, dict(dropout=1), "dropout must be a number of at least 0 and below 1, got 1"),
+        (RIMs, dict(dropout=1), "dropout must be a finite number at least 0 and below 1, got 1"),
+        (RIMs, dict(dropout=float("nan")), "dropout must be a finite number at least 0 and below 1, got nan"),
         (RIMs, dict(initial_state="zero"), "unknown initial_state 'zero'; did you mean 'zeros'"),
         (BRIMs, dict(num_modules=6), "num_modules must be a list, one number for each layer, got 6"),
-        (BRIMs, dict(num_active=[4]), r"num_active must have 2 numbers as num_modules has, got \[4\]"),
+        (BRIMs, dict(num_active=[4]), r"num_active must have 2 numbers, as num_modules has, got \[4\]"),
         (BRIMs, dict(module_size=[16, 1.5]), r"each number in module_size must be a whole number of at least 1, got 1\.5"),
         (BRIMs, dict(top_down=1), "top_down must be true or false, got 1"),
-        (BRIMs, dict(variant="dido"), "variant 'dido' needs top_down false"),
+        (BRIMs, dict(variant="dido"), "variant 'dido' needs top_down false, got True"),
     ],
 )
 def test_rules(cls, kwargs, message):
@@ -264,16 +261,16 @@ def test_weights_must_fit():
     weights = case.under("w/")
     name = "bc_lst.0.inp_att.GLN_qs.w"
     with pytest.raises(UsageError, match=r"'inp_att\.GLN_qs\.w' is missing"):
-        BRIMs.from_authors(case.config, {other: array for other, array in weights.items() if other != name})
+        brims_from_official(case.config, {other: array for other, array in weights.items() if other != name})
     with pytest.raises(UsageError, match=r"'layers\.0\.input_attention\.query\.weight' must have shape"):
-        BRIMs.from_authors(case.config, weights | {name: weights[name][:, :-1]})
-    with pytest.raises(UsageError, match=r"parameters of the original alone, got \['extra'\]"):
-        BRIMs.from_authors(case.config, weights | {"bc_lst.0.extra": weights[name]})
-    with pytest.raises(UsageError, match=r"parameters of the layers alone, got \['encoder\.weight'\]"):
-        BRIMs.from_authors(case.config, weights | {"encoder.weight": weights[name]})
+        brims_from_official(case.config, weights | {name: weights[name][:, :-1]})
+    with pytest.raises(UsageError, match=r"only the parameters of the original, got \['extra'\]"):
+        brims_from_official(case.config, weights | {"bc_lst.0.extra": weights[name]})
+    with pytest.raises(UsageError, match=r"only the parameters of the layers, got \['encoder\.weight'\]"):
+        brims_from_official(case.config, weights | {"encoder.weight": weights[name]})
     with pytest.raises(UsageError, match=r"missing, got \['topk'\]"):
-        BRIMs.from_authors({key: value for key, value in case.config.items() if key != "topk"}, weights)
+        brims_from_official({key: value for key, value in case.config.items() if key != "topk"}, weights)
     with pytest.raises(UsageError, match=r"num_blocks and topk must have \d numbers, as nhid has"):
-        BRIMs.from_authors(case.config | dict(topk=[1]), weights)
+        brims_from_official(case.config | dict(topk=[1]), weights)
     with pytest.raises(UsageError, match="num_blocks must divide a matrix"):
-        BRIMs.from_authors(case.config | dict(num_blocks=[5] * len(case.config["nhid"])), weights)
+        brims_from_official(case.config | dict(num_blocks=[5] * len(case.config["nhid"])), weights)

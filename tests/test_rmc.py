@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from rmc_rl.agents.cores import RMC
+from rmc_rl.agents.cores import RMC, rmc_from_sonnet
 from rmc_rl.agents.cores.kernels.cpu import library
+from rmc_rl.agents.cores.published_weights import rmc_parameters
 from rmc_rl.errors import UsageError
 
 REFERENCE = Path(os.environ.get("RMC_RL_REFERENCE") or Path(__file__).parent / "reference")
@@ -34,7 +35,7 @@ def test_equals_sonnet(path, dtype, unrolled):
     case, arrays = load(path)
     output_error, gradient_error = TOLERANCES[dtype]
     weights = {name.removeprefix("w/"): array for name, array in arrays.items() if name.startswith("w/")}
-    core = RMC.from_sonnet(case["config"], weights).to(dtype)
+    core = rmc_from_sonnet(case["config"], weights).to(dtype)
 
     x = torch.tensor(arrays["in/x"], dtype=dtype).flatten(2).requires_grad_()
     memory0 = torch.tensor(arrays["in/memory0"], dtype=dtype).flatten(1).requires_grad_()
@@ -64,18 +65,17 @@ def test_equals_sonnet(path, dtype, unrolled):
     )
 
     (outputs**2).sum().backward()
-    gradients = {"in/x": x.grad.view(arrays["in/x"].shape), "in/memory0": memory0.grad.view(arrays["in/memory0"].shape)}
     prefix = next(name for name in weights if name.endswith("mlp/linear_0/w")).removesuffix("mlp/linear_0/w")
-    parameters = dict(core.named_parameters())
-    names = core.sonnet_names()
-    assert set(names) == set(parameters)
-    for name, source in names.items():
-        gradient = parameters[name].grad
-        gradients[f"w/{prefix}{source}"] = gradient.T if source.endswith("/w") else gradient
-    checked = {f"grad/{name}" for name in gradients}
-    assert checked == {name for name in arrays if name.startswith("grad/")}
+    published = {name.removeprefix("grad/"): array for name, array in arrays.items() if name.startswith("grad/")}
+    gradients = {"x": x.grad.view(arrays["in/x"].shape), "memory0": memory0.grad.view(arrays["in/memory0"].shape)}
+    numbers = {name: published.pop(f"in/{name}") for name in gradients}
+    # gradients are converted as weights are, each array exactly once
+    converted = rmc_parameters(core, {name.removeprefix(f"w/{prefix}"): array for name, array in published.items()})
+    numbers |= {name: tensor.numpy() for name, tensor in converted.items()}
+    gradients |= {name: parameter.grad for name, parameter in core.named_parameters()}
+    assert set(gradients) == set(numbers)
     for name, gradient in gradients.items():
-        expected = arrays[f"grad/{name}"]
+        expected = numbers[name]
         error = np.abs(gradient.detach().double().numpy() - expected).max()
         scale = np.abs(expected).max()
         assert error <= gradient_error * (scale if scale > 1e-12 else 1), (name, error, scale)
@@ -124,7 +124,9 @@ def test_readouts():
         (dict(num_heads=True), "num_heads must be a whole number of at least 1, got True"),
         (dict(gate_style="units"), "unknown gate_style 'units'; did you mean 'unit'"),
         (dict(readout="max"), "unknown readout 'max'; valid: attention, flatten, mean"),
-        (dict(forget_bias="1"), "forget_bias must be a number, got '1'"),
+        (dict(forget_bias="1"), "forget_bias must be a finite number, got '1'"),
+        (dict(forget_bias=float("nan")), "forget_bias must be a finite number, got nan"),
+        (dict(input_bias=float("inf")), "input_bias must be a finite number, got inf"),
         (dict(num_entities=4), "num_entities must divide the 6 features the core reads per step, got 4"),
     ],
 )
@@ -133,22 +135,22 @@ def test_rules(kwargs, message):
         RMC(6, **kwargs)
 
 
-def test_from_sonnet_takes_names_as_tensorflow_writes_them():
+def test_sonnet_names_are_taken_as_tensorflow_writes_them():
     case, arrays = load(CASES[0])
     weights = {f"agent/core/{name.removeprefix('w/')}:0": array for name, array in arrays.items() if name.startswith("w/")}
-    core = RMC.from_sonnet(case["config"], weights)
+    core = rmc_from_sonnet(case["config"], weights)
     assert core.num_slots == case["config"]["mem_slots"]
 
     name = next(name for name in weights if name.endswith("/layer_norm/gamma:0"))
     without = {other: array for other, array in weights.items() if other != name}
-    with pytest.raises(UsageError, match=r"must hold every variable of the original, '.*layer_norm/gamma' is missing"):
-        RMC.from_sonnet(case["config"], without)
-    with pytest.raises(UsageError, match=r"'layer_norm/gamma' must have shape"):
-        RMC.from_sonnet(case["config"], weights | {name: weights[name][:-1]})
-    with pytest.raises(UsageError, match=r"relational memory's variables alone, got \['extra/w'\]"):
-        RMC.from_sonnet(case["config"], weights | {name.replace("layer_norm/gamma:0", "extra/w"): weights[name]})
+    with pytest.raises(UsageError, match=r"must hold every parameter of the original, 'layer_norm/gamma' is missing"):
+        rmc_from_sonnet(case["config"], without)
+    with pytest.raises(UsageError, match=r"'blocks\.0\.qkv_norm\.weight' must have shape"):
+        rmc_from_sonnet(case["config"], weights | {name: weights[name][:-1]})
+    with pytest.raises(UsageError, match=r"only the parameters of the original, got \['extra/w'\]"):
+        rmc_from_sonnet(case["config"], weights | {name.replace("layer_norm/gamma:0", "extra/w"): weights[name]})
     with pytest.raises(UsageError, match="one relational memory"):
-        RMC.from_sonnet(case["config"], {})
+        rmc_from_sonnet(case["config"], {})
 
 
 def test_separate_weights_in_each_block_and_each_mlp_layer():

@@ -1,4 +1,4 @@
-"""Recurrent cores: plain torch modules that know nothing of reinforcement learning."""
+"""Recurrent cores: plain torch modules, independent of reinforcement learning."""
 
 from rmc_rl.agents.cores.base import Core, scalars
 from rmc_rl.agents.cores.brims import BRIMs
@@ -7,6 +7,7 @@ from rmc_rl.agents.cores.gtrxl import GTrXL
 from rmc_rl.agents.cores.memoryless import Memoryless
 from rmc_rl.agents.cores.mingru import MinGRU
 from rmc_rl.agents.cores.ntm import NTM
+from rmc_rl.agents.cores.published_weights import brims_from_official, rims_from_dido, rims_from_official, rmc_from_sonnet
 from rmc_rl.agents.cores.registry import core_class, core_names, make_core, register_core
 from rmc_rl.agents.cores.rims import RIMs
 from rmc_rl.agents.cores.rmc import RMC
@@ -24,9 +25,13 @@ __all__ = [
     "Memoryless",
     "MinGRU",
     "RIMs",
+    "brims_from_official",
     "core_class",
     "core_names",
     "make_core",
     "register_core",
+    "rims_from_dido",
+    "rims_from_official",
+    "rmc_from_sonnet",
     "scalars",
 ]

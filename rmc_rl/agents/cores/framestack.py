@@ -1,5 +1,5 @@
 """
-The last k inputs: memory of a fixed length, without recurrence.
+Memory of a fixed length: the last k inputs, without recurrence.
 
 Paper: Mnih et al., "Human-level control through deep reinforcement learning", 2015, https://doi.org/10.1038/nature14236, which
 stacks the last four frames.
@@ -19,22 +19,24 @@ from rmc_rl.errors import require_whole
 @register_core("framestack")
 class FrameStack(Core):
     """
-    A linear layer over the last ``k`` inputs, zeros before an episode's first. With ``k = 1`` it is :class:`Memoryless`.
+    A linear layer over the last ``k`` inputs. Inputs before the start of an episode are zeros.
 
-    What was seen up to ``k - 1`` steps ago is remembered exactly, all else not at all. The state is the last ``k - 1``
-    inputs, the oldest first; it stacks what the features extractor made of the frames.
+    It remembers the last ``k - 1`` inputs exactly, and nothing older. The state is these ``k - 1`` inputs, the oldest first.
+    An input is the output of the features extractor, not the image itself. With ``k = 1`` the core equals
+    :class:`~rmc_rl.agents.cores.memoryless.Memoryless`.
 
     :param input_size: ``F``, features read per step
-    :param num_frames: ``k``
+    :param num_frames: ``k``, number of inputs, the present one included
     :param width: ``O``, features written per step
-    :raises UsageError: for a value that is not a whole number of at least 1
+    :raises UsageError: if a value is not a whole number of at least 1
     """
 
     size_arguments = ("width",)
 
     def __init__(self, input_size: int, num_frames: int = 4, width: int = 64):
-        require_whole("num_frames", num_frames)
-        require_whole("width", width)
+        input_size = require_whole("input_size", input_size)
+        num_frames = require_whole("num_frames", num_frames)
+        width = require_whole("width", width)
         super().__init__(input_size, output_size=width, state_size=(num_frames - 1) * input_size)
         self.num_frames = num_frames
         self.linear = nn.Linear(num_frames * input_size, width)
@@ -47,14 +49,14 @@ class FrameStack(Core):
         return self.linear(stack), stack[:, self.input_size :]
 
     def forward(self, inputs: Tensor, state: Tensor, starts: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        time, batch, features = inputs.shape
+        _, batch, features = inputs.shape
         # (B, (k - 1) F) -> (k - 1, B, F)
         before = state.view(batch, self.num_frames - 1, features).transpose(0, 1)
         # all windows of k frames, the oldest first: (T + k - 1, B, F) -> (T, B, F, k) -> (T, B, k, F)
         stacks = torch.cat([before, inputs]).unfold(0, self.num_frames, 1).transpose(-1, -2)
         if starts is not None:
-            known = steps_since_start(starts, torch.full((batch,), self.num_frames, device=starts.device))
-            ago = torch.arange(self.num_frames - 1, -1, -1, device=starts.device)
-            stacks = torch.where((ago <= known.unsqueeze(-1)).unsqueeze(-1), stacks, 0)
-        stacks = stacks.reshape(time, batch, -1)
+            age = steps_since_start(starts, torch.full((batch,), self.num_frames, device=starts.device))  # (T, B)
+            steps_ago = torch.arange(self.num_frames - 1, -1, -1, device=starts.device)  # (k,)
+            stacks = torch.where((steps_ago <= age.unsqueeze(-1)).unsqueeze(-1), stacks, 0)
+        stacks = stacks.flatten(2)  # (T, B, k, F) -> (T, B, k F)
         return self.linear(stacks), stacks[-1, :, features:]

@@ -15,24 +15,33 @@ INITIAL_STATES = ("learned", "zeros")
 
 
 def linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
-    """A linear layer with Sonnet's default weights: truncated normal of deviation ``1/sqrt(inputs)``, zero bias."""
+    """
+    A linear layer with the initial weights of Sonnet.
+
+    They are normal with standard deviation ``1/sqrt(inputs)``, truncated at two deviations. The initial bias is zero.
+
+    :param inputs: features read
+    :param outputs: features written
+    :param bias: whether the layer adds a bias
+    """
     layer = nn.Linear(inputs, outputs, bias)
-    _first_weights(layer.weight.data, inputs)
+    _init_weights(layer.weight.data, inputs)
     if bias:
         nn.init.zeros_(layer.bias)
     return layer
 
 
-def _first_weights(weight: Tensor, inputs: int) -> Tensor:
+def _init_weights(weight: Tensor, inputs: int) -> Tensor:
+    """Fill a weight in place as :func:`linear` describes."""
     deviation = 1 / math.sqrt(inputs)
     return nn.init.trunc_normal_(weight, std=deviation, a=-2 * deviation, b=2 * deviation)
 
 
 class GroupLinear(nn.Module):
     """
-    A linear layer for each of ``K`` groups, as one batched product: no dense matrix that is zero off the diagonal.
+    A linear layer for each of ``K`` groups, computed as one batched matrix product.
 
-    Its first weights are those of :func:`linear`.
+    The initial weights are those of :func:`linear`.
 
     :param groups: ``K``
     :param inputs: features read per group
@@ -42,12 +51,12 @@ class GroupLinear(nn.Module):
 
     def __init__(self, groups: int, inputs: int, outputs: int, bias: bool = True):
         super().__init__()
-        self.weight = nn.Parameter(_first_weights(torch.empty(groups, inputs, outputs), inputs))
+        self.weight = nn.Parameter(_init_weights(torch.empty(groups, inputs, outputs), inputs))
         self.bias = nn.Parameter(torch.zeros(groups, outputs)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, K, inputs)`` -> ``(B, K, outputs)``."""
-        grouped = x.transpose(0, 1)  # (B, K, I) -> (K, B, I), a view: the product takes its strides
+        grouped = x.transpose(0, 1)  # (B, K, I) -> (K, B, I), a view: bmm reads any strides
         if self.bias is None:
             return torch.bmm(grouped, self.weight).transpose(0, 1)
         return torch.baddbmm(self.bias.unsqueeze(1), grouped, self.weight).transpose(0, 1)
@@ -55,10 +64,10 @@ class GroupLinear(nn.Module):
 
 class InitialState(nn.Module):
     """
-    The state before the first step of an episode: trained, or zeros.
+    The state before the first step of an episode: learned, or zeros.
 
     :param size: ``S``
-    :param kind: "learned" (uniform in +-1 at first, so that no two parts of the state are alike) or "zeros"
+    :param kind: "learned" (initially uniform in [-1, 1], so that no two parts of the state are equal) or "zeros"
     :raises UsageError: for another kind
     """
 
@@ -79,11 +88,13 @@ class InitialState(nn.Module):
 
 def largest(scores: Tensor, count: int) -> Tensor:
     """
-    Which entries are the largest; of equal ones the first, on every device (``torch.topk`` promises no order of ties).
+    Mask of the largest entries of each row. Among equal entries the first are taken, on every device.
+
+    ``torch.topk`` promises no order of equal entries.
 
     :param scores: ``(B, K)``
-    :param count: how many
-    :return: ``(B, K)`` bool, ``count`` true ones in each row
+    :param count: number of entries per row
+    :return: ``(B, K)`` bool, with ``count`` true entries in each row
     """
     if count == scores.shape[1]:
         return torch.ones_like(scores, dtype=torch.bool)
@@ -93,7 +104,7 @@ def largest(scores: Tensor, count: int) -> Tensor:
 
 def pass_gradient(x: Tensor, mask: Tensor) -> Tensor:
     """
-    The identity, whose gradient is 0 where the mask is false.
+    Return ``x``, and pass its gradient only where a mask is true.
 
     :param x: any shape
     :param mask: bool, of a shape that broadcasts to that of ``x``
@@ -103,15 +114,15 @@ def pass_gradient(x: Tensor, mask: Tensor) -> Tensor:
 
 def sparsify(probabilities: Tensor, keep: int, dim: int) -> Tensor:
     """
-    Attention over few keys: subtract the largest weight that is not kept, cut at 0, scale to sum 1.
+    Sparse attention: subtract the ``keep + 1``-th largest weight, clamp at 0, and normalise to a sum of 1.
 
-    Ke et al., "Sparse Attentive Backtracking", 2018, https://arxiv.org/abs/1809.03702, as in the authors' code of RIMs;
-    with no more than ``keep + 1`` keys, where that code leaves the weights alone, so does this.
+    Ke et al., "Sparse Attentive Backtracking", 2018, https://arxiv.org/abs/1809.03702, as in the authors' code of RIMs. As in
+    that code, the weights of at most ``keep + 1`` keys are returned unchanged.
 
-    :param probabilities: weights of sum 1 along ``dim``
-    :param keep: how many stay above 0
+    :param probabilities: attention weights, which sum to 1 along ``dim``
+    :param keep: number of weights that stay above 0
     :param dim: the dimension of the keys
-    :return: of the same shape
+    :return: weights of the same shape
     """
     if probabilities.shape[dim] <= keep + 1:
         return probabilities

@@ -1,4 +1,4 @@
-"""No memory at all: the control that every claim about memory needs."""
+"""No memory at all: the control for every claim about memory."""
 
 from torch import Tensor, nn
 
@@ -10,17 +10,18 @@ from rmc_rl.errors import require_whole
 @register_core("memoryless")
 class Memoryless(Core):
     """
-    A linear layer in the place of a memory: ``output = W x + b``. What an agent with it reaches, a task gives without memory.
+    A linear layer in place of a memory: ``output = W x + b``. Its return shows what a task gives to an agent without memory.
 
     :param input_size: ``F``, features read per step
     :param width: ``O``, features written per step
-    :raises UsageError: for a width that is not a whole number of at least 1
+    :raises UsageError: if a value is not a whole number of at least 1
     """
 
     size_arguments = ("width",)
 
     def __init__(self, input_size: int, width: int = 64):
-        require_whole("width", width)
+        input_size = require_whole("input_size", input_size)
+        width = require_whole("width", width)
         super().__init__(input_size, output_size=width, state_size=0)
         self.linear = nn.Linear(input_size, width)
 

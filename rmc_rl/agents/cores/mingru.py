@@ -1,5 +1,5 @@
 """
-minGRU: a GRU whose gates do not read its state, so that all steps are computed at once.
+minGRU: a GRU whose gates do not read its state, so all steps of a sequence are computed at once.
 
 Paper: Feng et al., "Were RNNs All We Needed?", 2024, https://arxiv.org/abs/2410.01201 (section 3.1 and appendix).
 
@@ -15,11 +15,11 @@ from rmc_rl.agents.cores.registry import register_core
 from rmc_rl.agents.cores.scan import scan
 from rmc_rl.errors import require_whole
 
-MLP_FACTOR = 2  # hidden units of a block's MLP per unit of its width
+MLP_FACTOR = 2  # hidden units of the MLP, relative to the width
 
 
 class _Block(nn.Module):
-    """A minGRU and an MLP, each behind a layer norm and beside a residual."""
+    """A minGRU and an MLP, each with a layer norm at its input and a residual connection."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -29,23 +29,23 @@ class _Block(nn.Module):
         hidden = MLP_FACTOR * width
         self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
-    def forward(self, x: Tensor, before: Tensor, fresh: Tensor, starts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, state: Tensor, initial_state: Tensor, starts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """
-        A sequence.
+        All steps of a sequence.
 
         :param x: ``(T, B, W)``
-        :param before: state before the first step, ``(B, W)``
-        :param fresh: initial state, ``(B, W)``
+        :param state: before the first step, ``(B, W)``
+        :param initial_state: of an episode, ``(B, W)``
         :param starts: ``(T, B, 1)`` bool
         :return: output, states after each step and update gates, each ``(T, B, W)``
         """
         normed = self.norm(x)
         update = torch.sigmoid(self.gate(normed))
         keep, terms = 1 - update, update * self.candidate(normed)
-        # the first step and those that open an episode have their state from outside the scan
-        given = torch.where(starts, fresh, 0)
-        given = torch.cat([torch.where(starts[:1], fresh, before), given[1:]])
-        terms = terms + keep * given
+        # states that do not come from the step before: at the first step, and where an episode starts
+        previous = torch.where(starts, initial_state, 0)
+        previous = torch.cat([torch.where(starts[:1], initial_state, state), previous[1:]])
+        terms = terms + keep * previous
         states = scan(torch.where(starts, 0, keep), terms)
         x = x + states
         return x + self.mlp(x), states, update
@@ -63,27 +63,28 @@ class MinGRU(Core):
         z_t &= \sigma(W_z u_t + b_z), \quad h_t = (1 - z_t) \odot h_{t-1} + z_t \odot (W_h u_t + b_h) \\
         x_t &\leftarrow x_t + h_t, \quad x_t \leftarrow x_t + MLP(LN(x_t))
 
-    A layer's gates see its input alone, so what to keep can depend on the past from the second block on.
+    The gates of a block read only its input, so the first block's gates cannot depend on the past. Those of later blocks can.
 
-    :meth:`inspect` shows ``input_gate`` ``(T, B, L, W)``, :math:`z`: the share of the new.
+    :meth:`inspect` shows ``input_gate`` ``(T, B, L, W)``, :math:`z`, the weight of the new value.
 
     Differences from the paper:
 
-    * The plain form, whose candidate may be negative, not the one in logarithms: our scan needs none.
-    * Blocks as in its experiments, without their convolution over the last four steps.
+    * Candidates may be negative, as in the paper's first form. The form in logarithms is for another scan than ours.
+    * Blocks are those of the paper's experiments, without the convolution over the last four steps.
 
     :param input_size: ``F``, features read per step
     :param width: ``W``
-    :param num_layers: ``L``, blocks
+    :param num_layers: ``L``, number of blocks
     :param initial_state: "zeros" or "learned"
-    :raises UsageError: for a value outside these rules
+    :raises UsageError: if a value breaks a rule
     """
 
     size_arguments = ("width",)
 
     def __init__(self, input_size: int, width: int = 64, num_layers: int = 2, initial_state: str = "zeros"):
-        require_whole("width", width)
-        require_whole("num_layers", num_layers)
+        input_size = require_whole("input_size", input_size)
+        width = require_whole("width", width)
+        num_layers = require_whole("num_layers", num_layers)
         super().__init__(input_size, output_size=width, state_size=num_layers * width)
         self.embedding = nn.Linear(input_size, width)
         self.blocks = nn.ModuleList(_Block(width) for _ in range(num_layers))
@@ -101,12 +102,12 @@ class MinGRU(Core):
         if starts is None:
             starts = torch.zeros(inputs.shape[:2], dtype=torch.bool, device=inputs.device)
         # (B, S) -> L tensors (B, W)
-        before, fresh = state.chunk(len(self.blocks), dim=1), self.initial_state(len(state)).chunk(len(self.blocks), dim=1)
-        x, after, gates = self.embedding(inputs), [], []
-        for block, *states in zip(self.blocks, before, fresh, strict=True):
-            x, h, update = block(x, *states, starts.unsqueeze(-1))
-            after.append(h[-1])
+        states, initial_states = (each.chunk(len(self.blocks), dim=1) for each in (state, self.initial_state(len(state))))
+        x, last_states, gates = self.embedding(inputs), [], []
+        for block, *block_states in zip(self.blocks, states, initial_states, strict=True):
+            x, h, update = block(x, *block_states, starts.unsqueeze(-1))
+            last_states.append(h[-1])
             gates.append(update[-1])
         if self._looks is not None:
             self.show("input_gate", torch.stack(gates, dim=1))
-        return self.norm(x), torch.cat(after, dim=1)
+        return self.norm(x), torch.cat(last_states, dim=1)

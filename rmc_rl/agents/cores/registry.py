@@ -1,11 +1,11 @@
-"""Cores by name: registering a class, finding it, building a core."""
+"""Cores by name: register a class, find it, and build a core."""
 
 import importlib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from rmc_rl.agents.cores.base import Core
-from rmc_rl.errors import UsageError, check_keywords, unknown
+from rmc_rl.errors import UsageError, check_keywords, require_whole, unknown
 
 CoreType = TypeVar("CoreType", bound=type[Core])
 
@@ -14,10 +14,10 @@ _CORES: dict[str, type[Core]] = {}
 
 def register_core(name: str) -> Callable[[CoreType], CoreType]:
     """
-    Class decorator: makes a core known by name, as in ``policy_kwargs=dict(core="rmc")``.
+    Class decorator that registers a core under a name, as used in ``policy_kwargs=dict(core="rmc")``.
 
     :param name: the name
-    :raises UsageError: where another class already has the name
+    :raises UsageError: if another class has the name
     """
 
     def register(core: CoreType) -> CoreType:
@@ -39,9 +39,9 @@ def core_class(core: str | type[Core]) -> type[Core]:
     """
     Find a core's class.
 
-    :param core: a registered name, ``"module:name"`` for one that importing the module registers, or a subclass of
+    :param core: a registered name; ``"module:name"``, for a name that importing the module registers; or a subclass of
         :class:`Core`
-    :raises UsageError: for an unknown name or module, or something that is not a core
+    :raises UsageError: if the name is unknown, the module cannot be imported, or ``core`` is not a core
     """
     if isinstance(core, str):
         module, _, name = core.rpartition(":")
@@ -52,7 +52,10 @@ def core_class(core: str | type[Core]) -> type[Core]:
                 rule = f"the module of core '{core}' must be one that can be imported"
                 raise UsageError(f"{rule}: {type(error).__name__}: {error}") from error
         if name not in _CORES:
-            raise unknown(f"core of module {module}" if module else "core", name, _CORES)
+            if module:
+                raise unknown(f"core of module {module}", name, _CORES)
+            hint = f"if a module of yours registers it, import that module first or name it 'module:{name}'"
+            raise UsageError(f"{unknown('core', name, _CORES)} ({hint})")
         return _CORES[name]
     if not (isinstance(core, type) and issubclass(core, Core)):
         raise UsageError(f"core must be a registered name or a subclass of Core, got {core!r}")
@@ -64,10 +67,10 @@ def make_core(core: str | type[Core], input_size: int, kwargs: dict[str, Any] | 
     Build a core.
 
     :param core: see :func:`core_class`
-    :param input_size: ``F``, features read per step
+    :param input_size: ``F``, features read per step; an integer of NumPy becomes Python's int
     :param kwargs: the core's own arguments
-    :raises UsageError: for an unknown name, an unknown argument or a value that breaks the core's rules
+    :raises UsageError: if a name or an argument is unknown, or a value breaks a rule of the core
     """
     cls, kwargs = core_class(core), dict(kwargs or {})
     check_keywords(f"argument of core {cls.__name__}", cls, kwargs, given=("input_size",))
-    return cls(input_size, **kwargs)
+    return cls(require_whole("input_size", input_size), **kwargs)

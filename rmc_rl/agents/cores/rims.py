@@ -1,145 +1,82 @@
 """
-Recurrent Independent Mechanisms: modules that compete for the input, each with dynamics of its own.
+Recurrent Independent Mechanisms: modules that compete for the input, each with its own dynamics.
 
 Paper: Goyal et al., "Recurrent Independent Mechanisms", 2019, https://arxiv.org/abs/1909.10893 (section 2).
 Code it equals: anirudh9119/RIMs, ``event_based`` and ``blocks_atari``, at commit ``aa61773a``;
 dido1998/Recurrent-Independent-Mechanisms at ``26aa8717``.
+
+Shapes: ``B`` batch, ``T`` time, ``F`` features read per step, ``K`` modules, ``k`` active modules, ``s`` size of a module.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from torch import Tensor
 
-from rmc_rl.agents.cores.brims import BRIMs
-from rmc_rl.agents.cores.published_weights import OFFICIAL_CONFIG, check_config, layer_of_dido, layer_of_official, load_weights
 from rmc_rl.agents.cores.registry import register_core
-from rmc_rl.agents.cores.rims_layer import VARIANTS
-from rmc_rl.errors import require_choice, require_whole
-
-# what from_authors needs to know of a RIMCell
-DIDO_CONFIG = (
-    *("input_size", "num_units", "k", "hidden_size", "rnn_cell"),
-    *("num_input_heads", "input_key_size", "input_value_size", "num_comm_heads", "comm_key_size"),
-)
+from rmc_rl.agents.cores.rims_arguments import RIMsArguments, arguments_from
+from rmc_rl.agents.cores.rims_stack import ModuleStack
 
 
 @register_core("rims")
-class RIMs(BRIMs):
+class RIMs(ModuleStack):
+    r"""
+    Recurrent Independent Mechanisms (Goyal et al. 2019). The state is ``h`` and ``c`` of each module, the output all ``h``.
+
+    ``K`` modules, each with its own weights, attend to a few rows: a null row of zeros and the embedded input. With :math:`z`
+    the rows, weights :math:`W^v, W^k` per row and :math:`W^q` per module:
+
+    .. math::
+
+        P_{mr} &= softmax_r(h_m W^q_m \cdot z_r W^k_r / \sqrt{d}), \quad u_m = \sum_r P_{mr} z_r W^v_r \\
+        active &= \text{the } k \text{ modules with the smallest } P_{m,null} \\
+        \tilde h_m, \tilde c_m &= LSTM_m(u_m, h_m, c_m) \\
+        y_m &= \text{attention of } \tilde h_m \text{ over all } \tilde h, \quad
+        \hat h_m = \tilde h_m + \sigma(W_g y_m + b_g) \odot \tanh(W_o y_m + b_o) \\
+        h_m', c_m' &= \hat h_m, \tilde c_m \text{ if active, otherwise } h_m, c_m
+
+    An inactive module keeps its state. At that step, gradient passes it only through this copy.
+
+    Three defaults differ from the paper, because of reinforcement learning. ``initial_state="zeros"`` and
+    ``embedding_size=0`` restore the first two:
+
+    * The initial state is learned, and differs between modules. With an initial state of zeros every query is 0, so all
+      modules tie at the first step of each episode, and the choice of active modules does not depend on the input.
+    * The input passes a linear layer with a bias first. Without it, an observation of zeros equals the null row, so modules
+      would have nothing to attend to.
+    * There is no dropout (the authors' code: 0.1 in both attentions). Dropout would change the action probabilities that PPO
+      compares.
+
+    A stable sort chooses the active modules: among equal scores the first modules win, on every device. ``torch.topk``
+    promises no order. Scores that differ only by rounding may still be ordered differently by another device or kernel.
+
+    :meth:`inspect` shows ``active`` ``(T, B, K)``, ``input_attention`` ``(T, B, heads, K, rows)`` (the null row first),
+    ``comm_attention`` ``(T, B, heads, K, K)``, and the gates of the cells: ``forget_gate``, ``input_gate``, ``output_gate``
+    (GRU: ``reset_gate``, ``update_gate``), each ``(T, B, K, s)``.
+
+    Differences from the paper:
+
+    * As in the authors' code, modules attend to each other's new states before it is decided which are kept, so they also
+      read inactive modules.
+
+    Differences from the authors' code:
+
+    * Recurrent matrices hold only each module's own block. There, they are dense, and all other blocks are set to zero before
+      each forward pass.
+    * Initial weights are normal with standard deviation ``1/sqrt(inputs)``, truncated at two deviations, and biases are zero,
+      as in Sonnet. There, attention starts at 0.01 N(0, 1) and cells are scaled by the width of all modules, so a small agent
+      would pass almost no signal on. (The embedding has torch's initial weights and bias.)
+    * The published Atari code computes its modules but never uses or trains them, so "atari" is what those modules compute.
+
+    :func:`~rmc_rl.agents.cores.published_weights.rims_from_official` and
+    :func:`~rmc_rl.agents.cores.published_weights.rims_from_dido` build one from published weights.
     """
-    Recurrent Independent Mechanisms (Goyal et al. 2019): :class:`BRIMs` with one layer, and nothing above it.
 
-    There stand the equations, what :meth:`inspect` shows, and what differs from the papers and from the authors' code; the
-    published Atari code computes its modules but never uses or trains them, so "atari" is what those modules compute.
-
-    :param input_size: ``F``, features read per step
-    :param num_modules: ``K``
-    :param num_active: ``k``, modules that take a step, at each time
-    :param module_size: ``s``
-    :param cell: "lstm" or "gru"
-    :param variant: "official" (supervised code), "atari" (reinforcement-learning code: no null row, modules compete by a
-        softmax over modules) or "dido" (a port: biased keys and values, active modules by raw score, ungated communication)
-    :param input_heads: heads of the input attention
-    :param input_key_size: size of its keys per head
-    :param read_size: numbers a module reads per step, all heads together ("dido": their mean); None: ``4 s``
-    :param comm_heads: heads of the attention between modules; 0: none
-    :param comm_key_size: size of its keys per head
-    :param comm_value_size: size of its values per head
-    :param input_copies: rows the input is offered as, each with keys and values of its own
-    :param embedding_size: width of the layer between input and modules; 0: none
-    :param initial_state: "learned" or "zeros"
-    :param dropout: share of attention weights set to 0 in training mode
-    :param kernel: "auto", "eager" or "native": how it is computed, see :mod:`rmc_rl.agents.cores.kernels`
-    :raises UsageError: for a value outside these rules
-    """
-
-    def __init__(
-        self,
-        input_size: int,
-        num_modules: int = 6,
-        num_active: int = 4,
-        module_size: int = 16,
-        cell: str = "lstm",
-        variant: str = "official",
-        input_heads: int = 1,
-        input_key_size: int = 64,
-        read_size: int | None = None,
-        comm_heads: int = 4,
-        comm_key_size: int = 16,
-        comm_value_size: int = 16,
-        input_copies: int = 1,
-        embedding_size: int = 64,
-        initial_state: str = "learned",
-        dropout: float = 0.0,
-        kernel: str = "auto",
-    ):
-        for name, value in dict(num_modules=num_modules, num_active=num_active, module_size=module_size).items():
-            require_whole(name, value)
-        super().__init__(
-            input_size,
-            num_modules=[num_modules],
-            num_active=[num_active],
-            module_size=[module_size],
-            top_down=False,
-            cell=cell,
-            variant=variant,
-            input_heads=input_heads,
-            input_key_size=input_key_size,
-            read_size=read_size,
-            comm_heads=comm_heads,
-            comm_key_size=comm_key_size,
-            comm_value_size=comm_value_size,
-            input_copies=input_copies,
-            embedding_size=embedding_size,
-            initial_state=initial_state,
-            dropout=dropout,
-            kernel=kernel,
-        )
-
-    @classmethod
-    def from_authors(cls, config: Mapping[str, Any], weights: Mapping[str, Any], variant: str = "official") -> "RIMs":
+    @arguments_from(RIMsArguments)
+    def __init__(self, input_size: int, arguments: RIMsArguments):
         """
-        A core with the weights of the authors' ``BlocksCore`` (``variant`` "official", "atari") or of ``RIMCell`` ("dido").
-
-        :param config: for a ``BlocksCore`` ``ninp``, ``nhid``, ``num_blocks``, ``topk``, ``inp_heads``, ``inp_d_k``,
-            ``comm_heads``, ``comm_d_k``, ``comm_d_v``, and where they are not False, True and 2 ``do_gru``, ``step_att`` and
-            ``num_modules_read_input``; for a ``RIMCell`` the arguments of its constructor by their own names
-        :param weights: every parameter by its name there, as an array
-        :param variant: which code they come from
-        :return: the core, float32, without embedding, starting from zeros
-        :raises UsageError: where a parameter is missing, left over or of another shape than the arguments say
+        :param input_size: ``F``, features read per step
         """
-        require_choice("variant", variant, VARIANTS)
-        check_config(config, DIDO_CONFIG if variant == "dido" else OFFICIAL_CONFIG)
-        arguments: dict[str, Any] = dict(variant=variant, embedding_size=0, initial_state="zeros")
-        if variant == "dido":
-            core = cls(
-                config["input_size"],
-                num_modules=config["num_units"],
-                num_active=config["k"],
-                module_size=config["hidden_size"],
-                cell=config["rnn_cell"].lower(),
-                input_heads=config["num_input_heads"],
-                input_key_size=config["input_key_size"],
-                read_size=config["input_value_size"],
-                comm_heads=config["num_comm_heads"],
-                comm_key_size=config["comm_key_size"],
-                comm_value_size=config["hidden_size"],  # whatever comm_value_size says
-                **arguments,
-            )
-            layer = layer_of_dido(weights)
-        else:
-            core = cls(
-                config["ninp"],
-                num_modules=config["num_blocks"],
-                num_active=config["topk"],
-                module_size=config["nhid"] // config["num_blocks"],
-                cell="gru" if config.get("do_gru") else "lstm",
-                input_heads=config["inp_heads"],
-                input_key_size=config["inp_d_k"],
-                comm_heads=config["comm_heads"] if config.get("step_att", True) else 0,
-                comm_key_size=config["comm_d_k"],
-                comm_value_size=config["comm_d_v"],
-                input_copies=config.get("num_modules_read_input", 2) - 1,
-                **arguments,
-            )
-            layer = layer_of_official(weights, config["num_blocks"], variant == "official", config.get("step_att", True))
-        return load_weights(core, {f"layers.0.{name}": tensor for name, tensor in layer.items()})
+        super().__init__(input_size, arguments, arguments.layers())
+
+    def advance(self, keys: Tensor, values: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        state, _, shown = self.layer(0)(state, keys, values)
+        self.show_layer(0, shown)
+        return state[:, : self.output_size], state

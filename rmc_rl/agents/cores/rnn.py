@@ -1,7 +1,7 @@
 """
-LSTM and GRU: the memories that recurrent PPO usually has.
+LSTM and GRU: the usual memories of recurrent PPO.
 
-Code: ``torch.nn.LSTM`` and ``torch.nn.GRU``; the latter applies the reset gate after the hidden product.
+Code it equals: ``torch.nn.LSTM`` and ``torch.nn.GRU``. The latter applies the reset gate after the recurrent matrix product.
 
 Shapes: ``B`` batch, ``T`` time, ``F`` features read per step, ``L`` layers, ``W`` width.
 """
@@ -20,28 +20,21 @@ from rmc_rl.agents.cores.layers import InitialState
 from rmc_rl.agents.cores.registry import register_core
 from rmc_rl.errors import require_number, require_whole
 
-WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")  # of a layer, as torch's cells take them
+WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")  # of a layer, in the order of torch.lstm_cell
 
 
 class TorchRNN(Core):
     """
-    A recurrent network of torch behind the contract of cores.
+    A recurrent network of torch as a core.
 
-    Torch's kernels (cuDNN, oneDNN) run whole sequences but know no episodes. In eager torch a sequence is cut in time wherever
-    an episode starts in one of its rows: one call where none does, and exact where some do. The fused kernel needs no cuts
-    ("auto" leaves to torch what torch fuses as well). A single step, as in acting, goes through torch's cells, which begin at
-    once where those kernels first rearrange the weights.
+    Torch's kernels (cuDNN, oneDNN) run whole sequences, but do not reset states where episodes start. So eager torch splits a
+    sequence in time wherever an episode starts in one of its rows, and calls torch once for each part. Our fused kernel resets
+    states itself. With ``kernel="auto"``, torch's fused kernel is used for a sequence in which no episode starts. A single
+    step, as in acting, uses torch's cells, because torch's kernels for sequences first rearrange the weights.
 
-    A subclass names the ``network``, how many tensors ``(L, B, W)`` it carries, its gates in the order of its weights (None:
-    what is not a gate), and whether torch has a fused kernel of it for the CPU.
-
-    :param input_size: ``F``, features read per step
-    :param width: ``W``
-    :param num_layers: ``L``
-    :param initial_state: "zeros" or "learned"
-    :param dropout: share of the numbers between two layers that is set to 0 in training mode
-    :param kernel: "auto", "eager" or "native": how it is computed, see :mod:`rmc_rl.agents.cores.kernels`
-    :raises UsageError: for a value outside these rules
+    A subclass sets ``network``; ``state_parts``, the number of state tensors ``(L, B, W)``; ``gate_names``, the gates in the
+    order of the weights, with None for what is not a gate; and ``torch_is_fused``, whether torch has a fused kernel for the
+    network on the CPU.
     """
 
     kernel_family = "rnn"
@@ -60,13 +53,23 @@ class TorchRNN(Core):
         dropout: float = 0.0,
         kernel: str = "auto",
     ):
+        """
+        :param input_size: ``F``, features read per step
+        :param width: ``W``, units of each layer
+        :param num_layers: ``L``, number of layers
+        :param initial_state: "zeros" or "learned"
+        :param dropout: fraction of the features between two layers set to 0 in training mode
+        :param kernel: "auto", "eager" or "native": how the core is computed, see :mod:`rmc_rl.agents.cores.kernels.dispatch`
+        :raises UsageError: if a value breaks a rule
+        """
+        input_size = require_whole("input_size", input_size)
+        width = require_whole("width", width)
+        num_layers = require_whole("num_layers", num_layers)
+        dropout = require_number("dropout", dropout, at_least=0, below=1)
         dispatch.check_kernel(kernel)
-        require_whole("width", width)
-        require_whole("num_layers", num_layers)
-        require_number("dropout", dropout, at_least=0, below=1)
         super().__init__(input_size, output_size=width, state_size=self.state_parts * num_layers * width)
         self.rnn = self.network(input_size, width, num_layers, dropout=dropout if num_layers > 1 else 0.0)
-        self.dropout = float(dropout)
+        self.dropout = dropout
         self.initial = InitialState(self.state_size, initial_state)
         self.kernel = kernel
 
@@ -74,26 +77,26 @@ class TorchRNN(Core):
         return self.initial(batch_size)  # type: ignore[no-any-return]
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        before, output, layers = self._parts(state), x, []
+        parts, output, new_parts = self._parts(state), x, []
         for layer in range(self.rnn.num_layers):
-            parts = [part[layer] for part in before]
             if layer > 0:
                 output = functional.dropout(output, self.dropout, self.training)
-            after = self._cell(output, parts, [getattr(self.rnn, f"{name}_l{layer}") for name in WEIGHTS])
-            layers.append(after)
-            output = after[0]
-        # L times (parts, B, W) -> (B, parts, L, W) -> (B, S)
-        state = torch.stack(layers, dim=1).permute(2, 0, 1, 3).flatten(1)
+            weights = [getattr(self.rnn, f"{name}_l{layer}") for name in WEIGHTS]
+            new = self._cell(output, [part[layer] for part in parts], weights)
+            new_parts.append(new)
+            output = new[0]
+        # L tensors (parts, B, W) -> (parts, L, B, W) -> (B, parts, L, W) -> (B, S)
+        state = torch.stack(new_parts, dim=1).permute(2, 0, 1, 3).flatten(1)
         if self._looks is not None:
-            self._show_gates(x, before[0], torch.stack([after[0] for after in layers]))
+            self._show_gates(x, parts[0], torch.stack([new[0] for new in new_parts]))
         return output, state
 
     @abstractmethod
     def _cell(self, x: Tensor, parts: list[Tensor], weights: list[Tensor]) -> Tensor:
-        """One layer's step: ``(B, F)`` and its parts of the state ``(B, W)`` -> the parts after it ``(parts, B, W)``."""
+        """One step of a layer: input ``(B, F)`` and its parts of the state ``(B, W)`` -> the new parts ``(parts, B, W)``."""
 
     def forward(self, inputs: Tensor, state: Tensor, starts: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if len(inputs) == 1:  # as in acting: it must not wait for the device to say where episodes start
+        if len(inputs) == 1:  # acting: splitting at starts would copy them from the device and wait for it
             if starts is not None:
                 state = torch.where(starts[0].unsqueeze(-1), self.initial_state(len(state)), state)
             output, state = self.step(inputs[0], state)
@@ -101,7 +104,7 @@ class TorchRNN(Core):
         drops = self.training and self.dropout > 0
         kernel = None if drops else self.find_kernel(inputs, state)
         if kernel is not None and self.torch_is_fused and self.kernel == "auto" and (starts is None or not starts.any()):
-            kernel = None
+            kernel = None  # torch's own is as fast
         fused: tuple[Tensor, Tensor] | None = None if kernel is None else kernel.unroll(self, inputs, state, starts)
         if fused is not None:
             return fused
@@ -110,35 +113,35 @@ class TorchRNN(Core):
         times = starts.any(1).nonzero().flatten().tolist()
         if not times:
             return self._run(inputs, state)
-        fresh = self.initial_state(len(state))
+        initial_state = self.initial_state(len(state))
         outputs = []
         for begin, end in pairwise(sorted({0, *times, len(inputs)})):
-            state = torch.where(starts[begin].unsqueeze(-1), fresh, state)
+            state = torch.where(starts[begin].unsqueeze(-1), initial_state, state)
             output, state = self._run(inputs[begin:end], state)
             outputs.append(output)
         return torch.cat(outputs), state
 
     def _run(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """A sequence within episodes: ``(T, B, F)`` and ``(B, S)`` -> ``(T, B, W)`` and ``(B, S)``."""
+        """A sequence in which no episode starts: ``(T, B, F)`` and ``(B, S)`` -> ``(T, B, W)`` and ``(B, S)``."""
         parts = [part.contiguous() for part in self._parts(state)]
-        outputs, after = self.rnn(inputs, tuple(parts) if len(parts) > 1 else parts[0])
-        after = torch.stack(after) if isinstance(after, tuple) else after.unsqueeze(0)
+        outputs, last = self.rnn(inputs, tuple(parts) if len(parts) > 1 else parts[0])
+        last = torch.stack(last) if isinstance(last, tuple) else last.unsqueeze(0)
         # (parts, L, B, W) -> (B, parts, L, W) -> (B, S)
-        return outputs, after.permute(2, 0, 1, 3).flatten(1)
+        return outputs, last.permute(2, 0, 1, 3).flatten(1)
 
     def _parts(self, state: Tensor) -> Tensor:
-        """``(B, S)`` -> ``(parts, L, B, W)``, ``h`` first."""
-        return state.view(len(state), self.state_parts, self.rnn.num_layers, -1).permute(1, 2, 0, 3)
+        """``(B, S)`` -> ``(B, parts, L, W)`` -> ``(parts, L, B, W)``, ``h`` first."""
+        return state.view(len(state), self.state_parts, self.rnn.num_layers, self.output_size).permute(1, 2, 0, 3)
 
-    def _show_gates(self, x: Tensor, before: Tensor, after: Tensor) -> None:
-        """Show the gates of a step, which torch keeps to itself, from its input and ``h`` around it, ``(L, B, W)`` each."""
+    def _show_gates(self, x: Tensor, h: Tensor, new_h: Tensor) -> None:
+        """Show the gates of a step, which torch does not return: from the input, and ``h`` before and after, ``(L, B, W)``."""
         gates = []
         for layer in range(self.rnn.num_layers):
             (w_ih, b_ih), (w_hh, b_hh) = (
                 [getattr(self.rnn, f"{kind}_{source}_l{layer}") for kind in ("weight", "bias")] for source in ("ih", "hh")
             )
-            gates.append(functional.linear(x, w_ih, b_ih) + functional.linear(before[layer], w_hh, b_hh))
-            x = after[layer]
+            gates.append(functional.linear(x, w_ih, b_ih) + functional.linear(h[layer], w_hh, b_hh))
+            x = new_h[layer]
         parts = torch.sigmoid(torch.stack(gates, dim=1)).chunk(len(self.gate_names), dim=-1)  # (B, L, W) each
         for name, gate in zip(self.gate_names, parts, strict=True):
             if name is not None:
@@ -148,19 +151,18 @@ class TorchRNN(Core):
 @register_core("lstm")
 class LSTM(TorchRNN):
     """
-    Long short-term memory. The state is ``h`` and ``c`` of each layer, the output the last layer's ``h``.
+    Long short-term memory. The state is ``h`` and ``c`` of each layer, the output is ``h`` of the last layer.
 
     Paper: Hochreiter and Schmidhuber, "Long Short-Term Memory", 1997, https://doi.org/10.1162/neco.1997.9.8.1735, with the
     forget gates of Gers et al., "Learning to Forget", 2000.
 
-    :meth:`inspect` shows ``input_gate``, ``forget_gate`` and ``output_gate``, each ``(T, B, L, W)``. The arguments are those
-    of :class:`TorchRNN`.
+    :meth:`inspect` shows ``input_gate``, ``forget_gate`` and ``output_gate``, each ``(T, B, L, W)``.
     """
 
     network = nn.LSTM
     state_parts = 2
     gate_names = ("input_gate", "forget_gate", None, "output_gate")
-    torch_is_fused = True  # oneDNN's
+    torch_is_fused = True  # by oneDNN
 
     def _cell(self, x: Tensor, parts: list[Tensor], weights: list[Tensor]) -> Tensor:
         return torch.stack(torch.lstm_cell(x, parts, *weights))
@@ -169,18 +171,17 @@ class LSTM(TorchRNN):
 @register_core("gru")
 class GRU(TorchRNN):
     """
-    Gated recurrent unit. The state is ``h`` of each layer, the output the last layer's.
+    Gated recurrent unit. The state is ``h`` of each layer, the output is ``h`` of the last layer.
 
     Paper: Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder for Statistical Machine Translation", 2014,
     https://arxiv.org/abs/1406.1078.
 
-    :meth:`inspect` shows ``reset_gate`` and ``update_gate`` (the share of the old state that stays), each ``(T, B, L, W)``.
-    The arguments are those of :class:`TorchRNN`.
+    :meth:`inspect` shows ``reset_gate`` and ``update_gate`` (the weight of the previous state), each ``(T, B, L, W)``.
     """
 
     network = nn.GRU
     state_parts = 1
-    gate_names = ("reset_gate", "update_gate", None)  # the candidate is no gate: the reset gate enters it
+    gate_names = ("reset_gate", "update_gate", None)  # the third part of the weights computes the candidate
     torch_is_fused = False
 
     def _cell(self, x: Tensor, parts: list[Tensor], weights: list[Tensor]) -> Tensor:
