@@ -16,7 +16,7 @@ from rmc_rl.agents.cores.kernels.cpu.library import about, why_not
 from rmc_rl.agents.cores.rims_layer import VARIANTS, Communication, InputAttention, ModuleLayer
 
 if TYPE_CHECKING:
-    from rmc_rl.agents.cores.brims import BRIMs
+    from rmc_rl.agents.cores.rims_stack import ModuleStack
 
 __all__ = ["about", "unroll", "why_not"]
 
@@ -54,9 +54,9 @@ class Sizes(Structure):
     ]
 
 
-def unroll(core: "BRIMs", inputs: Tensor, state: Tensor, starts: Tensor | None = None) -> Tensor | None:
+def unroll(core: "ModuleStack", inputs: Tensor, state: Tensor, starts: Tensor | None = None) -> Tensor | None:
     """
-    All steps of BRIMs, or of RIMs.
+    All steps of RIMs or BRIMs.
 
     :param core: the core
     :param inputs: embedded, ``(T, B, E)``
@@ -86,7 +86,7 @@ def unroll(core: "BRIMs", inputs: Tensor, state: Tensor, starts: Tensor | None =
     return calling.unroll(kernel, dict(input_rows=torch.stack(rows, dim=2)), state, initial_state, starts, parameters)
 
 
-def _sizes(core: "BRIMs", layers: list[ModuleLayer]) -> Sizes:
+def _sizes(core: "ModuleStack", layers: list[ModuleLayer]) -> Sizes:
     of_layers = [
         LayerSizes(
             num_modules=layer.sizes.num_modules,
