@@ -198,7 +198,7 @@ def is_plain(module: nn.Module | None) -> bool:
     cls = type(module)
     return (
         _is_known(cls.__module__)
-        and _methods(cls).isdisjoint(module.__dict__)
+        and _methods(cls).isdisjoint(module.__dict__)  # type: ignore[arg-type]  # a class is hashable
         and all(map(is_plain, module._modules.values()))
     )
 
@@ -219,7 +219,7 @@ def _methods(cls: type) -> frozenset[str]:
 def _names_from_outside(cls: type[Core]) -> frozenset[str]:
     """The names, without harmless ones, that classes from outside this package define before :class:`Core`."""
     classes = cls.__mro__[: cls.__mro__.index(Core)]
-    return frozenset(name for outside in classes if not _is_known(outside) for name in vars(outside)) - HARMLESS
+    return frozenset(name for outside in classes if not _is_known(outside.__module__) for name in vars(outside)) - HARMLESS
 
 
 def scalars(looks: Mapping[str, Tensor]) -> dict[str, float]:
