@@ -44,7 +44,7 @@ def rate(step: Callable[[int], None], synchronise: Callable[[], None]) -> float:
 
 def batched(world_id: str, copies: int, device: str) -> Callable[[], float]:
     """A function that measures the steps per second of copies of a world."""
-    world = gymnasium.make_vec(world_id, num_envs=copies, device=device)
+    world = gymnasium.make_vec(world_id, num_envs=copies, device=device, array="torch")
     world.reset(seed=0)
     world.action_space.seed(0)
     actions = [torch.as_tensor(world.action_space.sample(), device=device) for _ in range(N_ACTIONS)]

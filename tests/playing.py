@@ -1,7 +1,13 @@
 """How tests play the worlds of this package."""
 
+import gymnasium
 import numpy as np
 import torch
+
+
+def batched(world_id, num_envs=1, **kwargs):
+    """A batched world that returns tensors."""
+    return gymnasium.make_vec(world_id, num_envs=num_envs, array="torch", **kwargs)
 
 
 def play(world, episodes, act, n_steps, seed=0):

@@ -71,7 +71,11 @@ def test_the_seed_decides_everything(env_id):
         ("Pong-v4", {}, "fixed frame skip, got 'Pong-v4'; did you mean 'ALE/Pong-v5'"),
         ("ALE/Pong-v5", dict(frame_skip=2), "unknown keyword of ALE/Pong-v5 'frame_skip'; did you mean 'frameskip'"),
         ("ALE/Pong-v5", dict(frameskip=0), "frameskip must be a whole number of at least 1, got 0"),
-        ("ALE/Pong-v5", dict(repeat_action_probability=2), r"must lie in \[0, 1\], got 2"),
+        (
+            "ALE/Pong-v5",
+            dict(repeat_action_probability=2),
+            r"repeat_action_probability must be a finite number at least 0 and at most 1, got 2",
+        ),
         ("rmc_rl/Copy-v0", dict(dealy=2), "unknown keyword of rmc_rl/Copy-v0 'dealy'; did you mean 'delay'"),
         ("CartPole-v1", dict(sutton_barto=True), "did you mean 'sutton_barto_reward'"),
         ("FrozenLake-v1", dict(map_name="9x9"), "cannot be made with {'map_name': '9x9'}"),
@@ -88,7 +92,7 @@ def test_mistakes(env_id, kwargs, message):
 
 @pytest.mark.parametrize("env_id", ["ALE/Pong-v5", "rmc_rl/Copy-v0"])
 def test_processes_are_for_what_does_not_step_as_one(env_id):
-    with pytest.raises(UsageError, match=f"processes must be false for {env_id}, whose copies step as one, got True"):
+    with pytest.raises(UsageError, match=f"processes must be false for {env_id}, whose copies are stepped together, got True"):
         make_vec(env_id, 2, processes=True)
 
 

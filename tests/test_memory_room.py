@@ -17,13 +17,14 @@ MINIGRID_KINDS = {0: UNSEEN, 1: FLOOR, 2: WALL, 5: KEY, 6: BALL}
 
 
 @pytest.mark.parametrize("size", [7, 9, 13])
-@pytest.mark.parametrize("random_length", [False, True])
-def test_equals_minigrid(size, random_length):
+@pytest.mark.parametrize(("random_length", "limit"), [(False, None), (True, None), (False, 25)])
+def test_equals_minigrid(size, random_length, limit):
     pytest.importorskip("minigrid")
-    theirs = gymnasium.make("MiniGrid-MemoryS7-v0", size=size, random_length=random_length).unwrapped
-    world = MemoryRoomWorld(1, size=size, random_length=random_length)
+    limits = {} if limit is None else {"max_steps": limit}
+    theirs = gymnasium.make("MiniGrid-MemoryS7-v0", size=size, random_length=random_length, **limits).unwrapped
+    world = MemoryRoomWorld(1, size=size, random_length=random_length, **limits)
     rng = np.random.default_rng(0)
-    rewards = set()
+    rewards, ends = set(), set()
     for episode in range(30):
         observation, _ = theirs.reset(seed=episode)
         ours, _ = world.reset(seed=0)
@@ -44,14 +45,16 @@ def test_equals_minigrid(size, random_length):
             np.testing.assert_array_equal(cells, expected)
             action = int(rng.choice(3, p=[0.2, 0.2, 0.6]))
             observation, reward, terminated, truncated, _ = theirs.step(action)
-            our_reward, our_end, _ = world._advance(torch.tensor([action]))
+            our_reward, our_end, our_cut = world._advance(torch.tensor([action]))
             assert our_reward.item() == pytest.approx(reward)
-            assert our_end.item() == (terminated or truncated)
+            assert (our_end.item(), our_cut.item()) == (terminated, truncated)
             rewards.add(reward > 0)
+            ends.add((terminated, truncated))
             if terminated or truncated:
                 break
             ours = world._observe()
     assert rewards == {True, False}
+    assert (False, True) in ends or limit is None
 
 
 class Player:

@@ -43,18 +43,22 @@ def test_rewards_and_ends():
     world = TMazeWorld(2, length=2, penalty=0.25, max_steps=4)
     world.reset(seed=0)
     world.sign[:] = SIGN_DOWN
-    for actions, rewards, ends in [
-        ((UP, LEFT), (-0.25, -0.25), (False, False)),
-        ((RIGHT, RIGHT), (0, 0), (False, False)),
-        ((RIGHT, RIGHT), (0, 0), (False, False)),
-        ((DOWN, UP), (1, 0), (True, True)),
-    ]:
+    for step, (actions, rewards, ends) in enumerate(
+        [
+            ((UP, LEFT), (-0.25, -0.25), (False, False)),
+            ((RIGHT, RIGHT), (0, 0), (False, False)),
+            ((RIGHT, RIGHT), (0, 0), (False, False)),
+            ((DOWN, UP), (1, 0), (True, True)),
+        ]
+    ):
         _, found, terminated, truncated, _ = world.step(torch.tensor(actions))
         assert found.tolist() == list(rewards)
         assert terminated.tolist() == list(ends)
-        assert not truncated.any()
+        assert truncated.tolist() == [step == 3] * 2  # at the limit an episode may end for both reasons
     for step in range(4):
-        assert world.step(torch.tensor([LEFT, LEFT]))[2].tolist() == [step == 3] * 2
+        _, _, terminated, truncated, _ = world.step(torch.tensor([LEFT, LEFT]))
+        assert not terminated.any()
+        assert truncated.tolist() == [step == 3] * 2
 
 
 @pytest.mark.parametrize(
@@ -62,7 +66,7 @@ def test_rewards_and_ends():
     [
         (dict(length=0), "length must be a whole number of at least 1, got 0"),
         (dict(length=5, max_steps=5), "max_steps must be a whole number of at least 6, got 5"),
-        (dict(penalty=-1), "penalty must be a number of at least 0, got -1"),
+        (dict(penalty=-1), "penalty must be a finite number at least 0, got -1"),
     ],
 )
 def test_mistakes(kwargs, message):

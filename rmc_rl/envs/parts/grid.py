@@ -28,23 +28,6 @@ def look(cells: Tensor, rows: Tensor, columns: Tensor, outside: int) -> Tensor:
     return torch.where(inside, cells.flatten(1).gather(1, index).view(rows.shape), outside)
 
 
-def window(cells: Tensor, row: Tensor, column: Tensor, size: int, outside: int) -> Tensor:
-    """
-    The square around a place, north up.
-
-    :param cells: ``(B, H, W)``
-    :param row: of the centre, ``(B,)``
-    :param column: of the centre, ``(B,)``
-    :param size: cells along the square, odd
-    :param outside: what lies beyond the map
-    :return: ``(B, size, size)``
-    """
-    reach = torch.arange(size, device=cells.device) - size // 2
-    rows = (row.view(-1, 1, 1) + reach.view(1, -1, 1)).expand(-1, size, size)
-    columns = (column.view(-1, 1, 1) + reach.view(1, 1, -1)).expand(-1, size, size)
-    return look(cells, rows, columns, outside)
-
-
 def ahead(cells: Tensor, row: Tensor, column: Tensor, direction: Tensor, size: int, outside: int) -> Tensor:
     """
     The square in front of an agent, turned so that it looks up: the agent is in the middle of the last row.

@@ -14,7 +14,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from rmc_rl.envs.base import BatchedWorld, SingleWorld
+from rmc_rl.envs.base import BatchedWorld
 from rmc_rl.envs.parts import balls, drawing
 from rmc_rl.errors import require, require_whole
 
@@ -152,10 +152,3 @@ class BallTrackingWorld(BatchedWorld):
         colour = drawing.AGENT if self.time[index] >= self.first_free else drawing.WALL
         drawing.outline(frame, self.cursor[index].tolist(), self.grid, colour)
         return frame
-
-
-class BallTrackingEnv(SingleWorld):
-    """One copy of :class:`BallTrackingWorld`, whose docstring describes the task."""
-
-    World = BallTrackingWorld
-    metadata = BallTrackingWorld.metadata

@@ -15,7 +15,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from rmc_rl.envs.base import BatchedWorld, SingleWorld
+from rmc_rl.envs.base import BatchedWorld
 from rmc_rl.envs.parts import balls, drawing
 from rmc_rl.errors import require, require_choice, require_truth, require_whole
 
@@ -186,10 +186,3 @@ class BouncingBallsWorld(BatchedWorld):
                 frame, divmod(place, self.grid), self.grid, drawing.RIGHT if self.right[index, place] else drawing.WRONG
             )
         return frame
-
-
-class BouncingBallsEnv(SingleWorld):
-    """One copy of :class:`BouncingBallsWorld`, whose docstring describes the task."""
-
-    World = BouncingBallsWorld
-    metadata = BouncingBallsWorld.metadata

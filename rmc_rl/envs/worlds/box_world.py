@@ -17,7 +17,7 @@ from gymnasium import spaces
 from torch import Tensor
 from torch.nn.functional import embedding, one_hot
 
-from rmc_rl.envs.base import BatchedWorld, SingleWorld
+from rmc_rl.envs.base import BatchedWorld
 from rmc_rl.envs.parts import drawing, grid
 from rmc_rl.errors import require, require_choice, require_whole
 
@@ -85,6 +85,7 @@ class BoxWorld(BatchedWorld):
     :raises UsageError: for fewer colours or less room than there must be, an even ``view_size``, or an unknown ``obs``
     """
 
+    truncates = True
     metadata: dict[str, Any] = BatchedWorld.metadata | {"render_modes": ["rgb_array"]}
 
     cells: Tensor  # (B, N), codes
@@ -216,8 +217,7 @@ class BoxWorld(BatchedWorld):
         self.place = torch.where(changes | (code == 0), to, self.place)
         self.held = torch.where(changes, torch.where(takes, colour, self.none), self.held)
         rewards = GEM_REWARD * gem + BOX_REWARD * (opens & ~wrong) + WRONG_REWARD * wrong
-        terminated = gem | wrong | (self.time == self.max_steps)
-        return rewards, terminated, torch.zeros_like(terminated)
+        return rewards, gem | wrong, self.time == self.max_steps
 
     def _seen(self) -> Tensor:
         """Codes of the cells in view, ``(B, n)``."""
@@ -261,10 +261,3 @@ def _palette(n_colours: int) -> Tensor:
     keys = [colorsys.hsv_to_rgb(colour / n_colours, 1, 1 - 0.4 * (colour % 2)) for colour in range(n_colours)]
     rows = [drawing.WALL, *(tuple(round(255 * part) for part in key) for key in keys), drawing.DARK, drawing.GRID]
     return torch.tensor(rows, dtype=torch.uint8)
-
-
-class BoxWorldEnv(SingleWorld):
-    """One copy of :class:`BoxWorld`, whose docstring describes the task."""
-
-    World = BoxWorld
-    metadata = BoxWorld.metadata

@@ -12,7 +12,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from rmc_rl.envs.base import BatchedWorld, SingleWorld
+from rmc_rl.envs.base import BatchedWorld
 from rmc_rl.envs.parts import drawing
 from rmc_rl.errors import require_whole
 
@@ -65,7 +65,7 @@ class CopyWorld(BatchedWorld):
 
     symbols: Tensor  # (B, length)
     time: Tensor  # (B,), steps since the episode began
-    answers: Tensor  # (B, length), kept for pictures alone; -1: not answered yet
+    acted: Tensor  # (B, length), kept for pictures alone; -1: not answered yet
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class CopyWorld(BatchedWorld):
     def _draw(self, count: int) -> dict[str, Tensor]:
         symbols = torch.randint(self.n_symbols, (count, self.length), generator=self.generator, device=self.device)
         time = torch.zeros(count, dtype=torch.long, device=self.device)
-        return {"symbols": symbols, "time": time, "answers": torch.full_like(symbols, -1)}
+        return {"symbols": symbols, "time": time, "acted": torch.full_like(symbols, -1)}
 
     def _advance(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         place = self.time - self.recall_step
@@ -95,7 +95,7 @@ class CopyWorld(BatchedWorld):
         right = counts & (actions == self.symbols.gather(1, index).squeeze(-1))
         if self.render_mode is not None:
             answer = torch.where(counts, actions, -1).unsqueeze(-1)
-            self.answers = self.answers.scatter(1, index, answer)
+            self.acted = self.acted.scatter(1, index, answer)
         self.time = self.time + 1
         terminated = self.time == self.recall_step + self.length
         return right.float() / self.length, terminated, torch.zeros_like(terminated)
@@ -107,7 +107,7 @@ class CopyWorld(BatchedWorld):
 
     def _picture(self, index: int) -> np.ndarray:
         columns = self.recall_step + self.length
-        symbols, answers, time = self.symbols[index].tolist(), self.answers[index].tolist(), int(self.time[index])
+        symbols, answers, time = self.symbols[index].tolist(), self.acted[index].tolist(), int(self.time[index])
         cells = np.full((self.n_symbols, columns, 3), drawing.PAPER, dtype=np.uint8)
         cells[:, min(time, columns - 1)] = drawing.NOW
         for step in range(min(time + 1, self.length)):
@@ -116,10 +116,3 @@ class CopyWorld(BatchedWorld):
             if answer >= 0:
                 cells[answer, self.recall_step + place] = drawing.RIGHT if answer == symbols[place] else drawing.WRONG
         return drawing.enlarge(cells, _CELL)
-
-
-class CopyEnv(SingleWorld):
-    """One copy of :class:`CopyWorld`, whose docstring describes the task."""
-
-    World = CopyWorld
-    metadata = CopyWorld.metadata

@@ -14,7 +14,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from rmc_rl.envs.base import BatchedWorld, SingleWorld
+from rmc_rl.envs.base import BatchedWorld
 from rmc_rl.envs.parts import drawing, grid
 from rmc_rl.errors import require, require_choice, require_truth, require_whole
 
@@ -98,6 +98,7 @@ class MemoryRoomWorld(BatchedWorld):
     :raises UsageError: for an even ``size`` or one below 7, an unknown start or ``max_steps`` below 1
     """
 
+    truncates = True
     metadata: dict[str, Any] = BatchedWorld.metadata | {"render_modes": ["rgb_array"]}
 
     layout: Tensor  # (B,), an index of a length of the corridor
@@ -192,8 +193,7 @@ class MemoryRoomWorld(BatchedWorld):
         north, south = (at_crossing & (self.row == middle + side) for side in (-1, 1))
         room_is_north = (self.objects == 0) | (self.objects == 3)
         right = torch.where(room_is_north, north, south)
-        terminated = north | south | (self.time == self.max_steps)
-        return right * (1 - 0.9 * self.time / self.max_steps), terminated, torch.zeros_like(terminated)
+        return right * (1 - 0.9 * self.time / self.max_steps), north | south, self.time == self.max_steps
 
     def _observe(self) -> Tensor:
         place = (self.row * self.size + self.column) * 4 + self.direction
@@ -214,10 +214,3 @@ class MemoryRoomWorld(BatchedWorld):
         drawing.disc(frame, x, y, _CELL / 2 - 1, drawing.AGENT)
         drawing.disc(frame, x + across * _CELL / 4, y + down * _CELL / 4, _CELL / 6, drawing.DARK)
         return frame
-
-
-class MemoryRoomEnv(SingleWorld):
-    """One copy of :class:`MemoryRoomWorld`, whose docstring describes the task."""
-
-    World = MemoryRoomWorld
-    metadata = MemoryRoomWorld.metadata

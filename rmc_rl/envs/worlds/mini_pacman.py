@@ -15,7 +15,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from rmc_rl.envs.base import BatchedWorld, SingleWorld
+from rmc_rl.envs.base import BatchedWorld
 from rmc_rl.envs.parts import drawing, mazes
 from rmc_rl.errors import require, require_choice, require_whole
 
@@ -115,6 +115,7 @@ class MiniPacmanWorld(BatchedWorld):
     :raises UsageError: for an unknown mode, view or obs, an even ``view_size``, or numbers below 1
     """
 
+    truncates = True
     metadata: dict[str, Any] = BatchedWorld.metadata | {"render_modes": ["rgb_array"]}
 
     maze: Tensor  # (B,), an index of the mazes
@@ -207,17 +208,16 @@ class MiniPacmanWorld(BatchedWorld):
         eaten, caught = eaten + eaten_after, caught | caught_after
         self.time, self.level_time = self.time + 1, self.level_time + 1
         rewards = mode.step + mode.food * ate + mode.pill * took + mode.ghost * eaten + mode.death * caught
-        terminated = caught | (self.time == self.max_steps)
         left = {
             "food": lambda: self.food.any(1),
             "ghosts": lambda: self.alive.any(1),
             "pills": lambda: self.pills.any(1),
             "steps": lambda: self.level_time < LEVEL_STEPS,
         }[mode.ends]()
-        cleared = ~left & ~terminated
+        cleared = ~left & ~caught
         self.level = self.level + cleared.long()
         self._replace(cleared, lambda copies: self._draw_level(self.maze[copies], self.level[copies]))
-        return rewards.float(), terminated, torch.zeros_like(terminated)
+        return rewards.float(), caught, self.time == self.max_steps
 
     def _meet(self) -> tuple[Tensor, Tensor]:
         """Ghosts eaten where Pacman is, ``(B,)``, and whether one caught him, ``(B,)`` bool."""
@@ -292,10 +292,3 @@ def _views(size: int) -> np.ndarray:
     near_columns = np.broadcast_to(columns[:, None, None] + reach, (_PLACES, size, size))
     inside = (near_rows >= 0) & (near_rows < mazes.HEIGHT) & (near_columns >= 0) & (near_columns < mazes.WIDTH)
     return np.where(inside, near_rows * mazes.WIDTH + near_columns, 0).reshape(_PLACES, -1)
-
-
-class MiniPacmanEnv(SingleWorld):
-    """One copy of :class:`MiniPacmanWorld`, whose docstring describes the task."""
-
-    World = MiniPacmanWorld
-    metadata = MiniPacmanWorld.metadata

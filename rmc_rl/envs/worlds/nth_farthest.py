@@ -15,7 +15,7 @@ from gymnasium import spaces
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from rmc_rl.envs.base import BatchedWorld, SingleWorld
+from rmc_rl.envs.base import BatchedWorld
 from rmc_rl.envs.parts import drawing
 from rmc_rl.errors import require_whole
 
@@ -142,10 +142,3 @@ class NthFarthestWorld(BatchedWorld):
             drawing.write(frame, str(label), x, y, drawing.PAPER)
         drawing.write(frame, f"farthest no. {n + 1} from {m}", _SIDE / 2, _SIDE + _LINE / 2, drawing.DARK)
         return frame
-
-
-class NthFarthestEnv(SingleWorld):
-    """One copy of :class:`NthFarthestWorld`, whose docstring describes the task."""
-
-    World = NthFarthestWorld
-    metadata = NthFarthestWorld.metadata

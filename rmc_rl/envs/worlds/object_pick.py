@@ -15,7 +15,7 @@ from gymnasium import spaces
 from torch import Tensor
 from torch.nn.functional import embedding, one_hot
 
-from rmc_rl.envs.base import BatchedWorld, SingleWorld
+from rmc_rl.envs.base import BatchedWorld
 from rmc_rl.envs.parts import drawing, grid
 from rmc_rl.errors import require, require_truth, require_whole
 
@@ -80,6 +80,7 @@ class ObjectPickWorld(BatchedWorld):
     :raises UsageError: for a ``size`` below 3, or fewer objects or places than there must be
     """
 
+    truncates = True
     metadata: dict[str, Any] = BatchedWorld.metadata | {"render_modes": ["rgb_array"]}
 
     cells: Tensor  # (B, size, size)
@@ -155,9 +156,8 @@ class ObjectPickWorld(BatchedWorld):
         self.time = self.time + 1
         place = (self.row * self.size + self.column).unsqueeze(-1)
         found = self.cells.flatten(1).gather(1, place).squeeze(-1) - FIRST_OBJECT
-        terminated = (found >= 0) | (self.time == self.max_steps)
         rewards = (found == self.target) * (1 - 0.5 * self.time / self.max_steps)
-        return rewards, terminated, torch.zeros_like(terminated)
+        return rewards, found >= 0, self.time == self.max_steps
 
     def _observe(self) -> Tensor:
         around = grid.ahead(self.cells, self.row, self.column, self.direction, VIEW, WALL)
@@ -190,10 +190,3 @@ class ObjectPickWorld(BatchedWorld):
         drawing.disc(frame, x, y, _CELL / 3, drawing.DARK)
         drawing.disc(frame, x + across * _CELL / 4, y + down * _CELL / 4, _CELL / 8, drawing.WRONG)
         return frame
-
-
-class ObjectPickEnv(SingleWorld):
-    """One copy of :class:`ObjectPickWorld`, whose docstring describes the task."""
-
-    World = ObjectPickWorld
-    metadata = ObjectPickWorld.metadata

@@ -15,7 +15,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from rmc_rl.envs.base import BatchedWorld, SingleWorld
+from rmc_rl.envs.base import BatchedWorld
 from rmc_rl.envs.parts import drawing
 from rmc_rl.envs.parts.programs import CHARACTERS, MEMORISATION, TASKS, write_program
 from rmc_rl.errors import require, require_choice, require_truth, require_whole
@@ -94,7 +94,7 @@ class ProgramEvalWorld(BatchedWorld):
 
     program: Tensor  # (B,), an index into the pool
     time: Tensor  # (B,), steps since the episode began
-    answers: Tensor  # (B, T) for pictures, else (B, 0); -1: not answered
+    acted: Tensor  # (B, T) for pictures, else (B, 0); -1: not answered
 
     def __init__(
         self,
@@ -145,7 +145,7 @@ class ProgramEvalWorld(BatchedWorld):
     def _draw(self, count: int) -> dict[str, Tensor]:
         program = torch.randint(len(self.pool), (count,), generator=self.generator, device=self.device)
         answers = torch.full((count, self.longest), -1, dtype=torch.int8, device=self.device)
-        return {"program": program, "time": torch.zeros_like(program), "answers": answers}
+        return {"program": program, "time": torch.zeros_like(program), "acted": answers}
 
     def _place(self) -> Tensor:
         """Where the present step stands in the tables, ``(B,)``."""
@@ -156,7 +156,7 @@ class ProgramEvalWorld(BatchedWorld):
         right = actions == digits
         if self.render_mode is not None:
             answer = torch.where(digits == _NOT_ASKED, -1, actions).unsqueeze(-1).to(torch.int8)
-            self.answers = self.answers.scatter(1, self.time.unsqueeze(-1), answer)
+            self.acted = self.acted.scatter(1, self.time.unsqueeze(-1), answer)
         self.time = self.time + 1
         terminated = self.time == self._ends[self.program]
         return right * self._rewards[self.program], terminated, torch.zeros_like(terminated)
@@ -166,7 +166,7 @@ class ProgramEvalWorld(BatchedWorld):
 
     def _picture(self, index: int) -> np.ndarray:
         text, result = self.pool[int(self.program[index])]
-        time, answers = int(self.time[index]), self.answers[index].tolist()
+        time, answers = int(self.time[index]), self.acted[index].tolist()
         frame = np.full((2 * _CELL + 8, (self.longest + 1) * _CELL, 3), drawing.PAPER, dtype=np.uint8)
         frame[:, time * _CELL : (time + 1) * _CELL] = drawing.NOW
 
@@ -179,10 +179,3 @@ class ProgramEvalWorld(BatchedWorld):
             if answers[step] >= 0:
                 write(str(answers[step]), step, 1, drawing.RIGHT if answers[step] == int(digit) else drawing.WRONG)
         return frame
-
-
-class ProgramEvalEnv(SingleWorld):
-    """One copy of :class:`ProgramEvalWorld`, whose docstring describes the tasks."""
-
-    World = ProgramEvalWorld
-    metadata = ProgramEvalWorld.metadata

@@ -15,7 +15,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from rmc_rl.envs.base import BatchedWorld, SingleWorld
+from rmc_rl.envs.base import BatchedWorld
 from rmc_rl.envs.parts import drawing
 from rmc_rl.envs.parts.digits import INTERPOLATIONS, SPLITS, load_digits, resize
 from rmc_rl.errors import require, require_choice, require_truth, require_whole
@@ -151,10 +151,3 @@ class SequentialDigitsWorld(BatchedWorld):
                 drawing.disc(frame, x, y, _LINE / 2, colour)
             drawing.write(frame, str(digit), x, y, drawing.PAPER if digit == answer else colour)
         return frame
-
-
-class SequentialDigitsEnv(SingleWorld):
-    """One copy of :class:`SequentialDigitsWorld`, whose docstring describes the task."""
-
-    World = SequentialDigitsWorld
-    metadata = SequentialDigitsWorld.metadata

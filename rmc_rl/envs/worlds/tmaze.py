@@ -11,9 +11,9 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from rmc_rl.envs.base import BatchedWorld, SingleWorld
+from rmc_rl.envs.base import BatchedWorld
 from rmc_rl.envs.parts import drawing
-from rmc_rl.errors import require, require_whole
+from rmc_rl.errors import require_number, require_whole
 
 UP, RIGHT, DOWN, LEFT = range(4)  # actions
 SIGN_UP, SIGN_DOWN, CORRIDOR, JUNCTION = range(4)  # observations
@@ -64,6 +64,7 @@ class TMazeWorld(BatchedWorld):
     :raises UsageError: for a ``length`` below 1, ``max_steps`` that do not reach an arm, or a negative penalty
     """
 
+    truncates = True
     metadata: dict[str, Any] = BatchedWorld.metadata | {"render_modes": ["rgb_array"]}
 
     sign: Tensor  # (B,), SIGN_UP or SIGN_DOWN
@@ -83,7 +84,7 @@ class TMazeWorld(BatchedWorld):
         require_whole("length", length)
         max_steps = 5 * length if max_steps is None else max_steps
         require_whole("max_steps", max_steps, length + 1)
-        require(isinstance(penalty, int | float) and penalty >= 0, "penalty must be a number of at least 0", penalty)
+        require_number("penalty", penalty, at_least=0)
         super().__init__(num_envs, spaces.Discrete(4), spaces.Discrete(4), device, render_mode)
         self.length, self.max_steps, self.penalty = length, max_steps, float(penalty)
 
@@ -101,8 +102,7 @@ class TMazeWorld(BatchedWorld):
         bumps = (place == self.place) & ~ends
         self.place, self.time = place, self.time + 1
         self.arm = torch.where(ends, torch.where(actions == DOWN, 1, -1), 0)
-        terminated = ends | (self.time == self.max_steps)
-        return right.float() - self.penalty * bumps.float(), terminated, torch.zeros_like(terminated)
+        return right.float() - self.penalty * bumps.float(), ends, self.time == self.max_steps
 
     def _observe(self) -> Tensor:
         after = torch.where(self.place == self.length, JUNCTION, CORRIDOR)
@@ -116,10 +116,3 @@ class TMazeWorld(BatchedWorld):
         cells[2, 1] = drawing.NOW  # where the sign is
         cells[2 + arm, place + 1] = drawing.AGENT
         return drawing.enlarge(cells, _CELL)
-
-
-class TMazeEnv(SingleWorld):
-    """One copy of :class:`TMazeWorld`, whose docstring describes the task."""
-
-    World = TMazeWorld
-    metadata = TMazeWorld.metadata
