@@ -45,3 +45,15 @@ def random_actions(world, seed=0):
     """An ``act`` for :func:`play` that draws from the world's action space."""
     world.action_space.seed(seed)
     return lambda _: torch.as_tensor(world.action_space.sample())
+
+
+def answering(world, seed=0):
+    """An ``act`` that takes the world's answers where they are known, and random actions elsewhere."""
+    act = random_actions(world, seed)
+
+    def answer(observations):
+        actions, known = world.answers()
+        others = act(observations).to(actions.dtype)
+        return torch.where(known.view(-1, *[1] * (actions.dim() - 1)), actions, others)
+
+    return answer
