@@ -14,7 +14,7 @@ def play(world, episodes, act, n_steps, seed=0):
     """
     Step a batched world for ``n_steps`` with ``act(observations)``, which returns actions ``(B, *action_shape)``.
 
-    Returns of the episodes that ended, in order of their ends; at least as many as ``episodes`` must have.
+    The result is the returns of the episodes that ended, in the order of their ends, at least ``episodes`` of them.
     """
     observations, _ = world.reset(seed=seed)
     running, returns = torch.zeros(world.num_envs), []

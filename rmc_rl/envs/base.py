@@ -258,7 +258,8 @@ class NumpyWorld(VectorWrapper[np.ndarray, Tensor | np.ndarray, Tensor, Tensor |
     A batched world with NumPy arrays instead of tensors, for Gymnasium's own vector wrappers.
 
     As in Gymnasium's vector environments, ``info["final_obs"]`` is an array of ``B`` objects: the last observations of the
-    episodes that ended, and None for the other copies.
+    episodes that ended, and None for the other copies. (Gymnasium's observation wrappers refuse vector environments that reset
+    in the same step. They work with ``gymnasium.make_vec(..., vectorization_mode="sync")``.)
 
     :param env: the world
     """

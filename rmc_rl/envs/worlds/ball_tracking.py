@@ -167,6 +167,6 @@ class BallTrackingWorld(BatchedWorld):
             drawing.disc(frame, x * _SIDE, y * _SIDE, radius * _SIDE, drawing.SEEN if ball else drawing.GOAL)
             if ball == 0 and self.time[index] < self.marked_steps:
                 drawing.disc(frame, x * _SIDE, y * _SIDE, radius * _SIDE / 2, drawing.NOW)
-        colour = drawing.AGENT if self.time[index] >= self.first_free else drawing.WALL
+        colour = drawing.AGENT if self.time[index] >= self.first_free[index] else drawing.WALL
         drawing.outline(frame, self.cursor[index].tolist(), self.grid, colour)
         return frame
