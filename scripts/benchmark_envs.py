@@ -1,5 +1,5 @@
 """
-Measure how fast worlds step: python scripts/benchmark_envs.py [--copies 1 64 1024] [--device cuda --copies 65536] [--worlds ...]
+Speed of the worlds: python scripts/benchmark_envs.py [--copies 1 64 1024] [--device cuda --copies 65536] [--worlds ...]
 
 The first table shows the steps per second of all copies of each world of rmc_rl/* together: random actions that were drawn
 before, with observations and resets, medians over the rounds. The second table shows the nearest public environments that are

@@ -528,7 +528,9 @@ def test_numpy_numbers_are_accepted(previous_action_reward):
     assert type(env.num_envs) is int
     env.reset()
     env.step(np.zeros(2, dtype=np.int8))
-    atari = make_vec("ALE/Pong-v5", np.int64(1), env_kwargs=dict(frameskip=np.int64(2), grayscale=np.bool_(True)))
+    atari = make_vec(
+        "ALE/Pong-v5", np.int64(1), env_kwargs=dict(frameskip=np.int64(2), grayscale=np.bool_(True), maxpool=np.bool_(False))
+    )
     assert atari.reset().shape == (1, 1, 84, 84)
 
 
@@ -631,6 +633,7 @@ def test_atari_can_be_drawn_and_recorded(grayscale, tmp_path, monkeypatch):
         (dict(render_mode="human"), "render_mode must be one of [None, 'rgb_array'], got 'human'"),
         (dict(repeat_action_probability=float("nan")), "repeat_action_probability must be a finite number"),
         (dict(num_threads=6000), f"num_threads must be at most {os.cpu_count()}, got 6000"),
+        (dict(frameskip=2**31), "frameskip must be at most 2147483647, got 2147483648"),
         (dict(img_height=10**6, img_width=10**6), "must need at most 8 GiB of memory"),
     ],
 )

@@ -392,7 +392,7 @@ def test_sizes_that_no_memory_holds_are_refused_before_they_are_allocated(name, 
 
 
 def test_more_copies_than_memory_holds_are_refused():
-    with pytest.raises(UsageError, match="num_envs, .* must need at most 8 GiB of memory, got num_envs=1000000000"):
+    with pytest.raises(UsageError, match=r"num_envs, .* must need at most 8 GiB of memory, got num_envs=1000000000"):
         make_vec("rmc_rl/BouncingBalls-v0", 10**9)
 
 

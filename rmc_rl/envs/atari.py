@@ -26,6 +26,7 @@ from rmc_rl.errors import UsageError, require, require_truth
 RENDER_MODES = (None, "rgb_array")
 _SCREEN = (160, 210)  # width and height of the game's screen, in pixels
 _EMULATOR_FPS = 60
+_MOST_INT = 2**31 - 1  # ale-py's numbers are C integers
 
 
 def is_atari(spec: EnvSpec) -> bool:
@@ -97,10 +98,10 @@ class AtariVecEnv(SameStepVecEnv):
             repeat_action_probability = spec.kwargs["repeat_action_probability"]
         if max_num_frames_per_episode is None:
             max_num_frames_per_episode = spec.kwargs["max_num_frames_per_episode"]
-        num_envs, frameskip = whole("num_envs", num_envs), whole("frameskip", frameskip)
+        num_envs, frameskip = whole("num_envs", num_envs), whole("frameskip", frameskip, at_most=_MOST_INT)
         img_height, img_width = whole("img_height", img_height), whole("img_width", img_width)
-        stack_num, noop_max = whole("stack_num", stack_num), whole("noop_max", noop_max, at_least=0)
-        max_num_frames_per_episode = whole("max_num_frames_per_episode", max_num_frames_per_episode)
+        stack_num, noop_max = whole("stack_num", stack_num), whole("noop_max", noop_max, at_least=0, at_most=_MOST_INT)
+        max_frames = whole("max_num_frames_per_episode", max_num_frames_per_episode, at_most=_MOST_INT)
         num_threads = whole("num_threads", num_threads, at_least=0, at_most=os.cpu_count())
         repeat_action_probability = number("repeat_action_probability", repeat_action_probability, at_least=0, at_most=1)
         sizes = dict(num_envs=num_envs, stack_num=stack_num, img_height=img_height, img_width=img_width)
@@ -111,27 +112,26 @@ class AtariVecEnv(SameStepVecEnv):
             require_truth(name, flag)
         require(render_mode in RENDER_MODES, f"render_mode must be one of {list(RENDER_MODES)}", render_mode)
 
-        self.reward_clipping, self.episodic_life = reward_clipping, episodic_life
+        self.reward_clipping, self.episodic_life, self.grayscale = bool(reward_clipping), bool(episodic_life), bool(grayscale)
         vector = AtariVectorEnv(
             game,
             num_envs,
             num_threads=num_threads,
-            max_num_frames_per_episode=max_num_frames_per_episode,
+            max_num_frames_per_episode=max_frames,
             repeat_action_probability=repeat_action_probability,
-            full_action_space=full_action_space,
+            full_action_space=bool(full_action_space),
             autoreset_mode=AutoresetMode.SAME_STEP,
             img_height=img_height,
             img_width=img_width,
-            grayscale=grayscale,
+            grayscale=self.grayscale,
             stack_num=stack_num,
             frameskip=frameskip,
-            maxpool=maxpool,
+            maxpool=bool(maxpool),
             noop_max=noop_max,
-            life_loss_info=episodic_life,
+            life_loss_info=self.episodic_life,
             reward_clipping=False,  # done in reward(), because the statistics count the raw score
-            use_fire_reset=use_fire_reset,
+            use_fire_reset=bool(use_fire_reset),
         )
-        self.grayscale = grayscale
         self._frames_before_game = np.zeros(num_envs, dtype=np.int32)
         vector.render_mode = render_mode
         vector.metadata = {**vector.metadata, "render_fps": _EMULATOR_FPS // frameskip}
