@@ -287,6 +287,7 @@ def test_gymnasium_hands_out_numpy(world_id):
         assert bool(info) == bool(rest[1].any() or rest[2].any())
         for index in np.flatnonzero(info.get("_final_obs", [])):
             np.testing.assert_array_equal(info["final_obs"][index], tensors_info["final_obs"][index])
+            assert [last is None for last in info["final_obs"]] == (~info["_final_obs"]).tolist()
             ends += 1
     assert ends > 0
     assert world.unwrapped.answers().known.shape == (3,)
