@@ -133,7 +133,7 @@ def require_truth(name: str, value: object) -> None:
     :param value: the value received
     :raises UsageError: where it is not
     """
-    require(isinstance(value, bool), f"{name} must be true or false", value)
+    require(isinstance(value, bool | np.bool_), f"{name} must be true or false", value)
 
 
 def check_keywords(kind: str, function: Callable[..., Any], keywords: Mapping[str, Any], given: Iterable[str] = ()) -> None:

@@ -1,9 +1,10 @@
 """
-How fast worlds step: python scripts/benchmark_envs.py [--copies 1 64 1024] [--device cuda --copies 65536] [--worlds ...]
+Speed of the worlds: python scripts/benchmark_envs.py [--copies 1 64 1024] [--device cuda --copies 65536] [--worlds ...]
 
-A table of steps per second, all copies together, of each world of rmc_rl/* with random actions drawn beforehand, observations
-and resets included; medians over the rounds. Then the nearest public environments, one copy each as they come, where they are
-installed (pip install minigrid popgym), and how many times as fast the batched world is: of each round, median and range.
+The first table shows the steps per second of all copies of each world of rmc_rl/* together: random actions that were drawn
+before, with observations and resets, medians over the rounds. The second table shows the nearest public environments that are
+installed (pip install minigrid popgym), one copy of each without changes, and how many times as fast the batched world is:
+median and range over the rounds.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import torch
 from rmc_rl.envs import WORLDS
 
 SECONDS = 0.5  # of each measurement
-N_ACTIONS = 64  # batches of actions, used again and again
+N_ACTIONS = 64  # batches of actions, which are repeated
 
 # the public environment, the module that registers it, and the world that is the same or nearest
 PUBLIC = [
@@ -44,7 +45,7 @@ def rate(step: Callable[[int], None], synchronise: Callable[[], None]) -> float:
 
 def batched(world_id: str, copies: int, device: str) -> Callable[[], float]:
     """A function that measures the steps per second of copies of a world."""
-    world = gymnasium.make_vec(world_id, num_envs=copies, device=device)
+    world = gymnasium.make_vec(world_id, num_envs=copies, device=device, array="torch")
     world.reset(seed=0)
     world.action_space.seed(0)
     actions = [torch.as_tensor(world.action_space.sample(), device=device) for _ in range(N_ACTIONS)]
@@ -53,7 +54,7 @@ def batched(world_id: str, copies: int, device: str) -> Callable[[], float]:
 
 
 def single(env: gymnasium.Env[Any, Any]) -> Callable[[], float]:
-    """A function that measures the steps per second of one environment, its resets included."""
+    """A function that measures the steps per second of one environment, including its resets."""
     env.reset(seed=0)
     env.action_space.seed(0)
     actions = [env.action_space.sample() for _ in range(N_ACTIONS)]
@@ -67,7 +68,7 @@ def single(env: gymnasium.Env[Any, Any]) -> Callable[[], float]:
 
 
 def void(_: object) -> None:
-    """Forget a result."""
+    """Discard a result."""
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """
-A picture of all worlds: python scripts/contact_sheet.py [--out docs/worlds.png]
+Draw all worlds in one picture: python scripts/contact_sheet.py [--out docs/worlds.png]
 
-A row for each world of rmc_rl/*: frames of one episode of random play, from its first to its last step.
+The picture has a row for each world of rmc_rl/*: frames of one episode of random play, from the first to the last step.
 """
 
 import argparse
@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw
 
 from rmc_rl.envs import WORLDS
 
-FRAMES, HEIGHT, WIDTH, LINE, GAP = 5, 110, 190, 16, 8  # pixels of a frame at most, of the line of text, and between them
-MOST_COLOURS = 256  # of the picture: keeps its file small
+FRAMES, HEIGHT, WIDTH, LINE, GAP = 5, 110, 190, 16, 8  # number of frames; pixels: largest frame, line of text, gap
+MOST_COLOURS = 256  # of the picture, so that its file is small
 ROWS_PER_COLUMN = 7
 SEED = 4
 

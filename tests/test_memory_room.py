@@ -4,26 +4,38 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from playing import first_returns, random_actions
+from playing import answering, first_returns, random_actions
 
 from rmc_rl.envs.worlds import memory_room
-from rmc_rl.envs.worlds.memory_room import BALL, EAST, FLOOR, FORWARD, KEY, LEFT, RIGHT, UNSEEN, WALL, MemoryRoomWorld
+from rmc_rl.envs.worlds.memory_room import (
+    BALL,
+    EAST,
+    FLOOR,
+    FORWARD,
+    KEY,
+    LEFT,
+    NORTH,
+    RIGHT,
+    SOUTH,
+    UNSEEN,
+    WALL,
+    MemoryRoomWorld,
+)
 from rmc_rl.errors import UsageError
-
-NORTH, SOUTH = 0, 2  # of grid.MOVES
 
 # (object, what it is here) of MiniGrid's encoding; the agent's own cell is empty
 MINIGRID_KINDS = {0: UNSEEN, 1: FLOOR, 2: WALL, 5: KEY, 6: BALL}
 
 
 @pytest.mark.parametrize("size", [7, 9, 13])
-@pytest.mark.parametrize("random_length", [False, True])
-def test_equals_minigrid(size, random_length):
+@pytest.mark.parametrize(("random_length", "limit"), [(False, None), (True, None), (False, 25)])
+def test_equals_minigrid(size, random_length, limit):
     pytest.importorskip("minigrid")
-    theirs = gymnasium.make("MiniGrid-MemoryS7-v0", size=size, random_length=random_length).unwrapped
-    world = MemoryRoomWorld(1, size=size, random_length=random_length)
+    limits = {} if limit is None else {"max_steps": limit}
+    theirs = gymnasium.make("MiniGrid-MemoryS7-v0", size=size, random_length=random_length, **limits).unwrapped
+    world = MemoryRoomWorld(1, size=size, random_length=random_length, **limits)
     rng = np.random.default_rng(0)
-    rewards = set()
+    rewards, ends = set(), set()
     for episode in range(30):
         observation, _ = theirs.reset(seed=episode)
         ours, _ = world.reset(seed=0)
@@ -44,60 +56,87 @@ def test_equals_minigrid(size, random_length):
             np.testing.assert_array_equal(cells, expected)
             action = int(rng.choice(3, p=[0.2, 0.2, 0.6]))
             observation, reward, terminated, truncated, _ = theirs.step(action)
-            our_reward, our_end, _ = world._advance(torch.tensor([action]))
+            our_reward, our_end, our_cut = world._advance(torch.tensor([action]))
             assert our_reward.item() == pytest.approx(reward)
-            assert our_end.item() == (terminated or truncated)
+            assert (our_end.item(), our_cut.item()) == (terminated, truncated)
             rewards.add(reward > 0)
+            ends.add((terminated, truncated))
             if terminated or truncated:
                 break
             ours = world._observe()
     assert rewards == {True, False}
+    assert (False, True) in ends or limit is None
 
 
-class Player:
-    """Looks at the object in the room if it remembers, and goes to one side of the crossing, by chance if it does not know."""
+def guessing(world):
+    """Goes to one side of the crossing by chance, without a look at the object in the room."""
+    sides = torch.where(torch.rand(world.num_envs, generator=torch.Generator().manual_seed(0)) < 0.5, NORTH, SOUTH)
 
-    def __init__(self, world, remembers):
-        self.world, self.remembers = world, remembers
-        self.rng = np.random.default_rng(0)
-        self.plans = [([], 0)] * world.num_envs  # turns still to do, and the direction to take at the crossing
+    def act(_):
+        at_crossing = world.column == world._ends[world.layout] + 1
+        turn = (torch.where(at_crossing, sides, EAST) - world.direction) % 4
+        return torch.where(turn == 0, FORWARD, torch.where(turn == 3, LEFT, RIGHT))
 
-    def __call__(self, _):
-        return torch.tensor([self.act(index) for index in range(self.world.num_envs)])
-
-    def act(self, index):
-        world = self.world
-        column, direction = int(world.column[index]), int(world.direction[index])
-        if world.time[index] == 0:
-            right_side = NORTH if int(world.objects[index]) in (0, 3) else SOUTH
-            turns = [RIGHT] * 4 if self.remembers and column > 1 else []  # from the first column it is in view
-            self.plans[index] = turns, right_side if self.remembers else int(self.rng.choice([NORTH, SOUTH]))
-        turns, side = self.plans[index]
-        if turns:
-            return turns.pop()
-        wanted = side if column == int(world._ends[world.layout[index]]) + 1 else EAST
-        if direction == wanted:
-            return FORWARD
-        return LEFT if (wanted - direction) % 4 == 3 else RIGHT
+    return act
 
 
 def test_perfect_play():
     world = MemoryRoomWorld(256)
-    returns = first_returns(world, Player(world, remembers=True))
+    returns = first_returns(world, answering(world))
     assert returns.min() > 0.97
-    assert abs(returns.mean() - 0.98) < 0.01
+    assert abs(returns.mean() - world.returns().perfect) < 0.01
+
+
+@pytest.mark.parametrize("sizes", [dict(), dict(size=17), dict(size=13, random_length=True), dict(start="sign")], ids=str)
+def test_the_answers_look_before_they_choose(sizes):
+    world = MemoryRoomWorld(256, **sizes)
+    world.reset(seed=0)
+    running, longest = torch.ones(256, dtype=torch.bool), 0
+    looked_at = torch.full((256,), -1)  # the last step at which the object in the room was visible
+    for step in range(4 * world.size):
+        looked_at = torch.where(running & world._shows_room[world._present_view()], step, looked_at)
+        _, rewards, terminated, _, _ = world.step(world.answers().actions)
+        assert (rewards[terminated] > 0).all()
+        assert (looked_at[terminated & running] >= 0).all()
+        longest = max([longest, *(step - looked_at)[terminated & running].tolist()])
+        running &= ~terminated
+        if not running.any():
+            break
+    assert not running.any()
+    assert longest == world.memory_demand() + 1  # the object decides the turn at the crossing; a step forward follows
+    other = MemoryRoomWorld(64, **sizes)  # two worlds that differ in the object in the room, until it has been visible
+    other.reset(seed=0)
+    hidden = ~other.has_looked
+    before = other.answers().actions
+    other.objects ^= 1
+    assert before[hidden].equal(other.answers().actions[hidden])
+
+
+def test_answers_from_anywhere():
+    # also from where a learner leads it: with the answers from there, it arrives
+    world = MemoryRoomWorld(512)
+    world.reset(seed=0)
+    act = random_actions(world)
+    for _ in range(40):
+        world.step(act(None))
+    reached = torch.zeros(512, dtype=torch.bool)
+    for _ in range(40):
+        _, rewards, terminated, _, _ = world.step(world.answers().actions)
+        assert (rewards[terminated] > 0).all()
+        reached |= terminated
+    assert reached.all()
 
 
 def test_a_player_that_does_not_know_gets_half():
     world = MemoryRoomWorld(1024)
-    returns = first_returns(world, Player(world, remembers=False))
-    assert abs(returns.mean() - 0.49) < 0.05
+    returns = first_returns(world, guessing(world))
+    assert abs(returns.mean() - world.returns().memoryless) < 0.05
 
 
 def test_random_play():
     world = MemoryRoomWorld(512)
     returns = first_returns(world, random_actions(world))
-    assert abs(returns.mean() - 0.27) < 0.06
+    assert abs(returns.mean() - world.returns().random) < 0.06
 
 
 @pytest.mark.parametrize(("sizes", "together"), [(dict(), False), (dict(size=17), False), (dict(size=9), True)], ids=str)

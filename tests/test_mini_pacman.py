@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from playing import first_returns, random_actions
+from playing import answering, first_returns, random_actions
 
 from rmc_rl.envs.parts import mazes
 from rmc_rl.envs.worlds.mini_pacman import MODES, MiniPacmanWorld
@@ -213,41 +213,22 @@ def test_what_is_in_view():
     assert pixels.reset(seed=0)[0].shape == (2, 3, 40, 40)
 
 
-def greedy(world, remembers, seed=0):
-    """Goes to the nearest food or pill it knows of, not next to a ghost it knows of; at random where it knows of none."""
+def seeing(world, seed=0):
+    """The world's scripted player if it knows only what is visible, and otherwise moves at random."""
     rng = torch.Generator().manual_seed(seed)
 
     def act(_):
-        own = world.maze * P
-        distances = world._distances[own + world.pacman].float()
-        wanted = world.food | world.pills
-        seen = torch.zeros_like(wanted).scatter_(1, world._views[world.pacman], True)
-        ghosts = world.alive & (seen.gather(1, world.ghosts) | remembers) & (world.power == 0).unsqueeze(1)
-        if not remembers:
-            wanted = wanted & seen
-        goal = torch.where(wanted, distances, torch.inf).argmin(1)
-        ways = world._neighbours[own + world.pacman]  # (B, 5)
-        towards = world._distances[own.unsqueeze(1) + ways].gather(2, goal.view(-1, 1, 1).expand(-1, 5, 1)).squeeze(2).float()
-        towards = torch.where(wanted.any(1, keepdim=True), towards, torch.rand(ways.shape, generator=rng))
-        near = world._distances[own.unsqueeze(1) + ways].gather(2, world.ghosts.unsqueeze(1).expand(-1, 5, -1))
-        threatened = ((near <= 1) & ghosts.unsqueeze(1)).any(2)
-        stays = ways == world.pacman.unsqueeze(1)
-        return (towards + 1000 * threatened + 500 * stays).argmin(1)
+        seen = torch.zeros_like(world.food).scatter_(1, world._views[world.pacman], True)
+        return world.greedy(seen, torch.rand(world.num_envs, 5, generator=rng))
 
     return act
 
 
-GREEDY, MEMORYLESS, RANDOM = 147, 120, 8
-
-
 def test_players_that_know_more_get_more():
     world = MiniPacmanWorld(256)
-    knows = first_returns(world, greedy(world, remembers=True)).mean()
-    sees = first_returns(world, greedy(world, remembers=False)).mean()
-    random = first_returns(world, random_actions(world)).mean()
-    assert abs(knows - GREEDY) < 8
-    assert abs(sees - MEMORYLESS) < 8
-    assert abs(random - RANDOM) < 2
+    assert abs(first_returns(world, answering(world)).mean() - 147) < 8
+    assert abs(first_returns(world, seeing(world)).mean() - world.returns().memoryless) < 8
+    assert abs(first_returns(world, random_actions(world)).mean() - world.returns().random) < 2
 
 
 @pytest.mark.parametrize(

@@ -1,37 +1,12 @@
 """ObjectPick: an oracle's, a memoryless and random play, and what is shown when."""
 
-from collections import deque
-
 import numpy as np
 import pytest
 import torch
-from playing import first_returns, random_actions
+from playing import answering, first_returns, random_actions
 
-from rmc_rl.envs.parts import grid
 from rmc_rl.envs.worlds.object_pick import FIRST_OBJECT, FLOOR, FORWARD, LEFT, N_OBJECTS, RIGHT, VIEW, WALL, ObjectPickWorld
 from rmc_rl.errors import UsageError
-
-
-def first_step_to_target(world, index):
-    """The first action of a shortest way to the named object, around the others."""
-    cells = world.cells[index].numpy()
-    target = FIRST_OBJECT + int(world.target[index])
-    start = tuple(int(part[index]) for part in (world.row, world.column, world.direction))
-    queue, seen = deque([(start, None)]), {start}
-    while queue:
-        (row, column, direction), first = queue.popleft()
-        for action in (FORWARD, LEFT, RIGHT):
-            turned = (direction + (action == RIGHT) - (action == LEFT)) % 4
-            down, across = grid.MOVES[turned] if action == FORWARD else (0, 0)
-            place = (min(max(row + down, 0), world.size - 1), min(max(column + across, 0), world.size - 1), turned)
-            found = cells[place[:2]]
-            step = action if first is None else first
-            if found == target:
-                return step
-            if found == FLOOR and place not in seen:
-                seen.add(place)
-                queue.append((place, step))
-    return FORWARD  # shut in by others
 
 
 def towards(places):
@@ -58,13 +33,34 @@ def memoryless(observations):
 
 def test_perfect_memoryless_and_random_play():
     world = ObjectPickWorld(512)
-    perfect = first_returns(world, lambda _: torch.tensor([first_step_to_target(world, i) for i in range(512)]))
-    assert abs(perfect.mean() - 0.95) < 0.01
-    assert abs(first_returns(world, memoryless).mean() - MEMORYLESS) < 0.06
-    assert abs(first_returns(world, random_actions(world)).mean() - 0.21) < 0.06
+    expected = world.returns()
+    assert abs(first_returns(world, answering(world)).mean() - expected.perfect) < 0.01
+    assert abs(first_returns(world, memoryless).mean() - expected.memoryless) < 0.06
+    assert abs(first_returns(world, random_actions(world)).mean() - expected.random) < 0.06
 
 
-MEMORYLESS = 0.62
+def test_the_answers_are_a_shortest_way_around_the_others():
+    world = ObjectPickWorld(1, size=4, n_distractors=2)
+    world.reset(seed=0)
+    world.target[:] = 0
+    world.cells[:] = FLOOR
+    world.cells[0, 1, 0] = FIRST_OBJECT + 1  # between the agent and the named object
+    world.cells[0, 0, 0] = FIRST_OBJECT
+    world.row[:], world.column[:], world.direction[:] = 2, 0, 0
+    actions = []
+    for _ in range(7):
+        action = world.answers().actions
+        actions.append(int(action))
+        reward, ended, _ = world._advance(action)
+    assert actions == [RIGHT, FORWARD, LEFT, FORWARD, FORWARD, LEFT, FORWARD]
+    assert reward > 0
+    assert ended
+    world.reset(seed=0)
+    world.target[:] = 0
+    world.cells[:] = FIRST_OBJECT + 1  # shut in: no way
+    world.cells[0, 0, 0], world.cells[0, 3, 3] = FIRST_OBJECT, FLOOR
+    world.row[:], world.column[:] = 3, 3
+    assert not world.answers().known
 
 
 def test_the_name_is_shown_once_and_what_is_seen_does_not_tell_it():

@@ -107,7 +107,7 @@ class TestProgramEval:
         assert abs(play(world, 4096, random_actions(world), n_steps).mean() - 0.1) < bound
         # all steps that count look alike, so a memoryless player always acts out one digit
         returns = [play(world, 4096, lambda _, d=digit: torch.full((1024,), d), n_steps).mean() for digit in range(10)]
-        assert abs(max(returns) - world.memoryless_return()) < bound
+        assert abs(max(returns) - world.returns().memoryless) < bound
 
     def test_another_seed_has_other_programs(self, task):
         pools = [set(self.world(task, length=6, pool_seed=seed).pool) for seed in (0, 0, 1)]
@@ -123,7 +123,7 @@ class TestProgramEval:
 
 
 def test_the_ceiling_of_the_default():
-    assert abs(ProgramEvalWorld().memoryless_return() - 0.27) < 0.01
+    assert abs(ProgramEvalWorld().returns().memoryless - 0.27) < 0.01
 
 
 def test_the_pool_is_written_quickly():
@@ -138,7 +138,9 @@ def test_the_pool_is_written_quickly():
         (dict(task="contrl"), "unknown task 'contrl'; did you mean 'control'"),
         (dict(length=0), "length must be a whole number of at least 1, got 0"),
         (dict(nesting=0), "nesting must be a whole number of at least 1, got 0"),
-        (dict(task="copy", nesting=2), "nesting must be 1 where task is 'copy', got 2"),
+        (dict(task="copy", nesting=2), "nesting must be 1 if task is 'copy', got 2"),
+        (dict(length=5000), "length must be at most 1000, got 5000"),
+        (dict(nesting=101), "nesting must be at most 100, got 101"),
         (dict(mix=1), "mix must be true or false, got 1"),
         (dict(n_programs=0), "n_programs must be a whole number of at least 1, got 0"),
         (dict(pool_seed=-1), "pool_seed must be a whole number of at least 0, got -1"),

@@ -1,21 +1,32 @@
 """
-Atari on ale-py's own vector environment: emulators and preprocessing in C++ threads, behind an SB3 ``VecEnv``.
+Atari on ale-py's own vector environment (emulators and preprocessing in C++ threads) as an SB3 ``VecEnv``.
 
 Preprocessing: Mnih et al., "Human-level control through deep reinforcement learning", 2015; sticky actions: Machado
 et al., "Revisiting the Arcade Learning Environment", 2018, https://arxiv.org/abs/1709.06009.
 """
 
+import math
+import os
+from collections.abc import Sequence
 from typing import Any
 
+import gymnasium
 import numpy as np
 from ale_py import AtariVectorEnv
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
+from PIL import Image
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
+from rmc_rl.envs.parts.keywords import number, require_memory, whole
 from rmc_rl.envs.vec_env import SameStepVecEnv
-from rmc_rl.errors import UsageError, require, require_truth, require_whole
+from rmc_rl.errors import UsageError, require, require_truth
+
+RENDER_MODES = (None, "rgb_array")
+_SCREEN = (160, 210)  # width and height of the game's screen, in pixels
+_EMULATOR_FPS = 60
+_MOST_INT = 2**31 - 1  # ale-py's numbers are C integers
 
 
 def is_atari(spec: EnvSpec) -> bool:
@@ -25,31 +36,35 @@ def is_atari(spec: EnvSpec) -> bool:
 
 class AtariVecEnv(SameStepVecEnv):
     """
-    Copies of an Atari game with the usual preprocessing and no frame stack: memory is the core's job.
+    Copies of an Atari game with the usual preprocessing and no frame stack, because the core is the memory.
 
-    What the id promises is kept: ``ALE/<Game>-v5`` has sticky actions (0.25) and frame skip 4,
-    ``<Game>NoFrameskip-v4`` no sticky actions (the skip of 4 is then the preprocessing's).
-    Observations are ``(stack_num, img_height, img_width)`` uint8, with three channels per frame where not ``grayscale``.
-    The agent trains on clipped rewards; ``info["episode"]`` counts the raw score of the whole game.
+    The settings follow the id: ``ALE/<Game>-v5`` has sticky actions (0.25) and frame skip 4, ``<Game>NoFrameskip-v4`` has no
+    sticky actions (the preprocessing adds the skip of 4). Observations are ``(stack_num, img_height, img_width)`` uint8, with
+    three channels per frame if ``grayscale`` is false. The agent trains on clipped rewards; ``info["episode"]`` counts the raw
+    score of the whole game.
+
+    Pictures (``render_mode="rgb_array"``) show the last frame of the observation, enlarged to the 210 x 160 pixels of the
+    game: ale-py's vector environment does not return the game's own screen.
 
     :param spec: of an id of ale-py
-    :param num_envs: ``B``, copies side by side
+    :param num_envs: ``B``, number of copies
     :param img_height: pixels
     :param img_width: pixels
     :param grayscale: one channel instead of three
     :param stack_num: frames per observation
-    :param frameskip: emulator frames per step; None: what the id says, and 4 for ids without a skip
+    :param frameskip: emulator frames per step; None: the id's frame skip, and 4 for ids without a skip
     :param maxpool: take the larger value of each pixel in the last two frames of a step, against flicker
     :param noop_max: an episode starts after a random number of empty actions, at most this many
     :param use_fire_reset: press fire at the start of an episode in games that wait for it
-    :param episodic_life: a lost life ends the episode for the agent while the game goes on (ale-py: ``life_loss_info``;
-        what ale-py calls ``episodic_life`` restarts the game)
+    :param episodic_life: a lost life ends the episode for the agent while the game continues (ale-py: ``life_loss_info``; the
+        ``episodic_life`` of ale-py restarts the game)
     :param reward_clipping: train on the sign of the rewards
-    :param repeat_action_probability: that the last action is taken again instead of the chosen one; None: what the id says
+    :param repeat_action_probability: probability that the last action is repeated instead of the chosen one; None: the id's
     :param full_action_space: all 18 actions instead of the game's own
-    :param max_num_frames_per_episode: emulator frames after which an episode is truncated; None: what the id says (108,000)
-    :param num_threads: C++ threads; 0: chosen by ale-py
-    :raises UsageError: for an id with a random frame skip, or a value outside these rules
+    :param max_num_frames_per_episode: emulator frames after which an episode is truncated; None: the id's (108,000)
+    :param num_threads: C++ threads, at most as many as the machine has; 0: chosen by ale-py
+    :param render_mode: None or "rgb_array"
+    :raises UsageError: for an id with a random frame skip, or an invalid value
     """
 
     def __init__(
@@ -71,6 +86,7 @@ class AtariVecEnv(SameStepVecEnv):
         full_action_space: bool = False,
         max_num_frames_per_episode: int | None = None,
         num_threads: int = 0,
+        render_mode: str | None = None,
     ):
         game = spec.kwargs["game"]
         if frameskip is None:
@@ -82,49 +98,72 @@ class AtariVecEnv(SameStepVecEnv):
             repeat_action_probability = spec.kwargs["repeat_action_probability"]
         if max_num_frames_per_episode is None:
             max_num_frames_per_episode = spec.kwargs["max_num_frames_per_episode"]
-        counts = dict(num_envs=num_envs, img_height=img_height, img_width=img_width, stack_num=stack_num, frameskip=frameskip)
-        counts |= dict(max_num_frames_per_episode=max_num_frames_per_episode)
-        for name, value in counts.items():
-            require_whole(name, value)
-        for name, value in dict(noop_max=noop_max, num_threads=num_threads).items():
-            require_whole(name, value, at_least=0)
+        num_envs, frameskip = whole("num_envs", num_envs), whole("frameskip", frameskip, at_most=_MOST_INT)
+        img_height, img_width = whole("img_height", img_height), whole("img_width", img_width)
+        stack_num, noop_max = whole("stack_num", stack_num), whole("noop_max", noop_max, at_least=0, at_most=_MOST_INT)
+        max_frames = whole("max_num_frames_per_episode", max_num_frames_per_episode, at_most=_MOST_INT)
+        num_threads = whole("num_threads", num_threads, at_least=0, at_most=os.cpu_count())
+        repeat_action_probability = number("repeat_action_probability", repeat_action_probability, at_least=0, at_most=1)
+        sizes = dict(num_envs=num_envs, stack_num=stack_num, img_height=img_height, img_width=img_width)
+        require_memory(math.prod(sizes.values()) * (1 if grayscale else 3), **sizes)
         flags = dict(grayscale=grayscale, maxpool=maxpool, use_fire_reset=use_fire_reset, episodic_life=episodic_life)
         flags |= dict(reward_clipping=reward_clipping, full_action_space=full_action_space)
         for name, flag in flags.items():
             require_truth(name, flag)
-        number = isinstance(repeat_action_probability, int | float) and not isinstance(repeat_action_probability, bool)
-        require(
-            number and 0 <= repeat_action_probability <= 1,
-            "repeat_action_probability must lie in [0, 1]",
-            repeat_action_probability,
-        )
+        require(render_mode in RENDER_MODES, f"render_mode must be one of {list(RENDER_MODES)}", render_mode)
 
-        self.reward_clipping, self.episodic_life = reward_clipping, episodic_life
+        self.reward_clipping, self.episodic_life, self.grayscale = bool(reward_clipping), bool(episodic_life), bool(grayscale)
         vector = AtariVectorEnv(
             game,
             num_envs,
             num_threads=num_threads,
-            max_num_frames_per_episode=max_num_frames_per_episode,
+            max_num_frames_per_episode=max_frames,
             repeat_action_probability=repeat_action_probability,
-            full_action_space=full_action_space,
+            full_action_space=bool(full_action_space),
             autoreset_mode=AutoresetMode.SAME_STEP,
             img_height=img_height,
             img_width=img_width,
-            grayscale=grayscale,
+            grayscale=self.grayscale,
             stack_num=stack_num,
             frameskip=frameskip,
-            maxpool=maxpool,
+            maxpool=bool(maxpool),
             noop_max=noop_max,
-            life_loss_info=episodic_life,
-            reward_clipping=False,  # done here, for the statistics count the raw score
-            use_fire_reset=use_fire_reset,
+            life_loss_info=self.episodic_life,
+            reward_clipping=False,  # done in reward(), because the statistics count the raw score
+            use_fire_reset=bool(use_fire_reset),
         )
-        self.grayscale = grayscale
         self._frames_before_game = np.zeros(num_envs, dtype=np.int32)
+        vector.render_mode = render_mode
+        vector.metadata = {**vector.metadata, "render_fps": _EMULATOR_FPS // frameskip}
+        self._frames: np.ndarray | None = None  # (B, channels, height, width), the last frames, kept for pictures
         super().__init__(vector)
         if not grayscale:
             shape = (stack_num * 3, img_height, img_width)
             self.observation_space = spaces.Box(0, 255, shape, np.uint8)
+
+    def reset(self) -> VecEnvObs:
+        observations = super().reset()
+        self._keep_frames(observations)
+        return observations
+
+    def step_wait(self) -> VecEnvStepReturn:
+        returned = super().step_wait()
+        self._keep_frames(returned[0])
+        return returned
+
+    def _keep_frames(self, observations: Any) -> None:
+        if self.vector.render_mode is not None:
+            channels = 1 if self.grayscale else 3
+            self._frames = observations[:, -channels:].copy()
+
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        if self.vector.render_mode is None:
+            return [None] * self.num_envs
+        if self._frames is None:
+            raise gymnasium.error.ResetNeeded("reset() or step() must be called before render()")
+        # (channels, height, width) -> (210, 160, 3)
+        pictures = [np.broadcast_to(frame.transpose(1, 2, 0), (*frame.shape[1:], 3)) for frame in self._frames]
+        return [np.asarray(Image.fromarray(np.ascontiguousarray(picture)).resize(_SCREEN)) for picture in pictures]
 
     def observation(self, observation: Any) -> VecEnvObs:
         frames = np.asarray(observation)
@@ -140,11 +179,11 @@ class AtariVecEnv(SameStepVecEnv):
     def episode_over(self, terminated: np.ndarray, truncated: np.ndarray, info: dict[str, Any]) -> np.ndarray:
         if not self.episodic_life:
             return super().episode_over(terminated, truncated, info)
-        # After a game the infos are the new game's, so its lives say nothing; but the frames played before it have grown.
+        # After a game the infos are those of the new game. Only the number of frames before it shows that a game ended.
         before = info["frame_number"] - info["episode_frame_number"]
         over: np.ndarray = before != self._frames_before_game
         self._frames_before_game = before
         return over
 
-    def began(self, info: dict[str, Any]) -> None:
+    def on_reset(self, info: dict[str, Any]) -> None:
         self._frames_before_game = info["frame_number"] - info["episode_frame_number"]

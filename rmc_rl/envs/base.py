@@ -1,45 +1,81 @@
 """
-The batched-world contract: many copies of a world in a few tensors, and the single NumPy world made from the same code.
+Worlds: many copies of a world in a few tensors, and the same world with NumPy arrays, as a batch and as a single copy.
 
-Shapes: ``B`` worlds side by side (``num_envs``).
+Shapes: ``B`` copies of a world (``num_envs``).
 """
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.envs.registration import load_env_creator
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from rmc_rl.errors import check_keywords, require, require_whole
+from rmc_rl.envs.parts.keywords import require_memory, whole
+from rmc_rl.errors import UsageError, check_keywords, require
+
+
+class Answers(NamedTuple):
+    """
+    The actions that a player would choose who knows the whole state.
+
+    :param actions: ``(B, *action_shape)``; any valid action where it is not known
+    :param known: ``(B,)`` bool, where the action is known and matters
+    """
+
+    actions: Any
+    known: Any
+
+
+class Returns(NamedTuple):
+    """
+    Mean returns per episode of three players, each None where it is not known.
+
+    :param random: draws its actions from the action space
+    :param memoryless: the best known player that sees only the present observation
+    :param perfect: the best player
+    """
+
+    random: float | None = None
+    memoryless: float | None = None
+    perfect: float | None = None
 
 
 class BatchedWorld(VectorEnv[Tensor, Tensor | np.ndarray, Tensor], ABC):
     """
     ``B`` copies of a world, whose state, observations and rewards are tensors with a leading dimension ``B``.
 
-    A world is a subclass with three methods, :meth:`_draw`, :meth:`_advance` and :meth:`_observe`; this class does
-    seeding, autoreset and the Gymnasium interface. Episodes reset in the step that ends them
-    (``AutoresetMode.SAME_STEP``): the observation returned is the new episode's first, the ended one's last is in
-    ``info["final_obs"]``, valid where ``info["_final_obs"]``. On the CPU both keys are there only when an episode
-    ended; elsewhere always, so that no step waits for the device.
+    A world is a subclass with three methods, :meth:`_draw`, :meth:`_advance` and :meth:`_observe`. This class adds seeding,
+    autoreset and Gymnasium's interface. A copy whose episode ends begins the next one in the same step
+    (``AutoresetMode.SAME_STEP``): the step returns the first observation of the new episode. The last observation of the
+    ended episode is in ``info["final_obs"]``, valid where ``info["_final_obs"]``. On the CPU both keys exist only if an
+    episode ended. On another device they always exist, so that no step waits for the device.
 
-    One generator draws for all copies: ``reset(seed=...)`` fixes the whole batch, and a copy's episodes depend on ``B``.
+    One generator draws for all copies: ``reset(seed=...)`` fixes the whole batch, and the episodes of a copy depend on ``B``.
 
     :param num_envs: ``B``
     :param observation_space: of one copy
     :param action_space: of one copy
-    :param device: where the tensors live
+    :param device: where the tensors are
     :param render_mode: None or one of ``metadata["render_modes"]``
-    :raises UsageError: for ``num_envs`` below 1 or an unknown render mode
+    :raises UsageError: for ``num_envs`` below 1, observations that need too much memory, or an unknown render mode
     """
 
-    truncates: ClassVar[bool] = False  # whether episodes may be truncated
+    truncates: ClassVar[bool] = False
+    """Whether episodes may be truncated. Where they are not, nothing is computed for the bootstrapping of values."""
+
+    ranges: ClassVar[tuple[str, ...]] = ()
+    """
+    Keywords that take a range ``[low, high]``, from which each episode draws its own number. They are attributes, and a new
+    value (``set_attr``) holds for the episodes that begin after it.
+    """
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": [], "render_fps": 4}
 
@@ -51,13 +87,14 @@ class BatchedWorld(VectorEnv[Tensor, Tensor | np.ndarray, Tensor], ABC):
         device: torch.device | str = "cpu",
         render_mode: str | None = None,
     ):
-        require_whole("num_envs", num_envs)
+        self.num_envs = whole("num_envs", num_envs)
         modes = [None, *self.metadata["render_modes"]]
         require(render_mode in modes, f"render_mode must be one of {modes}", render_mode)
-        self.num_envs = num_envs
+        one = int(np.prod(observation_space.shape or ())) * np.dtype(observation_space.dtype or np.int64).itemsize
+        require_memory(self.num_envs * one, num_envs=self.num_envs, observation_shape=observation_space.shape)
         self.single_observation_space, self.single_action_space = observation_space, action_space
-        self.observation_space = batch_space(observation_space, num_envs)
-        self.action_space = batch_space(action_space, num_envs)
+        self.observation_space = batch_space(observation_space, self.num_envs)
+        self.action_space = batch_space(action_space, self.num_envs)
         self.device = torch.device(device)
         self._is_on_cpu = self.device.type == "cpu"
         self.render_mode = render_mode
@@ -67,11 +104,11 @@ class BatchedWorld(VectorEnv[Tensor, Tensor | np.ndarray, Tensor], ABC):
     @abstractmethod
     def _draw(self, count: int) -> dict[str, Tensor]:
         """
-        Fresh episodes: all of a copy's state, which is kept in attributes of these names.
+        Draw the state of new episodes. It is kept in attributes of these names.
 
-        :param count: how many; ``B`` at the first call, then as many as have ended (on the CPU) or ``B`` (elsewhere, where
-            counting them would wait for the device)
-        :return: attribute -> tensor ``(count, ...)`` in memory of its own, on :attr:`device`
+        :param count: number of episodes: ``B`` at the first call; afterwards the number of ended episodes (on the CPU) or
+            ``B`` (on another device, where counting them would wait for the device)
+        :return: attribute -> tensor ``(count, ...)`` in its own memory, on :attr:`device`
         """
 
     @abstractmethod
@@ -85,22 +122,51 @@ class BatchedWorld(VectorEnv[Tensor, Tensor | np.ndarray, Tensor], ABC):
 
     @abstractmethod
     def _observe(self) -> Tensor:
-        """What the agents see now, ``(B, *observation_shape)``, in memory of its own."""
+        """The present observations, ``(B, *observation_shape)``, in their own memory."""
 
     def _picture(self, index: int) -> np.ndarray:
         """
-        What a person sees of a copy; to be written by worlds that have render modes.
+        A picture of a copy for people. Worlds with render modes implement it.
 
         :param index: which copy
         :return: ``(height, width, 3)`` uint8
         """
         raise NotImplementedError
 
+    def _answers(self) -> Answers:
+        """The answers of :meth:`answers`. Worlds that know them implement it."""
+        raise UsageError(f"{type(self).__name__} does not know the right actions: it has no answers()")
+
+    def answers(self) -> Answers:
+        """
+        The actions that a perfect or scripted player would choose now; the world's docstring says which.
+
+        The player knows the whole state, also what agents do not see.
+
+        :return: actions ``(B, *action_shape)``, and where they are known and matter ``(B,)``, tensors on :attr:`device`
+        :raises UsageError: for a world that does not know them
+        :raises gymnasium.error.ResetNeeded: before the first reset
+        """
+        self._require_reset("answers")
+        return self._answers()
+
+    def returns(self) -> Returns:
+        """Mean returns of random, memoryless and perfect play with this world's keywords."""
+        return Returns()
+
+    def memory_demand(self) -> int | None:
+        """
+        Steps between what an agent must remember and its latest use, at most; None where no such number is known.
+
+        An agent that is trained on shorter sequences may fail for that reason.
+        """
+        return None
+
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Tensor, dict[str, Any]]:
         """
         Begin a new episode in all copies.
 
-        :param seed: fixes everything random from here on; None goes on with the present generator
+        :param seed: fixes all randomness from here on; None continues with the present generator
         :param options: unused
         :return: observations ``(B, *observation_shape)`` and an empty info
         """
@@ -115,14 +181,13 @@ class BatchedWorld(VectorEnv[Tensor, Tensor | np.ndarray, Tensor], ABC):
 
     def step(self, actions: Tensor | np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
         """
-        One step of all copies; episodes that end begin anew at once.
+        One step of all copies. A copy whose episode ends begins the next one.
 
         :param actions: ``(B, *action_shape)``, a tensor or an array
         :return: observations, rewards ``(B,)``, terminated ``(B,)``, truncated ``(B,)``, info
         :raises gymnasium.error.ResetNeeded: before the first reset
         """
-        if not self._is_reset:
-            raise gymnasium.error.ResetNeeded("reset() must be called before step()")
+        self._require_reset("step")
         actions = torch.as_tensor(actions, device=self.device)
         rewards, terminated, truncated = self._advance(actions if actions.is_floating_point() else actions.long())
         done = terminated | truncated
@@ -141,13 +206,16 @@ class BatchedWorld(VectorEnv[Tensor, Tensor | np.ndarray, Tensor], ABC):
         """
         if self.render_mode is None:
             return None
-        if not self._is_reset:
-            raise gymnasium.error.ResetNeeded("reset() must be called before render()")
+        self._require_reset("render")
         return tuple(self._picture(index) for index in range(self.num_envs))
+
+    def _require_reset(self, method: str) -> None:
+        if not self._is_reset:
+            raise gymnasium.error.ResetNeeded(f"reset() must be called before {method}()")
 
     def _begin(self, rows: Tensor) -> None:
         """
-        Begin a new episode in some copies and leave the others as they are.
+        Begin a new episode in some copies and leave the others unchanged.
 
         :param rows: ``(B,)`` bool
         """
@@ -155,11 +223,12 @@ class BatchedWorld(VectorEnv[Tensor, Tensor | np.ndarray, Tensor], ABC):
 
     def _replace(self, rows: Tensor, draw: Callable[[Tensor], dict[str, Tensor]]) -> None:
         """
-        Give some copies another state and leave the others as they are.
+        Replace the state of some copies and leave the others unchanged.
 
         :param rows: which copies, ``(B,)`` bool
-        :param draw: from the numbers of copies ``(n,)`` to their state, as :meth:`_draw` returns it, or a part of it. On the
-            CPU it is called for those copies, if there are any; elsewhere, where counting them would wait, for all
+        :param draw: from the indices of copies ``(n,)`` to their state or a part of it, as :meth:`_draw` returns it. On the
+            CPU it is called for the chosen copies, if there are any. On another device, where counting them would wait for
+            the device, it is called for all copies
         """
         if self._is_on_cpu:
             copies = rows.nonzero().squeeze(1)
@@ -171,36 +240,96 @@ class BatchedWorld(VectorEnv[Tensor, Tensor | np.ndarray, Tensor], ABC):
             chosen = rows.view(-1, *[1] * (drawn.dim() - 1))
             setattr(self, name, torch.where(chosen, drawn, getattr(self, name)))
 
+    def _has_defaults(self, *names: str) -> bool:
+        """Whether these keywords have their default values. They must be kept in attributes of the same names."""
+        parameters = inspect.signature(type(self)).parameters
+        return all(getattr(self, name) == parameters[name].default for name in names)
+
+
+def to_numpy(value: Any) -> Any:
+    """Tensors, arrays and dictionaries of them as NumPy arrays."""
+    if isinstance(value, dict):
+        return {key: to_numpy(item) for key, item in value.items()}
+    return value.cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+
+
+class NumpyWorld(VectorWrapper[np.ndarray, Tensor | np.ndarray, Tensor, Tensor | np.ndarray, Any]):
+    """
+    A batched world with NumPy arrays instead of tensors, for Gymnasium's own vector wrappers.
+
+    As in Gymnasium's vector environments, ``info["final_obs"]`` is an array of ``B`` objects: the last observations of the
+    episodes that ended, and None for the other copies. (Gymnasium's observation wrappers refuse vector environments that reset
+    in the same step. They work with ``gymnasium.make_vec(..., vectorization_mode="sync")``.)
+
+    :param env: the world
+    """
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        observations, info = self.env.reset(seed=seed, options=options)
+        return to_numpy(observations), info
+
+    def step(self, actions: Tensor | np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        observations, rewards, terminated, truncated, info = self.env.step(actions)
+        done = to_numpy(terminated | truncated)
+        if done.any():
+            rows = to_numpy(info["final_obs"])
+            last = np.full(len(done), None, dtype=object)
+            for index in np.flatnonzero(done).tolist():
+                last[index] = rows[index]
+            info = {"final_obs": last, "_final_obs": done, "final_info": {}, "_final_info": done.copy()}
+        else:
+            info = {}
+        return to_numpy(observations), to_numpy(rewards), to_numpy(terminated), to_numpy(truncated), info
+
+
+def load_world(path: str) -> type[BatchedWorld]:
+    """
+    The class of a world.
+
+    :param path: ``module:class``
+    """
+    world: type[BatchedWorld] = load_env_creator(path)  # type: ignore[assignment]  # which returns any callable
+    return world
+
 
 class SingleWorld(gymnasium.Env[Any, Any]):
     """
     One copy of a batched world as an ordinary Gymnasium environment with NumPy observations.
 
-    A subclass names its ``World`` and the world's ``metadata``.
-
+    :param world: the class of the batched world, as ``module:class``
     :param render_mode: None or one of ``metadata["render_modes"]``
-    :param kwargs: the world's own keywords
-    :raises UsageError: for a keyword the world does not have, or a value it does not take
+    :param kwargs: keywords of the world
+    :raises UsageError: for an unknown keyword or an invalid value
     """
 
-    World: ClassVar[type[BatchedWorld]]
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 4}
 
-    def __init__(self, render_mode: str | None = None, **kwargs: Any):
-        check_keywords(f"keyword of {self.World.__name__}", self.World, kwargs, given=("num_envs", "render_mode"))
-        self.world = self.World(num_envs=1, render_mode=render_mode, **kwargs)
+    def __init__(self, world: str, render_mode: str | None = None, **kwargs: Any):
+        World: Any = load_world(world)
+        check_keywords(f"keyword of {World.__name__}", World, kwargs, given=("num_envs", "render_mode"))
+        self.world: BatchedWorld = World(num_envs=1, render_mode=render_mode, **kwargs)
         self.render_mode = render_mode
         self.observation_space = self.world.single_observation_space
         self.action_space = self.world.single_action_space
+        self._needs_reset = True
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         self.world.reset(seed=seed, options=options)
+        self._needs_reset = False
         return self._observation(), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        # without autoreset: the end of an episode stays to be seen and drawn
+        """
+        One step, without autoreset: the end of an episode can be observed and drawn.
+
+        :raises gymnasium.error.ResetNeeded: before the first reset, or after the end of an episode
+        """
+        if self._needs_reset:
+            raise gymnasium.error.ResetNeeded("reset() must be called before step(), at first and after the end of an episode")
         actions = torch.as_tensor(np.asarray(action)[None], device=self.world.device)
-        reward, terminated, truncated = self.world._advance(actions)
+        reward, terminated, truncated = self.world._advance(actions if actions.is_floating_point() else actions.long())
+        self._needs_reset = bool(terminated | truncated)
         return self._observation(), float(reward), bool(terminated), bool(truncated), {}
 
     def _observation(self) -> Any:

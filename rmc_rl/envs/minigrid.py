@@ -1,5 +1,5 @@
 """
-MiniGrid and BabyAI environments in the forms that networks read.
+MiniGrid and BabyAI environments with observations that networks can read.
 
 Environments: Chevalier-Boisvert et al., "Minigrid & Miniworld", 2023, https://arxiv.org/abs/2306.13831. The package minigrid
 is optional: ``pip install rmc-rl[minigrid]``.
@@ -23,8 +23,8 @@ def import_minigrid(env_id: str) -> None:
     """
     Register MiniGrid's environments.
 
-    :param env_id: the one that is asked for
-    :raises UsageError: where minigrid is not installed
+    :param env_id: the id that needs them
+    :raises UsageError: if minigrid is not installed
     """
     try:
         importlib.import_module("minigrid")
@@ -33,18 +33,18 @@ def import_minigrid(env_id: str) -> None:
 
 
 def is_minigrid(spec: EnvSpec) -> bool:
-    """Whether an environment is one of MiniGrid's, whose observations are dictionaries with a text."""
+    """Whether an environment belongs to MiniGrid, whose observations are dictionaries that contain text."""
     return isinstance(spec.entry_point, str) and spec.entry_point.startswith("minigrid.")
 
 
 def minigrid_view(view: str) -> Callable[[gymnasium.Env[Any, Any]], gymnasium.Env[Any, Any]]:
     """
-    MiniGrid's own wrappers by the name of what the agent sees.
+    A wrapper that combines MiniGrid's own wrappers.
 
-    :param view: "onehot", the cells in view as one-hots of object, colour and state, flattened to ``(h * w * 20,)``; "flat",
-        the cells in view and the mission's letters, flattened; "pixels", the cells drawn, ``(8 h, 8 w, 3)``, for a CNN. Only
-        "flat" has the mission's text
-    :return: from an environment to the wrapped one
+    :param view: "onehot": the cells in view as one-hots of object, colour and state, flattened to ``(h * w * 20,)``; "flat":
+        the cells in view and the letters of the mission, flattened; "pixels": an image of the cells, ``(8 h, 8 w, 3)``, for a
+        CNN. Only "flat" contains the text of the mission
+    :return: function from an environment to the wrapped one
     :raises UsageError: for another view
     """
     require_choice("view", view, VIEWS)

@@ -2,7 +2,7 @@
 The previous action and reward as part of the observation.
 
 Wang et al., "Learning to reinforcement learn", 2016, https://arxiv.org/abs/1611.05763, and Duan et al., "RL^2", 2016,
-https://arxiv.org/abs/1611.02779, give both to a recurrent agent: without them, what it did and got is lost to its memory.
+https://arxiv.org/abs/1611.02779, give both to a recurrent agent, because its memory cannot know them otherwise.
 """
 
 from typing import Any
@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 from rmc_rl.errors import require
 
 PREVIOUS = "previous"
+_ACTION_SPACES = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Box)
 
 
 def _encoding_size(space: spaces.Space[Any]) -> int:
@@ -22,40 +23,43 @@ def _encoding_size(space: spaces.Space[Any]) -> int:
         return int(space.n)
     if isinstance(space, spaces.MultiDiscrete):
         return int(space.nvec.sum())
-    assert space.shape is not None
-    return int(np.prod(space.shape))
+    return int(np.prod(space.shape or ()))
 
 
 class PreviousActionReward(VecEnvWrapper):
     """
-    Adds what an agent did and got at the step before to what it sees.
+    Adds the action and the reward of the previous step to the observation.
 
-    The observation becomes a ``Dict``: ``observation`` (or the keys of a ``Dict``), and ``previous``, the action (discrete
-    ones one-hot) followed by the reward; zeros at the first step of an episode.
+    The observation becomes a ``Dict``: ``observation`` (or the keys of a ``Dict``), and ``previous``, the action (one-hot if
+    it is discrete) followed by the reward. ``previous`` is zero at the first step of an episode.
 
     :param venv: the environments
-    :raises UsageError: where the observation is a ``Dict`` with a key ``previous``
+    :raises UsageError: if the observation is a ``Dict`` with a key ``previous``, or for actions of another kind than SB3's
     """
 
     def __init__(self, venv: VecEnv):
         seen = venv.observation_space
         parts = dict(seen.spaces) if isinstance(seen, spaces.Dict) else {"observation": seen}
         require(PREVIOUS not in parts, f"observations must not have a key '{PREVIOUS}' yet", sorted(parts))
+        kinds = ", ".join(kind.__name__ for kind in _ACTION_SPACES)
+        require(isinstance(venv.action_space, _ACTION_SPACES), f"the action space must be one of {kinds}", venv.action_space)
         self.size = _encoding_size(venv.action_space) + 1
         self.is_dict = isinstance(seen, spaces.Dict)
         box = spaces.Box(-np.inf, np.inf, (self.size,), np.float32)
         super().__init__(venv, observation_space=spaces.Dict({**parts, PREVIOUS: box}))
 
     def _encode(self, actions: np.ndarray) -> np.ndarray:
-        """``(N, *action_shape)`` -> ``(N, size - 1)``."""
+        """``(N, *action_shape)`` -> ``(N, size - 1)``, in its own memory."""
         space = self.action_space
         if isinstance(space, spaces.Discrete):
-            one_hot: np.ndarray = np.eye(int(space.n), dtype=np.float32)[actions]
+            one_hot: np.ndarray = np.eye(int(space.n), dtype=np.float32)[np.asarray(actions).reshape(self.num_envs)]
             return one_hot
+        # (N, *action_shape) -> (N, numbers)
+        numbers = np.asarray(actions).reshape(self.num_envs, -1)
         if isinstance(space, spaces.MultiDiscrete):
-            parts = [np.eye(size, dtype=np.float32)[actions[:, index]] for index, size in enumerate(space.nvec)]
-            return np.concatenate(parts, axis=1)
-        return actions.reshape(self.num_envs, -1).astype(np.float32)
+            sizes = space.nvec.ravel()
+            return np.concatenate([np.eye(size, dtype=np.float32)[numbers[:, i]] for i, size in enumerate(sizes)], axis=1)
+        return numbers.astype(np.float32)
 
     def _join(self, observation: Any, previous: np.ndarray) -> dict[str, np.ndarray]:
         return {**(observation if self.is_dict else {"observation": observation}), PREVIOUS: previous}
@@ -70,8 +74,11 @@ class PreviousActionReward(VecEnvWrapper):
     def step_wait(self) -> VecEnvStepReturn:
         observations, rewards, dones, infos = self.venv.step_wait()
         previous = np.concatenate([self._encoded, rewards[:, None]], axis=1, dtype=np.float32)
+        infos = list(infos)  # the environment may use its list and its dictionaries again
         for index in np.flatnonzero(dones).tolist():
-            if "terminal_observation" in infos[index]:
-                infos[index]["terminal_observation"] = self._join(infos[index]["terminal_observation"], previous[index].copy())
+            last = infos[index].get("terminal_observation")
+            if last is not None:
+                last = {key: np.array(part) for key, part in self._join(last, previous[index]).items()}
+                infos[index] = {**infos[index], "terminal_observation": last}
         previous[dones] = 0
         return self._join(observations, previous), rewards, dones, infos

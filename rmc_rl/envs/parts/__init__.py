@@ -1,1 +1,1 @@
-"""What several worlds share: balls, grids, mazes, digits, programs, drawing."""
+"""What several worlds share: keywords, balls, grids, mazes, digits, programs, drawing."""

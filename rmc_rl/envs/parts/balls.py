@@ -1,55 +1,32 @@
 """
-Balls that bounce in a box, without friction: the mechanics that several worlds share.
+Balls that bounce in a box without friction: mechanics that several worlds share.
 
 After the bouncing balls of Sutskever & Hinton, 2007, in the form of van Steenkiste et al., "Relational neural expectation
 maximization", 2018, https://arxiv.org/abs/1802.10353 (balls of different mass, a curtain), as Goyal et al. 2019 use them.
 
-Shapes: ``B`` worlds, ``N`` places for balls, of which some may be empty. The box is the unit square, time counts in frames.
+Shapes: ``B`` worlds, ``N`` places for balls, of which some may be empty. The box is the unit square; the unit of time is a
+frame.
 """
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from rmc_rl.errors import UsageError, require_whole
-
 SMALLEST, LARGEST = 0.07, 0.1  # radii
-MOST_BALLS = 16  # what a jittered grid of 4x4 holds
-SUBSTEPS = 8  # of a frame, where balls can meet: one moves a small part of its radius in each
-
-
-def ball_range(n_balls: int | Sequence[int]) -> tuple[int, int]:
-    """
-    How many balls there may be.
-
-    :param n_balls: a number, or the least and the most
-    :raises UsageError: for something else, or numbers outside 1 to 16
-    """
-    if isinstance(n_balls, int):
-        require_whole("n_balls", n_balls)
-        least = most = n_balls
-    else:
-        pair = list(n_balls) if isinstance(n_balls, list | tuple) else []
-        if len(pair) != 2 or not all(isinstance(n, int) and n >= 1 for n in pair) or pair[0] > pair[1]:
-            raise UsageError(f"n_balls must be a whole number or a range as in [6, 8], got {n_balls!r}")
-        least, most = pair
-    if most > MOST_BALLS:
-        raise UsageError(f"n_balls must be at most {MOST_BALLS}, got {n_balls!r}")
-    return least, most
+MOST_BALLS = 16  # that fit in a grid of 4x4
+SUBSTEPS = 8  # of a frame, if balls can meet: a ball moves a small part of its radius in each
 
 
 def draw_balls(
     count: int, least: int, most: int, speed: float, generator: torch.Generator, same_size: bool = False
 ) -> dict[str, Tensor]:
     """
-    Balls that do not touch, each with a direction of its own.
+    Draw balls that do not touch, each with its own direction.
 
     :param count: ``B``
-    :param least: balls in a world at least
-    :param most: ``N``, balls in a world at most
+    :param least: the smallest number of balls in a world
+    :param most: ``N``, the largest number of balls in a world
     :param speed: in box lengths per frame
-    :param generator: where everything random comes from; its device is the tensors'
+    :param generator: the source of randomness; its device is the tensors' device
     :param same_size: whether all balls have the same size and mass
     :return: ``position`` and ``velocity`` ``(B, N, 2)``, ``radius`` ``(B, N)``, 0 where there is no ball
     """
@@ -64,7 +41,7 @@ def draw_balls(
     n_balls = least + (uniform(1) * (most - least + 1)).long()
     present = torch.arange(most, device=device) < n_balls  # (B, N)
     radius = (LARGEST if same_size else SMALLEST + (LARGEST - SMALLEST) * uniform(most)) * present
-    # each in a cell of its own of a grid, anywhere in it
+    # each ball has its own cell of a grid, and is anywhere in it
     cell = uniform(side**2).argsort(1)[:, :most]
     corner = torch.stack([cell % side, cell // side], -1) / side
     room = 1 / side - 2 * radius.unsqueeze(-1)
@@ -76,11 +53,12 @@ def draw_balls(
 
 def move(position: Tensor, velocity: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
     """
-    A frame later: balls fly straight, and bounce off walls and each other elastically. Their mass goes with their area.
+    Advance the balls by one frame. They move straight, and bounce elastically off walls and each other. Their mass is
+    proportional to their area.
 
-    Each substep moves the balls, mirrors them at the walls, and lets those that touch and approach exchange momentum, pair by
-    pair: of a ball that touches several, the nearest, if it is that one's nearest too. So each collision conserves energy
-    and momentum up to rounding.
+    Each substep moves the balls, reflects them at the walls, and exchanges momentum between pairs of balls that touch and
+    approach. If a ball touches several balls, it collides with the nearest one, if it is also the nearest of that one. So each
+    collision conserves energy and momentum up to rounding.
 
     :param position: ``(B, N, 2)``
     :param velocity: ``(B, N, 2)``, box lengths per frame
@@ -117,14 +95,15 @@ def move(position: Tensor, velocity: Tensor, radius: Tensor) -> tuple[Tensor, Te
 
 def coverage(position: Tensor, radius: Tensor, grid: int) -> Tensor:
     """
-    How far balls cover the cells of a grid: 0.5 where a ball's edge goes through a cell's centre, 1 half a cell further in.
+    How far balls cover the cells of a grid: 0.5 if the edge of a ball passes through a cell's centre, 1 half a cell further in
 
-    A ball smaller than a cell counts as reaching from the cell's centre to its corners, so that it covers one at least.
+    A ball that is smaller than a cell is enlarged to reach from a cell's centre to its corners, so that it covers at least one
+    cell.
 
     :param position: ``(B, N, 2)``, x to the right and y downwards
     :param radius: ``(B, N)``
     :param grid: cells along a side
-    :return: of each ball ``(B, N, grid, grid)``, rows and columns, 0 to 1
+    :return: for each ball ``(B, N, grid, grid)``, rows and columns, 0 to 1
     """
     centres = (torch.arange(grid, device=radius.device) + 0.5) / grid
     across = (position[..., :1] - centres).square().unsqueeze(-2)  # (B, N, 1, grid)

@@ -1,5 +1,5 @@
 """
-Pictures of handwritten digits: the small set in this package, and MNIST from a folder.
+Images of handwritten digits: the small set in this package, and MNIST from a folder.
 
 Sets: Alpaydin & Kaynak, "Optical Recognition of Handwritten Digits", 1998 (data/README.md); LeCun, Cortes & Burges, "The MNIST
 database of handwritten digits", 1998, whose page describes the IDX format.
@@ -32,9 +32,9 @@ def load_digits(split: str, folder: str | None = None) -> tuple[Tensor, Tensor]:
     Images and their classes.
 
     :param split: "train" or "test"
-    :param folder: with MNIST's four files, packed (``.gz``) or not; None: the small set
+    :param folder: contains MNIST's four files, packed (``.gz``) or not; None: the small set
     :return: images ``(I, H, H)`` float32 of 0 (paper) to 1 (ink), classes ``(I,)``
-    :raises UsageError: for a file that is missing or not what it should be
+    :raises UsageError: for a file that is missing or has another format
     """
     if folder is None:
         images, classes = _small_set()
@@ -56,7 +56,7 @@ def resize(images: Tensor, size: int, interpolation: str) -> Tensor:
 
     :param images: ``(I, H, H)``
     :param size: pixels along a side
-    :param interpolation: "area" (means of what a pixel covers) or "nearest"
+    :param interpolation: "area" (the mean of the area that a pixel covers) or "nearest"
     :return: ``(I, size, size)``
     """
     # (I, H, H) -> (I, 1, H, H), and back
@@ -84,6 +84,6 @@ def _read_idx(folder: str, name: str, dimensions: int) -> np.ndarray:
     is_idx = content[:4] == bytes([0, 0, _IDX_BYTES, dimensions])
     is_whole = len(content) == header + int(np.prod(sizes))
     require(is_idx and is_whole, f"{path} must be an IDX file of bytes in {dimensions} dimensions", f"{len(content)} bytes")
-    # a copy, for torch wants memory that may be written to
+    # a copy, because torch needs memory that may be written to
     values: np.ndarray = np.frombuffer(content, dtype=np.uint8, offset=header).reshape(sizes).copy()
     return values

@@ -1,7 +1,7 @@
 """
-Pictures of worlds, for people: colours that mean the same everywhere, and small drawings of cells and discs.
+Pictures of worlds for people: colours with the same meaning in all worlds, and drawings of cells and discs.
 
-Frames are ``(height, width, 3)`` uint8, as Gymnasium's ``rgb_array`` has them.
+Frames are ``(height, width, 3)`` uint8, as for Gymnasium's ``rgb_array``.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-# RGB. The hues are those of Okabe and Ito, "Color Universal Design", 2008, which colour-blind people can tell apart
+# RGB. The hues are those of Okabe and Ito, "Color Universal Design", 2008, which colour-blind people can distinguish
 PAPER, GRID, WALL, DARK = (250, 250, 250), (225, 225, 225), (90, 90, 100), (35, 35, 45)
 SEEN, RIGHT, WRONG, NOW = (0, 114, 178), (0, 158, 115), (213, 94, 0), (255, 236, 170)
 AGENT, GOAL, FOOD = (204, 121, 167), (0, 158, 115), (230, 159, 0)
@@ -19,7 +19,7 @@ def enlarge(cells: np.ndarray, size: int, lines: tuple[int, int, int] | None = G
     """
     A picture of coloured cells.
 
-    :param cells: ``(rows, columns, 3)`` uint8, a colour each
+    :param cells: ``(rows, columns, 3)`` uint8, the colour of each cell
     :param size: pixels along a cell
     :param lines: colour of the lines between cells; None: no lines
     :return: ``(rows * size, columns * size, 3)`` uint8
@@ -36,9 +36,9 @@ def disc(frame: np.ndarray, x: float, y: float, radius: float, colour: tuple[int
     Draw a filled disc into a frame.
 
     :param frame: ``(height, width, 3)`` uint8, changed in place
-    :param x: of the centre, in pixels from the left
-    :param y: of the centre, in pixels from the top
-    :param radius: in pixels
+    :param x: pixels from the left to the centre
+    :param y: pixels from the top to the centre
+    :param radius: pixels
     :param colour: RGB
     """
     rows, columns = np.ogrid[: frame.shape[0], : frame.shape[1]]
@@ -50,8 +50,8 @@ def outline(frame: np.ndarray, cell: Sequence[int], cells: int, colour: tuple[in
     Draw the edge of a cell into a square frame.
 
     :param frame: ``(side, side, 3)`` uint8, changed in place
-    :param cell: its row and its column
-    :param cells: along a side of the frame
+    :param cell: row and column
+    :param cells: number of cells along a side of the frame
     :param colour: RGB
     """
     side = len(frame)
@@ -69,11 +69,11 @@ def write(frame: np.ndarray, text: str, x: float, y: float, colour: tuple[int, i
     Write a line of text into a frame.
 
     :param frame: ``(height, width, 3)`` uint8, changed in place
-    :param text: what to write
-    :param x: of the text's middle, in pixels from the left
-    :param y: of the text's middle, in pixels from the top
+    :param text: the text
+    :param x: pixels from the left to the middle of the text
+    :param y: pixels from the top to the middle of the text
     :param colour: RGB
-    :param size: of the letters, in pixels
+    :param size: height of the letters in pixels
     """
     image = Image.fromarray(frame)
     ImageDraw.Draw(image).text((x, y), text, fill=colour, font=ImageFont.load_default(size), anchor="mm")

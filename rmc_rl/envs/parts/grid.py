@@ -1,7 +1,8 @@
 """
-What gridworlds share: moves, and views of a map of cells.
+What gridworlds share: moves, views of a map of cells, and shortest ways.
 
-Shapes: ``B`` worlds, ``H`` rows and ``W`` columns of the map, ``h`` and ``w`` of a view.
+Shapes: ``B`` worlds, ``H`` rows and ``W`` columns of the map, ``h`` and ``w`` of a view, ``S`` states and ``A`` actions of an
+agent.
 """
 
 import torch
@@ -13,12 +14,12 @@ MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))
 
 def look(cells: Tensor, rows: Tensor, columns: Tensor, outside: int) -> Tensor:
     """
-    The cells at some places.
+    The content of some cells.
 
-    :param cells: ``(B, H, W)``, what each cell holds
-    :param rows: ``(B, ...)``, may lie outside of the map
+    :param cells: ``(B, H, W)``, the content of each cell
+    :param rows: ``(B, ...)``, may be outside the map
     :param columns: ``(B, ...)``
-    :param outside: what lies beyond the map
+    :param outside: the content of cells outside the map
     :return: ``(B, ...)``
     """
     height, width = cells.shape[1:]
@@ -28,33 +29,16 @@ def look(cells: Tensor, rows: Tensor, columns: Tensor, outside: int) -> Tensor:
     return torch.where(inside, cells.flatten(1).gather(1, index).view(rows.shape), outside)
 
 
-def window(cells: Tensor, row: Tensor, column: Tensor, size: int, outside: int) -> Tensor:
-    """
-    The square around a place, north up.
-
-    :param cells: ``(B, H, W)``
-    :param row: of the centre, ``(B,)``
-    :param column: of the centre, ``(B,)``
-    :param size: cells along the square, odd
-    :param outside: what lies beyond the map
-    :return: ``(B, size, size)``
-    """
-    reach = torch.arange(size, device=cells.device) - size // 2
-    rows = (row.view(-1, 1, 1) + reach.view(1, -1, 1)).expand(-1, size, size)
-    columns = (column.view(-1, 1, 1) + reach.view(1, 1, -1)).expand(-1, size, size)
-    return look(cells, rows, columns, outside)
-
-
 def ahead(cells: Tensor, row: Tensor, column: Tensor, direction: Tensor, size: int, outside: int) -> Tensor:
     """
-    The square in front of an agent, turned so that it looks up: the agent is in the middle of the last row.
+    The square in front of an agent, rotated so that the agent is in the middle of the last row and looks up.
 
     :param cells: ``(B, H, W)``
     :param row: of the agent, ``(B,)``
     :param column: of the agent, ``(B,)``
-    :param direction: it looks in, ``(B,)``, an index of :data:`MOVES`
+    :param direction: in which it looks, ``(B,)``, an index of :data:`MOVES`
     :param size: cells along the square, odd
-    :param outside: what lies beyond the map
+    :param outside: the content of cells outside the map
     :return: ``(B, size, size)``
     """
     forward = torch.arange(size - 1, -1, -1, device=cells.device).view(1, -1, 1)  # the last row is the agent's
@@ -70,7 +54,7 @@ def ahead(cells: Tensor, row: Tensor, column: Tensor, direction: Tensor, size: i
 
 def planes(cells: Tensor, kinds: int) -> Tensor:
     """
-    A plane for each kind of cell, flattened, as a network reads it.
+    A plane for each kind of cell, flattened.
 
     :param cells: ``(B, h, w)``, whole numbers below ``kinds``
     :param kinds: how many kinds of cells there are
@@ -78,3 +62,33 @@ def planes(cells: Tensor, kinds: int) -> Tensor:
     """
     kind = torch.arange(kinds, device=cells.device).view(1, -1, 1, 1)
     return (cells.unsqueeze(1) == kind).float().flatten(1)
+
+
+def steps_to(goals: Tensor, free: Tensor, ways: Tensor) -> Tensor:
+    """
+    Steps from each state to the nearest goal, on a shortest way through free states.
+
+    :param goals: which states are goals, ``(B, S)`` bool
+    :param free: which states a way may pass, ``(B, S)`` bool
+    :param ways: the state after each action, ``(S, A)``
+    :return: ``(B, S)`` float32; infinite if there is no way
+    """
+    steps = torch.where(goals, 0.0, torch.inf)
+    while True:
+        nearer = torch.where(free & ~goals, 1 + steps[:, ways].amin(-1), steps)  # (B, S, A) -> (B, S)
+        if nearer.equal(steps):
+            return steps
+        steps = nearer
+
+
+def first_action(steps: Tensor, ways: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """
+    The first action of a shortest way.
+
+    :param steps: of :func:`steps_to`, ``(B, S)``
+    :param ways: the state after each action, ``(S, A)``
+    :param state: the present state, ``(B,)``
+    :return: the action ``(B,)``, and whether there is a way ``(B,)`` bool
+    """
+    fewest, action = steps.gather(1, ways[state]).min(1)
+    return action, fewest.isfinite()

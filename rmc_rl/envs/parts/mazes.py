@@ -1,7 +1,7 @@
 """
-Mazes of corridors without dead ends, for MiniPacman: one fixed map, and others made at random.
+Mazes of corridors without dead ends, for MiniPacman: one fixed map, and random maps.
 
-A maze is a box of pillars, two cells apart, some of which are joined by walls; it is symmetric, left and right.
+A maze is a box of pillars, two cells apart, some of which are joined by walls. Its left half mirrors its right half.
 
 Shapes: ``H`` rows and ``W`` columns, walls around it included; ``P = H * W`` places, counted row by row.
 """
@@ -9,7 +9,7 @@ Shapes: ``H`` rows and ``W`` columns, walls around it included; ``P = H * W`` pl
 import numpy as np
 
 HEIGHT, WIDTH = 15, 19
-FREE_CELLS = 138  # as in the map of Racanière et al. 2017, which Santoro et al. 2018 use
+FREE_CELLS = 138  # as in the map of Racanière et al. 2017, which Santoro et al. 2018 also use
 # stay, right, up, left, down: (row, column)
 STEPS = ((0, 0), (0, 1), (-1, 0), (0, -1), (1, 0))
 
@@ -39,9 +39,10 @@ def fixed_maze() -> np.ndarray:
 
 def random_maze(rng: np.random.Generator) -> np.ndarray:
     """
-    Another maze with as many free cells: walls are added while no dead end arises and all cells stay connected.
+    A random maze with the same number of free cells. Walls are added as long as there is no dead end and all cells stay
+    connected.
 
-    :param rng: where everything random comes from
+    :param rng: the source of randomness
     :return: ``(H, W)`` bool, true for walls
     """
     while True:
@@ -81,7 +82,7 @@ def _is_good(walls: np.ndarray) -> bool:
 
 def neighbours(walls: np.ndarray) -> np.ndarray:
     """
-    Where a step in each direction leads: to the next cell, or nowhere before a wall.
+    The place after a step in each direction: the next cell, or the same cell if there is a wall.
 
     :param walls: ``(H, W)`` bool
     :return: places ``(P, 5)``, in the order of :data:`STEPS`
@@ -93,7 +94,7 @@ def neighbours(walls: np.ndarray) -> np.ndarray:
 
 def distances(walls: np.ndarray) -> np.ndarray:
     """
-    Steps from each free cell to each.
+    Steps from each free cell to each other.
 
     :param walls: ``(H, W)`` bool
     :return: ``(P, P)`` int16; ``P`` where there is no way

@@ -63,13 +63,13 @@ def write_program(task: str, length: int, nesting: int, random: Random) -> tuple
     """
     A program and its result.
 
-    Each operation takes the one before as its first operand, in brackets, and numbers for the others. Results of programs
-    are taken modulo ``10 ** (length + 1)``, so they are never negative; what is memorised is one number.
+    Each operation takes the previous one as its first operand, in brackets, and numbers as the others. Results of programs
+    are taken modulo ``10 ** (length + 1)``, so they are never negative. Memorisation tasks have one number.
 
     :param task: one of :data:`TASKS`
     :param length: digits of a number
-    :param nesting: operations; memorisation has none
-    :param random: where everything random comes from
+    :param nesting: number of operations; memorisation has none
+    :param random: the source of randomness
     :return: the program's text, of :data:`CHARACTERS`, and its result, of digits
     """
 

@@ -1,5 +1,5 @@
 """
-Ball tracking: one of several balls is marked, then all look alike; keep an eye on it, and follow it with a cursor.
+Ball tracking: one of several balls is marked, then all look alike; follow the marked ball with a cursor.
 
 After multiple object tracking, Pylyshyn & Storm, "Tracking multiple independent targets", 1988, with the bouncing balls of
 :mod:`rmc_rl.envs.parts.balls`.
@@ -7,6 +7,7 @@ After multiple object tracking, Pylyshyn & Storm, "Tracking multiple independent
 Shapes: ``B`` worlds, ``N`` balls, ``G`` cells along the grid.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,14 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from rmc_rl.envs.base import BatchedWorld, SingleWorld
+from rmc_rl.envs.base import Answers, BatchedWorld, Returns
 from rmc_rl.envs.parts import balls, drawing
-from rmc_rl.errors import require, require_whole
+from rmc_rl.envs.parts.keywords import bounds, draw_whole, number, require_memory, whole, whole_or_range
+from rmc_rl.errors import require
 
 PERIOD = 10  # frames, of which the last dark_steps hide the balls
 _SIDE = 160  # pixels of a picture
+_KEYWORDS = ("n_balls", "marked_steps", "hold_steps", "free_steps", "dark_steps", "grid", "speed")
 _MOVES = ((0, 0), (-1, 0), (0, 1), (1, 0), (0, -1))  # (row, column) of each action
 
 
@@ -27,57 +30,66 @@ class BallTrackingWorld(BatchedWorld):
     """
     Description
     -----------
-    Balls of the same size bounce in a box. For ``marked_steps`` frames one of them is marked, then all look alike. After
-    ``hold_steps`` more frames a cursor in the middle of the box can be moved, and should be on the ball that was marked.
+    Balls of the same size bounce in a box. For ``marked_steps`` frames one of them is marked; afterwards all look alike. After
+    ``hold_steps`` more frames the agent can move a cursor, which starts in the middle of the box, and should keep it on the
+    ball that was marked.
 
     Action Space
     ------------
-    ``Discrete(5)``: 0 stay, 1 up, 2 right, 3 down, 4 left, by a cell of the grid. Without effect while the cursor is held.
+    ``Discrete(5)``: 0 stay, 1 up, 2 right, 3 down, 4 left, by one cell of the grid. No effect while the cursor is held.
 
     Observation Encoding
     --------------------
-    ``Box(0, 1, (3 * grid * grid + 1,))``: how far each cell is covered by balls, and by the marked one (zeros later), the cell
-    of the cursor, and a 1 when it can be moved. Of every 10 frames the last ``dark_steps`` show no balls.
+    ``Box(0, 1, (3 * grid * grid + 1,))``: how far balls cover each cell, how far the marked ball covers it (later zeros), the
+    cell of the cursor, and a 1 when the cursor can be moved. Of every 10 frames the last ``dark_steps`` show no balls.
 
     Rewards
     -------
-    ``1 / free_steps`` for each step after which the cursor's cell is covered by the ball that was marked. So the return is the
-    share of the time on the ball.
+    ``1 / free_steps`` for each step after which the ball that was marked covers the cursor's cell. So the return is the
+    fraction of the time on the ball.
 
     Termination
     -----------
-    The episode terminates after ``marked_steps + hold_steps + free_steps`` steps. It is never truncated.
+    The episode is a trial of ``marked_steps + hold_steps + free_steps`` steps and terminates after them. It is never
+    truncated: the trial's length is a part of the task, and the return is a fraction of it.
 
     Memory demand
     -------------
-    Which ball was marked is needed for ``hold_steps`` steps at least, and changes its place all the time; where balls meet, so
-    is the way they went. Return of perfect play: 0.94 for the default (the cursor has to get there). Of a memoryless player
-    that follows the nearest ball: 0.49. Of random play: 0.10.
+    Which ball was marked is needed until the end, ``hold_steps + free_steps`` steps later, and its position changes all the
+    time. If balls meet, their directions are needed too. Return of perfect play: 0.94 for the default (the cursor needs time
+    to reach the ball). Of a memoryless player that follows the nearest ball: 0.49. Of random play: 0.10.
+
+    Answers
+    -------
+    The action that brings the cursor nearest to where the marked ball will be, while the cursor can be moved.
 
     Registered Configurations
     -------------------------
     ``rmc_rl/BallTracking-v0``: 2 balls, a grid of 4x4. Harder: more balls (up to 16), a finer ``grid``, ``hold_steps``,
     ``dark_steps``.
 
-    :param num_envs: ``B``, copies side by side
-    :param n_balls: ``N``, the marked one and the distractors
+    :param num_envs: ``B``, number of copies
+    :param n_balls: ``N``, the marked ball and the others, at most 16
     :param marked_steps: frames with the mark
-    :param hold_steps: frames after that in which the cursor does not move
-    :param free_steps: frames after that, which count
-    :param dark_steps: frames of every 10 in which no balls are seen, not counting the marked ones
+    :param hold_steps: frames after them in which the cursor does not move; or a range ``[low, high]``, drawn per episode
+    :param free_steps: frames after them, which count
+    :param dark_steps: frames of every 10 in which no balls are shown, not counting the marked frames
     :param grid: ``G``, cells along a side
-    :param speed: of each ball at first, in box lengths per frame
-    :param device: where the tensors live
-    :param render_mode: None, or "rgb_array": the balls (in the dark on a dark ground), the one to follow in green, the cursor
-    :raises UsageError: for numbers outside of these rules
+    :param speed: initial speed of each ball, in box lengths per frame, at most 0.07
+    :param device: where the tensors are
+    :param render_mode: None, or "rgb_array": the balls (on a dark ground while they are hidden), the marked ball in green, the
+        cursor
+    :raises UsageError: for numbers outside these limits
     """
 
+    ranges = ("hold_steps",)
     metadata: dict[str, Any] = BatchedWorld.metadata | {"render_modes": ["rgb_array"]}
 
     position: Tensor  # (B, N, 2), the marked ball first
     velocity: Tensor  # (B, N, 2)
     radius: Tensor  # (B, N)
     cursor: Tensor  # (B, 2), row and column
+    first_free: Tensor  # (B,), the first step at which the cursor moves
     time: Tensor  # (B,), steps since the episode began
 
     def __init__(
@@ -85,7 +97,7 @@ class BallTrackingWorld(BatchedWorld):
         num_envs: int = 1,
         n_balls: int = 2,
         marked_steps: int = 2,
-        hold_steps: int = 4,
+        hold_steps: int | Sequence[int] = 4,
         free_steps: int = 12,
         dark_steps: int = 0,
         grid: int = 4,
@@ -93,31 +105,37 @@ class BallTrackingWorld(BatchedWorld):
         device: torch.device | str = "cpu",
         render_mode: str | None = None,
     ):
-        for name, value, at_least in (
-            ("n_balls", n_balls, 1),
-            ("marked_steps", marked_steps, 1),
-            ("hold_steps", hold_steps, 0),
-            ("free_steps", free_steps, 1),
-            ("dark_steps", dark_steps, 0),
-            ("grid", grid, 2),
-        ):
-            require_whole(name, value, at_least)
-        balls.ball_range(n_balls)
-        require(dark_steps < PERIOD, f"dark_steps must be below the {PERIOD} frames of a period", dark_steps)
-        rule = f"speed must be a number above 0 and at most {balls.SMALLEST}"
-        require(isinstance(speed, int | float) and 0 < speed <= balls.SMALLEST, rule, speed)
-        seen = spaces.Box(0, 1, (3 * grid**2 + 1,), np.float32)
+        self.n_balls = whole("n_balls", n_balls, at_most=balls.MOST_BALLS)
+        self.marked_steps, self.free_steps = whole("marked_steps", marked_steps), whole("free_steps", free_steps)
+        self.hold_steps = whole_or_range("hold_steps", hold_steps, at_least=0)
+        self.dark_steps, self.grid = whole("dark_steps", dark_steps, at_least=0), whole("grid", grid, at_least=2)
+        require(self.dark_steps < PERIOD, f"dark_steps must be below the {PERIOD} frames of a period", dark_steps)
+        self.speed = number("speed", speed, above=0, at_most=balls.SMALLEST)
+        num_envs = whole("num_envs", num_envs)
+        require_memory(4 * num_envs * (self.n_balls + 3) * self.grid**2, num_envs=num_envs, grid=grid)
+        seen = spaces.Box(0, 1, (3 * self.grid**2 + 1,), np.float32)
         super().__init__(num_envs, seen, spaces.Discrete(5), device, render_mode)
-        self.n_balls, self.marked_steps, self.free_steps, self.dark_steps = n_balls, marked_steps, free_steps, dark_steps
-        self.grid, self.speed = grid, float(speed)
-        self.first_free = marked_steps + hold_steps  # the first step at which the cursor moves
         self._moves = torch.tensor(_MOVES, device=self.device)
         self._own = torch.arange(num_envs, device=self.device)
 
     def _draw(self, count: int) -> dict[str, Tensor]:
         drawn = balls.draw_balls(count, self.n_balls, self.n_balls, self.speed, self.generator, same_size=True)
-        time = torch.zeros(count, dtype=torch.long, device=self.device)
-        return drawn | {"time": time, "cursor": torch.full((count, 2), self.grid // 2, device=self.device)}
+        first_free = self.marked_steps + draw_whole(self.hold_steps, count, self.generator)
+        cursor = torch.full((count, 2), self.grid // 2, device=self.device)
+        return drawn | {"time": torch.zeros_like(first_free), "first_free": first_free, "cursor": cursor}
+
+    def _answers(self) -> Answers:
+        ahead, _ = balls.move(self.position, self.velocity, self.radius)
+        cells = (self.cursor.unsqueeze(1) + self._moves).clamp(0, self.grid - 1)  # after each action, (B, 5, 2)
+        centres = (cells.float().flip(-1) + 0.5) / self.grid  # x and y
+        return Answers((centres - ahead[:, :1]).norm(dim=-1).argmin(1), self.time >= self.first_free)
+
+    def returns(self) -> Returns:
+        default = self._has_defaults(*_KEYWORDS)
+        return Returns(random=0.10, memoryless=0.49, perfect=0.94) if default else Returns()
+
+    def memory_demand(self) -> int:
+        return bounds(self.hold_steps)[1] + self.free_steps
 
     def _advance(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         free = self.time >= self.first_free
@@ -149,13 +167,6 @@ class BallTrackingWorld(BatchedWorld):
             drawing.disc(frame, x * _SIDE, y * _SIDE, radius * _SIDE, drawing.SEEN if ball else drawing.GOAL)
             if ball == 0 and self.time[index] < self.marked_steps:
                 drawing.disc(frame, x * _SIDE, y * _SIDE, radius * _SIDE / 2, drawing.NOW)
-        colour = drawing.AGENT if self.time[index] >= self.first_free else drawing.WALL
+        colour = drawing.AGENT if self.time[index] >= self.first_free[index] else drawing.WALL
         drawing.outline(frame, self.cursor[index].tolist(), self.grid, colour)
         return frame
-
-
-class BallTrackingEnv(SingleWorld):
-    """One copy of :class:`BallTrackingWorld`, whose docstring describes the task."""
-
-    World = BallTrackingWorld
-    metadata = BallTrackingWorld.metadata

@@ -1,5 +1,5 @@
 """
-BoxWorld seen through a window: open boxes, each with the key that lay in another, until the gem is found.
+BoxWorld with a partial view: open boxes, each with a key from another box, until the gem is found.
 
 Task: Zambaldi et al., "Relational deep reinforcement learning", 2018, https://arxiv.org/abs/1806.01830, section 4.1; through a
 window in Santoro et al., "Relational recurrent neural networks", 2018, https://arxiv.org/abs/1806.01822, section 4.2.
@@ -17,33 +17,36 @@ from gymnasium import spaces
 from torch import Tensor
 from torch.nn.functional import embedding, one_hot
 
-from rmc_rl.envs.base import BatchedWorld, SingleWorld
+from rmc_rl.envs.base import Answers, BatchedWorld, Returns
 from rmc_rl.envs.parts import drawing, grid
-from rmc_rl.errors import require, require_choice, require_whole
+from rmc_rl.envs.parts.keywords import require_memory, whole
+from rmc_rl.errors import require, require_choice
 
 # a cell's code is 0 where it is empty, else 1 + role * (C + 1) + colour; the colour C is the gem's
-LOOSE, SHUT, LOCK, WRONG_LOCK = range(4)  # roles: free to take, inside a locked box, lock of a right or of a wrong box
+LOOSE, SHUT, LOCK, WRONG_LOCK = range(4)  # roles: can be taken, inside a locked box, lock of a right or of a wrong box
 GEM_REWARD, BOX_REWARD, WRONG_REWARD = 10.0, 1.0, -1.0  # of the papers
-_ROOM = 15  # places for boxes that one box takes: its own and those that would touch it
+_ROOM = 15  # places for boxes that one box occupies: its own and those that would touch it
 _PIXELS = 8  # along a cell, of observations; a window of 5 and the key above it: 48 rows and 40 columns
-_LEAST_PIXELS = 36  # along a side, for SB3's convolutional network
+_LEAST_PIXELS = 36  # along a side, the smallest image for SB3's convolutional network
 _CELL = 20  # pixels, of pictures
+_ENOUGH_STEPS = 1.5  # for each cell of the room, with which perfect play reached the gem in all levels of the tests
 
 
 class BoxWorld(BatchedWorld):
     """
     Description
     -----------
-    In a room lie a loose key and boxes. A box is two cells: the right one is its lock, whose colour is that of the key which
-    opens it, the left one is what it holds, a key or the gem. The loose key opens the first box, which holds the key to the
-    second, and so on to the gem: these are the right boxes, 1 to ``max_length`` of them. Up to ``max_distractors`` others
-    have the lock of a right box, but hold a key that opens nothing. A key opens one box and is gone then, so who opens a
-    wrong one has lost. The agent sees the 5x5 cells around it, and the colour of the key it holds.
+    A room contains a loose key and boxes. A box has two cells: the right one is its lock, with the colour of the key that
+    opens it; the left one is its content, a key or the gem. The loose key opens the first box, which contains the key to the
+    second, and so on to the gem: these 1 to ``max_length`` boxes are the right ones. Up to ``max_distractors`` other boxes
+    have the lock of a right box, but contain a key that opens nothing. A key opens one box and is then gone, so an agent that
+    opens a wrong box has lost. The agent sees the 5x5 cells around it, and the colour of the key it holds.
 
     Action Space
     ------------
-    ``Discrete(4)``: a step 0 up, 1 right, 2 down, 3 left. A step onto a loose key, or onto what an opened box holds, takes
-    it; a step onto a lock opens it with the right key; it is in vain with another one, at the wall and at what is locked up.
+    ``Discrete(4)``: a step 0 up, 1 right, 2 down, 3 left. A step onto a loose key, or onto the content of an open box, takes
+    it. A step onto a lock with the right key opens the box. A step onto another lock, a wall or the content of a locked box
+    has no effect.
 
     Observation Encoding
     --------------------
@@ -58,33 +61,39 @@ class BoxWorld(BatchedWorld):
 
     Termination
     -----------
-    The episode terminates with the gem taken, with a wrong box opened, and after ``max_steps`` steps. It is never truncated.
+    The episode terminates when the gem is taken or a wrong box is opened. It is truncated after ``max_steps`` steps, because
+    no clock is observed.
 
     Memory demand
     -------------
-    Where boxes and keys lie outside of the window, and which lock the key in hand was seen on, for tens of steps. (The key in
-    hand is always shown.) Return of perfect play: 10 and the number of right boxes, 11.5 in the mean for the default. What
-    is best without memory is not known: trained memoryless agents got 4.4. Of random play: 0.44.
+    The positions of boxes and keys outside the window, and the lock that the key in hand is for, for tens of steps. (The key
+    in hand is always shown.) Return of perfect play: 10 plus the number of right boxes, 11.5 on average for the default. The
+    best memoryless return is not known: trained memoryless agents got 4.4. Of random play: 0.44.
+
+    Answers
+    -------
+    A shortest way to the gem, for a player that knows the whole room and which boxes are right.
 
     Registered Configurations
     -------------------------
     ``rmc_rl/BoxWorld-v0``: a room of 8x8, 1 or 2 right boxes, 0 or 1 wrong ones, 4 colours, 100 steps. The RMC paper's:
     ``size=14, max_length=5, max_distractors=5, n_colours=20``; it reports 98 % of levels solved by RMC and 73 % by a ConvLSTM.
-    It does not say after how many steps a level ends.
+    It does not report after how many steps a level ends.
 
-    :param num_envs: ``B``, copies side by side
+    :param num_envs: ``B``, number of copies
     :param size: cells along a side of the room
-    :param max_length: right boxes at most; how many is drawn evenly from 1 on
-    :param max_distractors: wrong boxes at most; how many is drawn evenly from 0 on
-    :param n_colours: ``C``, of which every key of a room has its own
+    :param max_length: the largest number of right boxes; the number is uniform from 1 on
+    :param max_distractors: the largest number of wrong boxes; the number is uniform from 0 on
+    :param n_colours: ``C``; every key of a room has its own colour
     :param view_size: cells along the window, odd
     :param obs: "planes", or "pixels": an image
-    :param max_steps: steps after which the episode ends
-    :param device: where the tensors live
-    :param render_mode: None, or "rgb_array": the room, what is in view on yellow, the key held in the corner
-    :raises UsageError: for fewer colours or less room than there must be, an even ``view_size``, or an unknown ``obs``
+    :param max_steps: steps after which the episode is truncated
+    :param device: where the tensors are
+    :param render_mode: None, or "rgb_array": the room, the visible cells on yellow, the key held in the corner
+    :raises UsageError: for too few colours, too small a room, an even ``view_size``, or an unknown ``obs``
     """
 
+    truncates = True
     metadata: dict[str, Any] = BatchedWorld.metadata | {"render_modes": ["rgb_array"]}
 
     cells: Tensor  # (B, N), codes
@@ -105,20 +114,18 @@ class BoxWorld(BatchedWorld):
         device: torch.device | str = "cpu",
         render_mode: str | None = None,
     ):
-        for name, value, least in (
-            ("size", size, 3),
-            ("max_length", max_length, 1),
-            ("max_distractors", max_distractors, 0),
-            ("n_colours", n_colours, 1),
-            ("view_size", view_size, 1),
-            ("max_steps", max_steps, 1),
-        ):
-            require_whole(name, value, least)
+        num_envs, size, max_steps = whole("num_envs", num_envs), whole("size", size, 3), whole("max_steps", max_steps)
+        max_length, max_distractors = whole("max_length", max_length), whole("max_distractors", max_distractors, 0)
+        n_colours, view_size = whole("n_colours", n_colours), whole("view_size", view_size)
         require(view_size % 2 == 1, "view_size must be odd", view_size)
         require_choice("obs", obs, ("planes", "pixels"))
         boxes, most = max_length + max_distractors, (size * (size - 1) - 1) // _ROOM
         require(boxes <= most, f"max_length + max_distractors must be at most {most} in a room of {size}x{size}", boxes)
         require(boxes <= n_colours, "max_length + max_distractors must be at most n_colours", boxes)
+        n_bytes = max(
+            size**4, 8 * num_envs * size**2, 8 * size**2 * view_size**2, 4 * num_envs * view_size**2 * (n_colours + 2)
+        )
+        require_memory(n_bytes, num_envs=num_envs, size=size, view_size=view_size, n_colours=n_colours)
         self.size, self.max_length, self.max_distractors = size, max_length, max_distractors
         self.n_colours, self.view_size, self.obs, self.max_steps = n_colours, view_size, obs, max_steps
         self.gem = self.none = n_colours  # as a colour: the gem's, and that of no key
@@ -130,17 +137,17 @@ class BoxWorld(BatchedWorld):
         self._lay_tables()
 
     def _lay_tables(self) -> None:
-        """Everything that depends on the sizes alone."""
+        """The tables that depend only on the sizes."""
         size, colours, device = self.size, self.n_colours, self.device
         cells = torch.arange(size**2)
         rows, columns = (cells // size).unsqueeze(1), (cells % size).unsqueeze(1)
         down, across = torch.tensor(grid.MOVES).T
         self._to = ((rows + down).clamp(0, size - 1) * size + (columns + across).clamp(0, size - 1)).to(device)  # (N, 4)
-        # boxes by their left cells: which other ones each leaves room for
+        # which pairs of boxes, by their left cells, do not touch
         apart = ((rows - rows.T).abs() > 1) | ((columns - columns.T).abs() > 2)
         self._fits = (apart & (columns < size - 1).T).to(device)  # (N, N)
         self._is_left = (columns.squeeze(1) < size - 1).to(device)  # (N,)
-        # what each code looks like: 0 wall, 1 + colour, 2 + C nothing; the wall has a code of its own, the last
+        # the look of each code: 0 wall, 1 + colour, 2 + C nothing; the wall has its own code, the last
         self._wall = 1 + 4 * (colours + 1)
         codes = torch.arange(self._wall + 1)
         looks = 1 + (codes - 1) % (colours + 1)
@@ -166,7 +173,7 @@ class BoxWorld(BatchedWorld):
         longest, more = self.max_length, self.max_distractors
         length, n_distractors = number(1, longest), number(0, more)
         right, wrong = torch.arange(longest, device=self.device), torch.arange(more, device=self.device)
-        keys = chance(self.n_colours).argsort(1)  # first the loose one, then those in right boxes, then those in wrong ones
+        keys = chance(self.n_colours).argsort(1)  # the loose one, then those in right boxes, then those in wrong boxes
         held = torch.where(right < length - 1, keys[:, (right + 1).clamp(max=self.n_colours - 1)], self.gem)
         held = torch.cat([held, keys[:, longest : longest + more]], 1)  # (count, boxes)
         copied = (chance(more) * length).long()  # the right box whose lock a wrong one has
@@ -185,10 +192,10 @@ class BoxWorld(BatchedWorld):
 
     def _places(self, chance: Callable[[int], Tensor], n_boxes: int) -> Tensor:
         """
-        Left cells of boxes that do not touch, not even at corners: so every cell around them can be reached.
+        Left cells of boxes that do not touch, not even at corners, so that every cell around them can be reached.
 
         :param chance: n -> ``(count, n)``, random numbers from 0 to 1
-        :param n_boxes: how many
+        :param n_boxes: number of boxes
         :return: ``(count, n_boxes)``
         """
         places = [(chance(self.size**2) * self._is_left).argmax(1)]
@@ -209,15 +216,28 @@ class BoxWorld(BatchedWorld):
         wrong = opens & (role == WRONG_LOCK)
         gem = takes & (colour == self.gem)
         changes = takes | opens
-        # what lay in the box that is opened can be taken from now on
+        # the content of an opened box can be taken from now on
         content = self.cells.gather(1, beside) - opens.unsqueeze(1) * (SHUT - LOOSE) * (self.n_colours + 1)
         self.cells.scatter_(1, beside, content)
         self.cells.scatter_(1, there, (code * ~changes).unsqueeze(1))
         self.place = torch.where(changes | (code == 0), to, self.place)
         self.held = torch.where(changes, torch.where(takes, colour, self.none), self.held)
         rewards = GEM_REWARD * gem + BOX_REWARD * (opens & ~wrong) + WRONG_REWARD * wrong
-        terminated = gem | wrong | (self.time == self.max_steps)
-        return rewards, terminated, torch.zeros_like(terminated)
+        return rewards, gem | wrong, self.time == self.max_steps
+
+    def _answers(self) -> Answers:
+        roles, colours = self._roles[self.cells], self._colours[self.cells]  # (B, N)
+        held = self.held.unsqueeze(1)
+        # without a key the next goal is what can be taken, with a key it is the right lock
+        goals = torch.where(held == self.none, roles == LOOSE, (roles == LOCK) & (colours == held))
+        return Answers(*grid.first_action(grid.steps_to(goals, self.cells == 0, self._to), self._to, self.place))
+
+    def returns(self) -> Returns:
+        default = self._has_defaults("size", "max_length", "max_distractors", "n_colours", "view_size", "max_steps")
+        mean_length = (1 + self.max_length) / 2
+        # a tighter time limit than the default may be too short for a way to the gem
+        perfect = GEM_REWARD + BOX_REWARD * mean_length if self.max_steps >= _ENOUGH_STEPS * self.size**2 else None
+        return Returns(random=0.44 if default else None, perfect=perfect)
 
     def _seen(self) -> Tensor:
         """Codes of the cells in view, ``(B, n)``."""
@@ -261,10 +281,3 @@ def _palette(n_colours: int) -> Tensor:
     keys = [colorsys.hsv_to_rgb(colour / n_colours, 1, 1 - 0.4 * (colour % 2)) for colour in range(n_colours)]
     rows = [drawing.WALL, *(tuple(round(255 * part) for part in key) for key in keys), drawing.DARK, drawing.GRID]
     return torch.tensor(rows, dtype=torch.uint8)
-
-
-class BoxWorldEnv(SingleWorld):
-    """One copy of :class:`BoxWorld`, whose docstring describes the task."""
-
-    World = BoxWorld
-    metadata = BoxWorld.metadata

@@ -1,5 +1,5 @@
 """
-Mini PacMan: eat the food of a maze, flee from ghosts, or hunt them with a pill, seeing what is near alone.
+Mini PacMan with a partial view: eat the food of a maze, flee from ghosts, or hunt them after eating a pill.
 
 Task: Racanière et al., "Imagination-augmented agents for deep reinforcement learning", 2017, https://arxiv.org/abs/1707.06203
 (appendix on MiniPacman: rules, levels, modes); with a view of 5x5 cells Santoro et al., "Relational recurrent neural
@@ -15,32 +15,35 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from rmc_rl.envs.base import BatchedWorld, SingleWorld
+from rmc_rl.envs.base import Answers, BatchedWorld, Returns
 from rmc_rl.envs.parts import drawing, mazes
-from rmc_rl.errors import require, require_choice, require_whole
+from rmc_rl.envs.parts.keywords import require_memory, whole
+from rmc_rl.errors import require, require_choice
 
 VIEWS = ("window", "full")
 KINDS = 6  # planes: wall, food, Pacman, ghost, edible ghost, pill
-_PAINTED = [0, 1, 5, 2, 3, 4]  # planes in the order in which pixels are painted: who moves hides what lies there
+_PAINTED = [0, 1, 5, 2, 3, 4]  # planes in the order in which pixels are painted: what moves hides what does not
 MOST_GHOSTS = 8  # from level 15 on
 N_PILLS, POWER = 2, 20  # pills of a level, steps that one lasts
-SPAWN_DISTANCE = 5  # steps between Pacman and a new ghost at least
-MOVES_FIRST, MOVES_MORE = 0.5, 0.1  # probability that a ghost moves at level 1, and what each level adds
+SPAWN_DISTANCE = 5  # steps between Pacman and a new ghost, at least
+MOVES_FIRST, MOVES_MORE = 0.5, 0.1  # probability that a ghost moves at level 1, and the increase per level
 ASTRAY = 0.05  # probability of a random turn
 _CELL = 8  # pixels, of pictures and of obs="pixels"
+_LEAST_PIXELS = 36  # along a side, the smallest image for SB3's convolutional network
+_TERROR, _BOREDOM = 1000, 500  # more than any distance: what the scripted player avoids
 _PLACES = mazes.HEIGHT * mazes.WIDTH
 _COLOURS = (drawing.WALL, drawing.FOOD, drawing.AGENT, drawing.WRONG, drawing.SEEN, drawing.RIGHT)
 
 
 class Mode(NamedTuple):
-    """What is rewarded, and what ends a level."""
+    """Rewards, and the end of a level."""
 
     step: float
     food: float
     pill: float
     ghost: float
     death: float
-    ends: str  # "food", "ghosts" or "pills", when there are none left; "steps": after LEVEL_STEPS
+    ends: str  # "food", "ghosts" or "pills": when none are left; "steps": after LEVEL_STEPS
 
 
 LEVEL_STEPS = 128
@@ -57,18 +60,18 @@ class MiniPacmanWorld(BatchedWorld):
     """
     Description
     -----------
-    A maze of 15x19 cells, of which 138 are free and have food. Ghosts, one more every second level, head for Pacman by the
-    shortest way, faster at each level. A pill (two in each level) makes them flee for 20 steps, in which they can be eaten.
+    A maze of 15x19 cells, of which 138 are free and contain food. Ghosts (one more every second level) take the shortest way
+    to Pacman, faster at each level. After Pacman eats a pill (two in each level), ghosts flee for 20 steps and can be eaten.
     A level ends when its food is eaten (``mode`` decides), and the next one begins at once, with everything in it new.
 
     Action Space
     ------------
-    ``Discrete(5)``: 0 stay, 1 right, 2 up, 3 left, 4 down. Steps into walls do nothing.
+    ``Discrete(5)``: 0 stay, 1 right, 2 up, 3 left, 4 down. Steps into walls have no effect.
 
     Observation Encoding
     --------------------
     ``Box(0, 1, (150,))``: planes of 5x5 cells around Pacman, flattened: walls, food, Pacman, ghosts, edible ghosts, pills.
-    With ``view="full"`` of all 15x19 cells, ``(1710,)``. With ``obs="pixels"`` the same drawn,
+    ``view="full"``: planes of all 15x19 cells, ``(1710,)``. ``obs="pixels"``: an image of the same cells,
     ``Box(0, 255, (3, 40, 40), uint8)``.
 
     Rewards
@@ -85,36 +88,43 @@ class MiniPacmanWorld(BatchedWorld):
 
     Termination
     -----------
-    The episode terminates when a ghost catches Pacman, or after ``max_steps`` steps. It is never truncated.
+    The episode terminates when a ghost catches Pacman. It is truncated after ``max_steps`` steps, because no clock is
+    observed.
 
     Memory demand
     -------------
-    Where food and pills are left, for hundreds of steps, and where ghosts went that are out of view. The best return is not
-    known. A player that knows where everything is, goes to the nearest food or pill and away from ghosts nearby, gets 147
-    for the default; one that knows what is in view alone, and else goes at random, 120. Random play: 8.
+    Where food and pills are left, for hundreds of steps, and where ghosts went that are not visible. The best return is not
+    known. A player that knows everything, goes to the nearest food or pill and avoids ghosts nearby gets 147 for the default.
+    A player that knows only what is visible, and otherwise moves at random, gets 120. Random play: 8.
+
+    Answers
+    -------
+    The actions of the player that gets 147. It is scripted and not perfect: it does not hunt ghosts and does not plan ahead.
+    It is made for mode "regular".
 
     Registered Configurations
     -------------------------
     ``rmc_rl/MiniPacman-v0``: mode "regular", a view of 5x5, 200 steps. The RMC paper: ``max_steps=3000``, and ``view="full"``.
-    Harder: ``view_size=3``. Returns are large, so where value and policy train one core, ``algo.vf_coef=0.01`` keeps the
-    value's loss from drowning the policy's.
+    Harder: ``view_size=3``. Returns are large: if value and policy train one core, use ``algo.vf_coef=0.01``, so that the
+    value's loss does not dominate the policy's.
 
-    Differences from the papers: the map is our own, of the same size and number of free cells; where pills lie, and Pacman
-    begins, is drawn for each level; ghosts know the shortest way.
+    Differences from the papers: the map is our own, with the same size and number of free cells; the positions of pills and
+    Pacman are drawn for each level; ghosts know the shortest way.
 
-    :param num_envs: ``B``, copies side by side
+    :param num_envs: ``B``, number of copies
     :param mode: "regular", "avoid", "hunt", "ambush" or "rush"
     :param view: "window" around Pacman, or "full"
     :param view_size: cells along the window, odd
     :param obs: "planes" or "pixels"
-    :param n_mazes: ``M``; 0: the one fixed map; else so many generated ones, from which each episode draws
+    :param n_mazes: ``M``, the number of generated mazes, from which each episode draws; 0: the one fixed map
     :param maze_seed: which mazes are generated
-    :param max_steps: steps after which the episode ends
-    :param device: where the tensors live
-    :param render_mode: None, or "rgb_array": the whole maze, what is in view brighter
-    :raises UsageError: for an unknown mode, view or obs, an even ``view_size``, or numbers below 1
+    :param max_steps: steps after which the episode is truncated
+    :param device: where the tensors are
+    :param render_mode: None, or "rgb_array": the whole maze, the visible part brighter
+    :raises UsageError: for an unknown mode, view or obs, an even ``view_size``, or invalid numbers
     """
 
+    truncates = True
     metadata: dict[str, Any] = BatchedWorld.metadata | {"render_modes": ["rgb_array"]}
 
     maze: Tensor  # (B,), an index of the mazes
@@ -144,21 +154,21 @@ class MiniPacmanWorld(BatchedWorld):
         require_choice("mode", mode, MODES)
         require_choice("view", view, VIEWS)
         require_choice("obs", obs, ("planes", "pixels"))
-        require_whole("view_size", view_size, 3)
+        num_envs, view_size = whole("num_envs", num_envs), whole("view_size", view_size, 3)
         require(view_size % 2 == 1, "view_size must be odd", view_size)
-        for name, value, least in (("n_mazes", n_mazes, 0), ("maze_seed", maze_seed, 0), ("max_steps", max_steps, 1)):
-            require_whole(name, value, least)
+        n_mazes, maze_seed = whole("n_mazes", n_mazes, 0), whole("maze_seed", maze_seed, 0)
+        max_steps = whole("max_steps", max_steps)
         height, width = (view_size, view_size) if view == "window" else (mazes.HEIGHT, mazes.WIDTH)
-        require(
-            obs == "planes" or height * _CELL >= 36, "view_size must be at least 5 with obs='pixels'", view_size
-        )  # what CNNs need
-        seen = (
-            spaces.Box(0, 1, (KINDS * height * width,), np.float32)
-            if obs == "planes"
-            else spaces.Box(0, 255, (3, height * _CELL, width * _CELL), np.uint8)
-        )
+        rule = "view_size must be at least 5 with obs='pixels'"
+        require(obs == "planes" or height * _CELL >= _LEAST_PIXELS, rule, view_size)
+        n_bytes = max(8 * _PLACES * height * width, num_envs * MOST_GHOSTS * height * width, 2 * n_mazes * _PLACES**2)
+        require_memory(n_bytes, num_envs=num_envs, view_size=view_size, n_mazes=n_mazes)
+        planes = spaces.Box(0, 1, (KINDS * height * width,), np.float32)
+        pixels = spaces.Box(0, 255, (3, height * _CELL, width * _CELL), np.uint8)
+        seen = planes if obs == "planes" else pixels
         super().__init__(num_envs, seen, spaces.Discrete(len(mazes.STEPS)), device, render_mode)
-        self.mode, self.max_steps, self.obs, self.view_shape = MODES[mode], max_steps, obs, (height, width)
+        self.mode, self.rule, self.max_steps, self.obs = mode, MODES[mode], max_steps, obs
+        self.view, self.view_size, self.view_shape, self.n_mazes = view, view_size, (height, width), n_mazes
         rng = np.random.default_rng(maze_seed)
         walls = [mazes.random_maze(rng) for _ in range(n_mazes)] or [mazes.fixed_maze()]
         self.walls = self._tensor(np.stack(walls)).flatten(1)  # (M, P)
@@ -178,7 +188,7 @@ class MiniPacmanWorld(BatchedWorld):
         return {"maze": maze, "level": level, "time": torch.zeros_like(maze)} | self._draw_level(maze, level)
 
     def _draw_level(self, maze: Tensor, level: Tensor) -> dict[str, Tensor]:
-        """What is new with each level: all but maze, level and time."""
+        """The state that is drawn for each level: all but maze, level and time."""
         count, free = len(maze), ~self.walls[maze]
 
         def shuffled(allowed: Tensor) -> Tensor:
@@ -194,7 +204,7 @@ class MiniPacmanWorld(BatchedWorld):
         return dict(pacman=pacman, food=free, pills=pills, ghosts=ghosts, alive=alive, power=zeros, level_time=zeros.clone())
 
     def _advance(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        mode = self.mode
+        rule = self.rule
         self.pacman = self._neighbours[self.maze * _PLACES + self.pacman, actions]
         here = self.pacman.unsqueeze(1)
         ate, took = self.food.gather(1, here).squeeze(1), self.pills.gather(1, here).squeeze(1)
@@ -206,18 +216,47 @@ class MiniPacmanWorld(BatchedWorld):
         eaten_after, caught_after = self._meet()
         eaten, caught = eaten + eaten_after, caught | caught_after
         self.time, self.level_time = self.time + 1, self.level_time + 1
-        rewards = mode.step + mode.food * ate + mode.pill * took + mode.ghost * eaten + mode.death * caught
-        terminated = caught | (self.time == self.max_steps)
+        rewards = rule.step + rule.food * ate + rule.pill * took + rule.ghost * eaten + rule.death * caught
         left = {
             "food": lambda: self.food.any(1),
             "ghosts": lambda: self.alive.any(1),
             "pills": lambda: self.pills.any(1),
             "steps": lambda: self.level_time < LEVEL_STEPS,
-        }[mode.ends]()
-        cleared = ~left & ~terminated
+        }[rule.ends]()
+        cleared = ~left & ~caught
         self.level = self.level + cleared.long()
         self._replace(cleared, lambda copies: self._draw_level(self.maze[copies], self.level[copies]))
-        return rewards.float(), terminated, torch.zeros_like(terminated)
+        return rewards.float(), caught, self.time == self.max_steps
+
+    def _answers(self) -> Answers:
+        actions = self.greedy(torch.ones_like(self.food), torch.zeros(self.num_envs, 5, device=self.device))
+        return Answers(actions, torch.ones_like(self.alive[:, 0]))
+
+    def greedy(self, known: Tensor, otherwise: Tensor) -> Tensor:
+        """
+        The actions of a player that goes to the nearest food or pill it knows, but not next to a ghost it knows.
+
+        :param known: whose content it knows, ``(B, P)`` bool
+        :param otherwise: where it knows no food or pill, it prefers the action with the smallest of these numbers, ``(B, 5)``
+        :return: ``(B,)``
+        """
+        own = self.maze * _PLACES
+        wanted = (self.food | self.pills) & known
+        distances = self._distances[own + self.pacman].float()
+        goal = torch.where(wanted, distances, torch.inf).argmin(1)
+        ways = self._neighbours[own + self.pacman]  # (B, 5)
+        far = self._distances[own.unsqueeze(1) + ways]  # (B, 5, P)
+        towards = far.gather(2, goal.view(-1, 1, 1).expand(-1, 5, 1)).squeeze(2).float()
+        towards = torch.where(wanted.any(1, keepdim=True), towards, otherwise)
+        feared = self.alive & known.gather(1, self.ghosts) & (self.power == 0).unsqueeze(1)
+        near = far.gather(2, self.ghosts.unsqueeze(1).expand(-1, 5, -1)) <= 1
+        threatened = (near & feared.unsqueeze(1)).any(2)
+        stays = ways == self.pacman.unsqueeze(1)
+        return (towards + _TERROR * threatened + _BOREDOM * stays).argmin(1)
+
+    def returns(self) -> Returns:
+        default = self._has_defaults("mode", "view", "view_size", "n_mazes", "max_steps")
+        return Returns(random=8.0, memoryless=120.0) if default else Returns()
 
     def _meet(self) -> tuple[Tensor, Tensor]:
         """Ghosts eaten where Pacman is, ``(B,)``, and whether one caught him, ``(B,)`` bool."""
@@ -241,7 +280,7 @@ class MiniPacmanWorld(BatchedWorld):
         self.ghosts = torch.where(chance[2] < moves, there, self.ghosts)
 
     def planes(self) -> Tensor:
-        """What is in view, ``(B, 6, n)`` bool."""
+        """The visible cells, ``(B, 6, n)`` bool."""
         view = self._views[self.pacman]  # (B, n)
         # (B, n, 1) == (B, 1, g)
         at = (view.unsqueeze(2) == self.ghosts.unsqueeze(1)) & self.alive.unsqueeze(1)
@@ -255,7 +294,7 @@ class MiniPacmanWorld(BatchedWorld):
         planes = self.planes()
         if self.obs == "planes":
             return planes.flatten(1).float()
-        # the last plane that has something in a cell colours it: (B, 6, n) -> (B, n)
+        # the last nonzero plane of a cell decides its colour: (B, 6, n) -> (B, n)
         order = torch.arange(1, KINDS + 1, device=self.device).view(1, -1, 1)
         top = (planes[:, _PAINTED] * order).amax(1)
         # (B, n) -> (B, n, 3) -> (B, 3, h, w)
@@ -285,17 +324,10 @@ class MiniPacmanWorld(BatchedWorld):
 
 
 def _views(size: int) -> np.ndarray:
-    """The places in view from each place, ``(P, size * size)``; beyond the maze a corner, which is a wall."""
+    """The places visible from each place, ``(P, size * size)``; outside the maze a corner, which is a wall."""
     rows, columns = np.divmod(np.arange(_PLACES), mazes.WIDTH)
     reach = np.arange(size) - size // 2
     near_rows = np.broadcast_to(rows[:, None, None] + reach[:, None], (_PLACES, size, size))
     near_columns = np.broadcast_to(columns[:, None, None] + reach, (_PLACES, size, size))
     inside = (near_rows >= 0) & (near_rows < mazes.HEIGHT) & (near_columns >= 0) & (near_columns < mazes.WIDTH)
     return np.where(inside, near_rows * mazes.WIDTH + near_columns, 0).reshape(_PLACES, -1)
-
-
-class MiniPacmanEnv(SingleWorld):
-    """One copy of :class:`MiniPacmanWorld`, whose docstring describes the task."""
-
-    World = MiniPacmanWorld
-    metadata = MiniPacmanWorld.metadata

@@ -15,10 +15,11 @@ from gymnasium import spaces
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from rmc_rl.envs.base import BatchedWorld, SingleWorld
+from rmc_rl.envs.base import Answers, BatchedWorld, Returns
 from rmc_rl.envs.parts import drawing
-from rmc_rl.errors import require_whole
+from rmc_rl.envs.parts.keywords import require_memory, whole
 
+MEMORYLESS = 0.71  # of the default
 _SIDE, _LINE, _DISC = 200, 24, 11  # pixels: of the plane, of the line of text under it, radius of a vector
 
 
@@ -26,15 +27,15 @@ class NthFarthestWorld(BatchedWorld):
     """
     Description
     -----------
-    The agent sees ``n_vectors`` vectors, one per step, each with its label, and at every step the same question: which
-    vector is the ``n``-th farthest from the one labelled ``m``? It answers with a label at the last vector. Vectors are
-    uniform in ``[-1, 1]`` in each dimension, labels are drawn without replacement (so a label is not the order of
-    appearance), ``n`` and ``m`` are uniform. Vector ``m`` is one of those that are ranked, as in the paper: at distance 0 it
-    is the answer where ``n`` is ``n_vectors``.
+    The agent observes ``n_vectors`` vectors, one per step, each with its label, and at every step the same question: which
+    vector is the ``n``-th farthest from the vector with label ``m``? It answers with a label at the last vector. Vectors are
+    uniform in ``[-1, 1]`` in each dimension. Labels are drawn without replacement, so a label is not the order of
+    appearance. ``n`` and ``m`` are uniform. Vector ``m`` is ranked too, as in the paper: its distance is 0, so it is the
+    answer if ``n`` is ``n_vectors``.
 
     Action Space
     ------------
-    ``Discrete(n_vectors)``: the answer, a label. Without effect before the last vector is shown.
+    ``Discrete(n_vectors)``: the answer, a label. Actions before the last vector have no effect.
 
     Observation Encoding
     --------------------
@@ -42,31 +43,36 @@ class NthFarthestWorld(BatchedWorld):
 
     Rewards
     -------
-    1 for the right answer at the last step, else 0.
+    1 for the right answer at the last step, otherwise 0.
 
     Termination
     -----------
-    The episode terminates after ``n_vectors`` steps. It is never truncated.
+    The episode terminates after ``n_vectors`` steps, with the answer. It is never truncated.
 
     Memory demand
     -------------
-    Every vector is needed, up to ``n_vectors - 1`` steps after it was seen, and distances between pairs of them: a relation,
-    not a single memory. Return of perfect play: 1. Of random play: ``1 / n_vectors``. A memoryless player sees the question
-    and the last vector. It answers ``m`` where ``n`` is ``n_vectors``, and any other label else: ``2 / n_vectors``, the
-    plateau of 25 % that people report at the paper's sizes. The last vector's place tells a little more, for vectors near a
-    corner are likelier far: 0.71 is the ceiling for the default, found by integration in the tests.
+    Every vector is needed up to ``n_vectors - 1`` steps after it was observed, and distances between pairs of them: a
+    relation, not a single memory. Return of perfect play: 1. Of random play: ``1 / n_vectors``. A memoryless player sees the
+    question and the last vector. It answers ``m`` if ``n`` is ``n_vectors``, and otherwise any other label: this gives
+    ``2 / n_vectors``, the plateau of 25 % that people report at the paper's sizes. The position of the last vector helps a
+    little, because vectors near a corner are more often far: 0.71 is the best memoryless return for the default, found by
+    integration in the tests.
+
+    Answers
+    -------
+    The right label at the last step.
 
     Registered Configurations
     -------------------------
     ``rmc_rl/NthFarthest-v0``: 3 vectors of 2 dimensions. The paper: ``n_vectors=8, dim=16`` (its authors' example code, Sonnet
-    v1, counts ``n`` from the nearest: the same questions under other names).
+    v1, counts ``n`` from the nearest: the same questions with other names).
 
-    :param num_envs: ``B``, copies side by side
-    :param n_vectors: ``N``, so also the steps of an episode
+    :param num_envs: ``B``, number of copies
+    :param n_vectors: ``N``, also the steps of an episode
     :param dim: ``D``, dimensions of a vector
-    :param device: where the tensors live
-    :param render_mode: None, or "rgb_array": the first two dimensions (with one alone: that and time) of what was seen, the
-        last vector on yellow, ``m`` ringed, the question, and the answer (green right, red wrong)
+    :param device: where the tensors are
+    :param render_mode: None, or "rgb_array": the first two dimensions (if there is one: it and time) of the observed vectors,
+        the last vector on yellow, ``m`` with a ring, the question, and the answer (green: right, red: wrong)
     :raises UsageError: for ``n_vectors`` below 2 or ``dim`` below 1
     """
 
@@ -75,7 +81,7 @@ class NthFarthestWorld(BatchedWorld):
     shown: Tensor  # (B, N, D + 3N), the observations of an episode
     target: Tensor  # (B,), the label that answers the question
     time: Tensor  # (B,), steps since the episode began
-    answer: Tensor  # (B,), kept for pictures alone; -1: not answered yet
+    answer: Tensor  # (B,), kept only for pictures; -1: not answered yet
 
     def __init__(
         self,
@@ -85,11 +91,11 @@ class NthFarthestWorld(BatchedWorld):
         device: torch.device | str = "cpu",
         render_mode: str | None = None,
     ):
-        require_whole("n_vectors", n_vectors, 2)
-        require_whole("dim", dim)
-        seen = spaces.Box(-1, 1, (dim + 3 * n_vectors,), np.float32)
-        super().__init__(num_envs, seen, spaces.Discrete(n_vectors), device, render_mode)
-        self.n_vectors, self.dim = n_vectors, dim
+        self.n_vectors, self.dim = whole("n_vectors", n_vectors, 2), whole("dim", dim)
+        num_envs, features = whole("num_envs", num_envs), self.dim + 3 * self.n_vectors
+        require_memory(4 * num_envs * self.n_vectors * features, num_envs=num_envs, n_vectors=n_vectors, dim=dim)
+        seen = spaces.Box(-1, 1, (features,), np.float32)
+        super().__init__(num_envs, seen, spaces.Discrete(self.n_vectors), device, render_mode)
         self._rows = torch.arange(num_envs, device=self.device)
 
     def _draw(self, count: int) -> dict[str, Tensor]:
@@ -107,6 +113,16 @@ class NthFarthestWorld(BatchedWorld):
         shown = torch.cat([part.float() for part in parts], -1)
         time = torch.zeros(count, dtype=torch.long, device=device)
         return {"shown": shown, "target": target, "time": time, "answer": torch.full_like(time, -1)}
+
+    def _answers(self) -> Answers:
+        return Answers(self.target.clone(), self.time == self.n_vectors - 1)
+
+    def returns(self) -> Returns:
+        memoryless = MEMORYLESS if self._has_defaults("n_vectors", "dim") else None
+        return Returns(random=1 / self.n_vectors, memoryless=memoryless, perfect=1.0)
+
+    def memory_demand(self) -> int:
+        return self.n_vectors - 1
 
     def _advance(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         self.time = self.time + 1
@@ -142,10 +158,3 @@ class NthFarthestWorld(BatchedWorld):
             drawing.write(frame, str(label), x, y, drawing.PAPER)
         drawing.write(frame, f"farthest no. {n + 1} from {m}", _SIDE / 2, _SIDE + _LINE / 2, drawing.DARK)
         return frame
-
-
-class NthFarthestEnv(SingleWorld):
-    """One copy of :class:`NthFarthestWorld`, whose docstring describes the task."""
-
-    World = NthFarthestWorld
-    metadata = NthFarthestWorld.metadata

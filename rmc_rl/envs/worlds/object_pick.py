@@ -15,9 +15,10 @@ from gymnasium import spaces
 from torch import Tensor
 from torch.nn.functional import embedding, one_hot
 
-from rmc_rl.envs.base import BatchedWorld, SingleWorld
+from rmc_rl.envs.base import Answers, BatchedWorld, Returns
 from rmc_rl.envs.parts import drawing, grid
-from rmc_rl.errors import require, require_truth, require_whole
+from rmc_rl.envs.parts.keywords import require_memory, whole
+from rmc_rl.errors import require, require_truth
 
 LEFT, RIGHT, FORWARD = range(3)  # actions
 FLOOR, WALL, FIRST_OBJECT = range(3)  # cells; an object is FIRST_OBJECT + shape * N_COLOURS + colour
@@ -34,9 +35,9 @@ class ObjectPickWorld(BatchedWorld):
     """
     Description
     -----------
-    In a room lie ``1 + n_distractors`` different objects, each a ball, a box or a key in one of four colours. One of them is
-    named in the first step. The agent must go there: the first object that it walks into is the one it picks. It sees the
-    7x7 cells in front of it.
+    A room contains ``1 + n_distractors`` different objects, each a ball, a box or a key in one of four colours. One of them is
+    named in the first step. The agent must go there: it picks the first object that it walks into. It sees the 7x7 cells in
+    front of it.
 
     Action Space
     ------------
@@ -45,8 +46,8 @@ class ObjectPickWorld(BatchedWorld):
     Observation Encoding
     --------------------
     ``Box(0, 1, (448,))``: for each of the 7x7 cells, row by row, nine numbers of 0 or 1: floor, wall, the three shapes, the
-    four colours (the agent is in the middle of the last row and looks up); then the shape and the colour that are named,
-    one-hot, zeros where they are not shown.
+    four colours (the agent is in the middle of the last row and looks up). Then the shape and the colour of the named object,
+    one-hot, zeros while they are not shown.
 
     Rewards
     -------
@@ -54,32 +55,37 @@ class ObjectPickWorld(BatchedWorld):
 
     Termination
     -----------
-    The episode terminates with an object picked, or after ``max_steps`` steps. It is never truncated.
+    The episode terminates when an object is picked. It is truncated after ``max_steps`` steps, because no clock is observed.
 
     Memory demand
     -------------
-    The name is needed until the object is found, a few steps later, and so is what was seen on the way. Return of perfect
-    play: 0.95. A memoryless player knows the name in the first step alone, and can at most turn to the object then: one that
-    does, and then takes the nearest object in view, gets 0.62. Of random play: 0.21.
+    The name is needed until the object is found, a few steps later, and so is what was visible on the way. Return of perfect
+    play: 0.95. A memoryless player knows the name only in the first step and can at most turn to the object then. A player
+    that does so and then takes the nearest visible object gets 0.62. Of random play: 0.21.
+
+    Answers
+    -------
+    A shortest way to the named object around the others, for a player that knows the whole room. Unknown if there is no way.
 
     Registered Configurations
     -------------------------
     ``rmc_rl/ObjectPick-v0``: one distractor in a room of 5x5. Train with few and test with many: ``n_distractors`` up to 11.
-    With new ones: ``held_out=3`` leaves the last three of the twelve objects out of training, ``only_held_out=True`` has them
-    alone as distractors.
+    With new ones: ``held_out=3`` removes the last three of the twelve objects from training, ``only_held_out=True`` uses only
+    them as distractors.
 
-    :param num_envs: ``B``, copies side by side
+    :param num_envs: ``B``, number of copies
     :param size: cells along a side of the room
-    :param n_distractors: objects beside the named one
+    :param n_distractors: objects besides the named one
     :param held_out: how many of the twelve objects never appear
-    :param only_held_out: whether distractors are those held out, instead
+    :param only_held_out: whether the distractors are those held out, instead
     :param show_always: whether the name is shown at every step, so that it need not be remembered
-    :param max_steps: steps after which the episode ends
-    :param device: where the tensors live
+    :param max_steps: steps after which the episode is truncated
+    :param device: where the tensors are
     :param render_mode: None, or "rgb_array": the room from above, the named object on yellow, the agent dark
-    :raises UsageError: for a ``size`` below 3, or fewer objects or places than there must be
+    :raises UsageError: for a ``size`` below 3, or too few objects or places
     """
 
+    truncates = True
     metadata: dict[str, Any] = BatchedWorld.metadata | {"render_modes": ["rgb_array"]}
 
     cells: Tensor  # (B, size, size)
@@ -101,22 +107,22 @@ class ObjectPickWorld(BatchedWorld):
         device: torch.device | str = "cpu",
         render_mode: str | None = None,
     ):
-        require_whole("size", size, 3)
-        require_whole("n_distractors", n_distractors)
-        require_whole("held_out", held_out, 0)
+        size, max_steps = whole("size", size, 3), whole("max_steps", max_steps)
+        n_distractors, held_out = whole("n_distractors", n_distractors), whole("held_out", held_out, 0)
         require_truth("only_held_out", only_held_out)
         require_truth("show_always", show_always)
-        require_whole("max_steps", max_steps)
         known = N_OBJECTS - held_out
         require(known >= 1, f"held_out must leave one of the {N_OBJECTS} objects", held_out)
         most = held_out if only_held_out else known - 1
         require(n_distractors <= most, f"n_distractors must be at most the {most} objects there are", n_distractors)
         room = size**2 - 2  # for distractors, beside agent and object
         require(n_distractors <= room, f"n_distractors must be at most {room} in a room of {size}x{size}", n_distractors)
+        num_envs = whole("num_envs", num_envs)
+        require_memory(8 * num_envs * size**2, num_envs=num_envs, size=size)
         features = _LOOKS * VIEW**2 + N_SHAPES + N_COLOURS
         super().__init__(num_envs, spaces.Box(0, 1, (features,), np.float32), spaces.Discrete(3), device, render_mode)
         self.size, self.n_distractors, self.max_steps, self.show_always = size, n_distractors, max_steps, show_always
-        self.known, self.only_held_out = known, only_held_out
+        self.held_out, self.known, self.only_held_out = held_out, known, only_held_out
         self._moves = torch.tensor(grid.MOVES, device=self.device)
         looks = torch.zeros(FIRST_OBJECT + N_OBJECTS, _LOOKS)  # of each kind of cell
         looks[FLOOR, FLOOR] = looks[WALL, WALL] = 1
@@ -125,6 +131,27 @@ class ObjectPickWorld(BatchedWorld):
         looks[FIRST_OBJECT:, 2 + N_SHAPES :] = one_hot(kinds % N_COLOURS, N_COLOURS).float()
         self._looks = looks.to(self.device)
         self._names = self._looks[FIRST_OBJECT:, 2:].contiguous()
+        self._ways = self._all_ways()
+
+    def _all_ways(self) -> Tensor:
+        """The state after each action, ``(S, 3)``. A state is a cell times four plus a direction: ``S = 4 * size ** 2``."""
+        states = torch.arange(4 * self.size**2, device=self.device)
+        cell, direction = states // 4, states % 4
+        ahead = self._moves[direction]
+        row = (cell // self.size + ahead[:, 0]).clamp(0, self.size - 1)
+        column = (cell % self.size + ahead[:, 1]).clamp(0, self.size - 1)
+        turned = [cell * 4 + (direction + turn) % 4 for turn in (-1, 1)]
+        return torch.stack([*turned, (row * self.size + column) * 4 + direction], 1)
+
+    def _answers(self) -> Answers:
+        cells = self.cells.flatten(1).repeat_interleave(4, 1)  # (B, S)
+        steps = grid.steps_to(cells == FIRST_OBJECT + self.target.unsqueeze(1), cells == FLOOR, self._ways)
+        state = (self.row * self.size + self.column) * 4 + self.direction
+        return Answers(*grid.first_action(steps, self._ways, state))
+
+    def returns(self) -> Returns:
+        default = self._has_defaults("size", "n_distractors", "held_out", "only_held_out", "show_always", "max_steps")
+        return Returns(random=0.21, memoryless=0.62, perfect=0.95) if default else Returns()
 
     def _draw(self, count: int) -> dict[str, Tensor]:
         def shuffled(most: int) -> Tensor:
@@ -155,9 +182,8 @@ class ObjectPickWorld(BatchedWorld):
         self.time = self.time + 1
         place = (self.row * self.size + self.column).unsqueeze(-1)
         found = self.cells.flatten(1).gather(1, place).squeeze(-1) - FIRST_OBJECT
-        terminated = (found >= 0) | (self.time == self.max_steps)
         rewards = (found == self.target) * (1 - 0.5 * self.time / self.max_steps)
-        return rewards, terminated, torch.zeros_like(terminated)
+        return rewards, found >= 0, self.time == self.max_steps
 
     def _observe(self) -> Tensor:
         around = grid.ahead(self.cells, self.row, self.column, self.direction, VIEW, WALL)
@@ -190,10 +216,3 @@ class ObjectPickWorld(BatchedWorld):
         drawing.disc(frame, x, y, _CELL / 3, drawing.DARK)
         drawing.disc(frame, x + across * _CELL / 4, y + down * _CELL / 4, _CELL / 8, drawing.WRONG)
         return frame
-
-
-class ObjectPickEnv(SingleWorld):
-    """One copy of :class:`ObjectPickWorld`, whose docstring describes the task."""
-
-    World = ObjectPickWorld
-    metadata = ObjectPickWorld.metadata

@@ -1,5 +1,5 @@
 """
-Evaluation of short programs as a reinforcement-learning problem: read a program, then act out its result.
+Evaluation of short programs as a reinforcement-learning problem: observe a program, then act the digits of its result.
 
 Tasks: Zaremba & Sutskever, "Learning to execute", 2014, https://arxiv.org/abs/1410.4615; with these sizes in Santoro et al.,
 "Relational recurrent neural networks", 2018, https://arxiv.org/abs/1806.01822, section 4.2 and appendix A.2.
@@ -15,13 +15,16 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from rmc_rl.envs.base import BatchedWorld, SingleWorld
+from rmc_rl.envs.base import Answers, BatchedWorld, Returns
 from rmc_rl.envs.parts import drawing
+from rmc_rl.envs.parts.keywords import require_memory, whole
 from rmc_rl.envs.parts.programs import CHARACTERS, MEMORISATION, TASKS, write_program
-from rmc_rl.errors import require, require_choice, require_truth, require_whole
+from rmc_rl.errors import require, require_choice, require_truth
 
 _MARKER = len(CHARACTERS)
 _NOT_ASKED = 255  # where there is no right action
+MOST_DIGITS, MOST_NESTING = 1000, 100  # Python converts numbers of at most 4,300 digits to text
+_NUMBERS_PER_OPERATION, _SIGNS_PER_OPERATION = 3, 12  # besides the previous operation, at most
 _CELL = 16  # pixels
 
 
@@ -29,72 +32,76 @@ class ProgramEvalWorld(BatchedWorld):
     """
     Description
     -----------
-    The agent sees a program, a character per step, then a marker for as many steps as the program's result has digits,
-    and acts the digits out from the first to the last, one per marker. What there is to evaluate is the ``task``:
+    The agent observes a program, one character per step, then a marker for as many steps as the program's result has digits.
+    At the markers it must act the digits of the result, from the first to the last. The ``task`` decides what the programs
+    are:
 
-    * "addition": nested sums, as ``(12+34)+56``
-    * "control": nested choices and loops, as ``(12if34<56else78)if90>12else34`` or ``x=12for[3]x+=45``, which is 12 + 3 * 45
+    * "addition": nested sums, such as ``(12+34)+56``
+    * "control": nested choices and loops, such as ``(12if34<56else78)if90>12else34`` or ``x=12for[3]x+=45``, which is
+      12 + 3 * 45
     * "full": those, differences and products
-    * "copy", "reverse", "double": the digits of a number, in their order, backwards, or twice
+    * "copy", "reverse", "double": the digits of a number, in order, backwards, or twice
 
-    All numbers have ``length`` digits, there are ``nesting`` operations, of which each takes the one before as its first
-    operand, and programs are evaluated modulo ``10 ** (length + 1)``. Episodes draw from a pool of ``n_programs`` programs,
-    written once when the world is made (less than a second for the default number); ``pool_seed`` decides which, whatever the
-    seed of ``reset``: evaluate with another one than was trained with to see programs that are new (the default has hardly
-    any: its pool holds nearly all of 8,100).
+    All numbers have ``length`` digits. A program has ``nesting`` operations, each of which takes the previous one as its
+    first operand. Results are taken modulo ``10 ** (length + 1)``. Episodes draw from a pool of ``n_programs`` programs, which
+    are written when the world is made (in less than a second for the default number). ``pool_seed`` decides which programs
+    they are, independently of the seed of ``reset``. To evaluate on new programs, use another ``pool_seed`` than in training
+    (for the default hardly any program is new: its pool contains nearly all of 8,100).
 
     Action Space
     ------------
-    ``Discrete(10)``: the digit to act out. Without effect while the program is shown.
+    ``Discrete(10)``: a digit. Actions have no effect while the program is shown.
 
     Observation Encoding
     --------------------
-    ``Discrete(29)``, the same for all tasks: a character's place in ``0123456789+-*()<>=[]xifelsor``; 28 is the marker.
+    ``Discrete(29)``, the same for all tasks: the index of a character in ``0123456789+-*()<>=[]xifelsor``; 28 is the marker.
 
     Rewards
     -------
-    For each digit acted out right, one over the result's number of digits, else 0. So the return is the accuracy per
+    For each right digit 1 divided by the number of digits of the result, otherwise 0. So the return is the accuracy per
     character that the papers report.
 
     Termination
     -----------
-    The episode terminates with the result's last digit, after as many steps as program and result have characters. It
+    The episode terminates with the last digit of the result, after as many steps as program and result have characters. It
     is never truncated.
 
     Memory demand
     -------------
-    Each digit of the program is needed until the result is acted out, and so is the place in the result, for all markers look
-    alike. Return of perfect play: 1. Of random play: 0.1. A memoryless player can do no better than act out the same digit
-    at each marker: 0.27 for the default (the 1 that sums above 99 begin with), the share of the most frequent digit
-    (:meth:`memoryless_return` computes it).
+    Each digit of the program is needed until the result is acted, and so is the position in the result, because all markers
+    look alike. Return of perfect play: 1. Of random play: 0.1. The best a memoryless player can do is to act the same digit
+    at each marker: 0.27 for the default (the 1 that sums above 99 begin with), the share of the most frequent digit.
+
+    Answers
+    -------
+    The right digit at each marker.
 
     Registered Configurations
     -------------------------
     ``rmc_rl/ProgramEval-v0``: sums of two numbers of two digits. The RMC paper: ``length=5, nesting=2``, harder
     ``length=6, nesting=3``, each task by itself; ``mix=True`` for training.
 
-    Differences from the papers: the agent is told by markers how many digits there are, where decoders there are told by the
-    loss; nothing of its own output is fed back (``previous_action_reward`` does that); the pool.
+    Differences from the papers: markers tell the agent how many digits there are, where the loss tells the decoders there; the
+    agent does not observe its own output (``previous_action_reward`` adds it); the pool.
 
-    :param num_envs: ``B``, copies side by side
+    :param num_envs: ``B``, number of copies
     :param task: "addition", "control", "full", "copy", "reverse" or "double"
-    :param length: digits of a number
-    :param nesting: operations of a program; memorisation has none
-    :param mix: each program has a length and a nesting of its own, uniform from 1 to ``length`` and ``nesting``
+    :param length: digits of a number, at most 1,000
+    :param nesting: operations of a program, at most 100; 1 for "copy", "reverse" and "double"
+    :param mix: whether each program has its own length and nesting, uniform from 1 to ``length`` and ``nesting``
     :param n_programs: ``P``, the size of the pool
     :param pool_seed: which programs are in the pool
-    :param device: where the tensors live
-    :param render_mode: None, or "rgb_array": the program as far as it was shown (what is seen now on yellow), under it the
-        answers (green right, red wrong)
-    :raises UsageError: for an unknown task, a length, nesting or pool below 1, a negative ``pool_seed``, or nesting where a
-        number is memorised
+    :param device: where the tensors are
+    :param render_mode: None, or "rgb_array": the program as far as it was shown (the present character on yellow), and below
+        it the agent's digits (green: right, red: wrong)
+    :raises UsageError: for an unknown task, sizes outside these limits, or a pool that needs too much memory
     """
 
     metadata: dict[str, Any] = BatchedWorld.metadata | {"render_modes": ["rgb_array"]}
 
     program: Tensor  # (B,), an index into the pool
     time: Tensor  # (B,), steps since the episode began
-    answers: Tensor  # (B, T) for pictures, else (B, 0); -1: not answered
+    acted: Tensor  # (B, T), the agent's digits, kept only for pictures; -1: none yet
 
     def __init__(
         self,
@@ -109,15 +116,13 @@ class ProgramEvalWorld(BatchedWorld):
         render_mode: str | None = None,
     ):
         require_choice("task", task, TASKS)
-        for name, value, least in (
-            ("length", length, 1),
-            ("nesting", nesting, 1),
-            ("n_programs", n_programs, 1),
-            ("pool_seed", pool_seed, 0),
-        ):
-            require_whole(name, value, least)
+        length, nesting = whole("length", length, at_most=MOST_DIGITS), whole("nesting", nesting, at_most=MOST_NESTING)
+        n_programs, pool_seed = whole("n_programs", n_programs), whole("pool_seed", pool_seed, at_least=0)
         require_truth("mix", mix)
-        require(nesting == 1 or task not in MEMORISATION, f"nesting must be 1 where task is '{task}'", nesting)
+        require(nesting == 1 or task not in MEMORISATION, f"nesting must be 1 if task is '{task}'", nesting)
+        characters = (_NUMBERS_PER_OPERATION * nesting + 3) * length + _SIGNS_PER_OPERATION * nesting  # at most
+        require_memory(8 * n_programs * characters, n_programs=n_programs, length=length, nesting=nesting)
+        self.task, self.length, self.nesting, self.mix = task, length, nesting, mix
         super().__init__(num_envs, spaces.Discrete(_MARKER + 1), spaces.Discrete(10), device, render_mode)
         random = Random(pool_seed)
         self.pool: list[tuple[str, str]] = []  # program and result
@@ -137,26 +142,34 @@ class ProgramEvalWorld(BatchedWorld):
         self._shown, self._digits = (torch.from_numpy(table).to(self.device).flatten() for table in (shown, digits))
         self._ends, self._rewards = torch.tensor(ends, device=self.device), torch.tensor(rewards, device=self.device)
 
-    def memoryless_return(self) -> float:
-        """The best return without memory: that of the digit with the largest share in the pool's results."""
+    def returns(self) -> Returns:
+        # all markers look alike, so without memory one digit is the best answer to each
         shares = [sum(result.count(digit) / len(result) for _, result in self.pool) for digit in "0123456789"]
-        return max(shares) / len(self.pool)
+        return Returns(random=0.1, memoryless=max(shares) / len(self.pool), perfect=1.0)
+
+    def memory_demand(self) -> int:
+        return self.longest - 1
+
+    def _answers(self) -> Answers:
+        digits = self._digits[self._place()]
+        known = digits != _NOT_ASKED
+        return Answers(torch.where(known, digits, 0).long(), known)
 
     def _draw(self, count: int) -> dict[str, Tensor]:
         program = torch.randint(len(self.pool), (count,), generator=self.generator, device=self.device)
-        answers = torch.full((count, self.longest), -1, dtype=torch.int8, device=self.device)
-        return {"program": program, "time": torch.zeros_like(program), "answers": answers}
+        acted = torch.full((count, self.longest), -1, dtype=torch.int8, device=self.device)
+        return {"program": program, "time": torch.zeros_like(program), "acted": acted}
 
     def _place(self) -> Tensor:
-        """Where the present step stands in the tables, ``(B,)``."""
+        """The index of the present step in the tables, ``(B,)``."""
         return self.program * self.longest + self.time.clamp(max=self.longest - 1)
 
     def _advance(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         digits = self._digits[self._place()]
         right = actions == digits
         if self.render_mode is not None:
-            answer = torch.where(digits == _NOT_ASKED, -1, actions).unsqueeze(-1).to(torch.int8)
-            self.answers = self.answers.scatter(1, self.time.unsqueeze(-1), answer)
+            acted = torch.where(digits == _NOT_ASKED, -1, actions).unsqueeze(-1).to(torch.int8)
+            self.acted = self.acted.scatter(1, self.time.unsqueeze(-1), acted)
         self.time = self.time + 1
         terminated = self.time == self._ends[self.program]
         return right * self._rewards[self.program], terminated, torch.zeros_like(terminated)
@@ -166,7 +179,7 @@ class ProgramEvalWorld(BatchedWorld):
 
     def _picture(self, index: int) -> np.ndarray:
         text, result = self.pool[int(self.program[index])]
-        time, answers = int(self.time[index]), self.answers[index].tolist()
+        time, acted = int(self.time[index]), self.acted[index].tolist()
         frame = np.full((2 * _CELL + 8, (self.longest + 1) * _CELL, 3), drawing.PAPER, dtype=np.uint8)
         frame[:, time * _CELL : (time + 1) * _CELL] = drawing.NOW
 
@@ -176,13 +189,6 @@ class ProgramEvalWorld(BatchedWorld):
         for step, character in enumerate((text + "?" * len(result))[: time + 1]):
             write(character, step, 0, drawing.SEEN if step < len(text) else drawing.DARK)
         for step, digit in enumerate(result, start=len(text)):
-            if answers[step] >= 0:
-                write(str(answers[step]), step, 1, drawing.RIGHT if answers[step] == int(digit) else drawing.WRONG)
+            if acted[step] >= 0:
+                write(str(acted[step]), step, 1, drawing.RIGHT if acted[step] == int(digit) else drawing.WRONG)
         return frame
-
-
-class ProgramEvalEnv(SingleWorld):
-    """One copy of :class:`ProgramEvalWorld`, whose docstring describes the tasks."""
-
-    World = ProgramEvalWorld
-    metadata = ProgramEvalWorld.metadata

@@ -1,5 +1,5 @@
 """
-Sequential digits as a reinforcement-learning problem: see the pixels of a handwritten digit one after another, name it.
+Sequential digits as a reinforcement-learning problem: observe the pixels of a handwritten digit in sequence, then name it.
 
 Task: Le, Jaitly & Hinton, "A simple way to initialize recurrent networks of rectified linear units", 2015,
 https://arxiv.org/abs/1504.00941 (28x28 MNIST); trained at one resolution and tested at others: Goyal et al., "Recurrent
@@ -15,10 +15,11 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from rmc_rl.envs.base import BatchedWorld, SingleWorld
+from rmc_rl.envs.base import Answers, BatchedWorld, Returns
 from rmc_rl.envs.parts import drawing
 from rmc_rl.envs.parts.digits import INTERPOLATIONS, SPLITS, load_digits, resize
-from rmc_rl.errors import require, require_choice, require_truth, require_whole
+from rmc_rl.envs.parts.keywords import require_memory, whole
+from rmc_rl.errors import require, require_choice, require_truth
 
 CLASSES = 10
 _SIDE, _LINE = 192, 20  # pixels: of the digit at least, of the line of answers under it
@@ -28,59 +29,63 @@ class SequentialDigitsWorld(BatchedWorld):
     """
     Description
     -----------
-    The agent sees a handwritten digit, ``pixels_per_step`` pixels per step, row by row from the top left, then one step
-    without pixels, in which it says which digit it was. The digits are 1,797 real scans of 8x8 pixels that come with this
+    The agent observes a handwritten digit, ``pixels_per_step`` pixels per step, row by row from the top left. Then follows one
+    step without pixels, at which it must name the digit. The digits are 1,797 real scans of 8x8 pixels that are part of this
     package (``data=None``: nothing to install or to download), or MNIST from a folder. Images are resized to ``size``: train
-    at one, test at others. By ``split``, the first 80 % of the scans are for training and the others for testing; MNIST has
-    its own split.
+    at one size, test at others. Of the scans, the first 80 % are for training and the others for testing (``split``); MNIST
+    has its own split.
 
     Action Space
     ------------
-    ``Discrete(10)``: the digit. Without effect before the last step.
+    ``Discrete(10)``: the digit. Actions before the last step have no effect.
 
     Observation Encoding
     --------------------
-    ``Box(0, 1, (pixels_per_step + 1,))``: the pixels, 0 (paper) to 1 (ink), and a 1 that says that there are some. At the last
-    step all are 0: so an empty pixel is not the same as none (which a core with a null input would have to tell apart).
+    ``Box(0, 1, (pixels_per_step + 1,))``: the pixels, 0 (paper) to 1 (ink), and a 1 while pixels are shown. At the last step
+    all numbers are 0, so that an empty pixel differs from no pixel (a core with a null input must tell them apart).
 
     Rewards
     -------
-    1 for the right digit at the last step, else 0.
+    1 for the right digit at the last step, otherwise 0.
 
     Termination
     -----------
-    The episode terminates after ``size ** 2 / pixels_per_step + 1`` steps. It is never truncated.
+    The episode terminates after ``size ** 2 / pixels_per_step + 1`` steps, with the answer. It is never truncated.
 
     Memory demand
     -------------
-    The first pixels are needed as many steps after they were seen as there are steps with pixels, and it is the shape of all
-    of them together that counts. Return of perfect play: 1, for what can be read (a nearest neighbour among the images of
-    training names 0.96 of those of the test at 8x8). Of random play: 0.1. Of a memoryless player: the share of the most
-    frequent class, 0.10, for the last step always looks the same.
+    The first pixels are needed until the last step, and the shape of all of them together counts. Return of perfect play: 1,
+    for digits that can be recognised (a nearest neighbour among the training images names 0.96 of the test images at 8x8). Of
+    random play: 0.1. Of a memoryless player: the share of the most frequent class, 0.10, because the last step always looks
+    the same.
+
+    Answers
+    -------
+    The right digit at the last step.
 
     Registered Configurations
     -------------------------
     ``rmc_rl/SequentialDigits-v0``: 8x8, pixel by pixel. Easier: ``pixels_per_step=8``, a row per step. The RIMs paper: MNIST
     in ``data``, ``size=14, binary=True``, then ``split="test"`` with ``size=16``, 19 and 24.
 
-    :param num_envs: ``B``, copies side by side
+    :param num_envs: ``B``, number of copies
     :param size: pixels along a side; None: as many as the images have, 8 or MNIST's 28
     :param pixels_per_step: ``K``; must divide ``size ** 2``
-    :param split: "train" or "test", which images there are
+    :param split: "train" or "test", which images are used
     :param interpolation: "area" or "nearest", how images are resized
-    :param binary: pixels of 0 and 1 alone: ink from the middle grey on, after resizing
-    :param data: a folder with MNIST's files (train-images-idx3-ubyte and so on, as they are or as .gz); None: the scans
-    :param device: where the tensors live
-    :param render_mode: None, or "rgb_array": what was seen (what is seen now in yellow), under it the ten classes (the answer
-        green if right, else red)
-    :raises UsageError: for sizes below 1, an unknown split or interpolation, and files that are missing or broken
+    :param binary: whether pixels are only 0 and 1: ink from middle grey on, after resizing
+    :param data: a folder with MNIST's files (train-images-idx3-ubyte and so on, unpacked or as .gz); None: the scans
+    :param device: where the tensors are
+    :param render_mode: None, or "rgb_array": the observed pixels (the present ones on yellow), and below them the ten classes
+        (the answer green if right, otherwise red)
+    :raises UsageError: for invalid sizes, an unknown split or interpolation, and files that are missing or broken
     """
 
     metadata: dict[str, Any] = BatchedWorld.metadata | {"render_modes": ["rgb_array"]}
 
     image: Tensor  # (B,), an index into the set
     time: Tensor  # (B,), steps since the episode began
-    answer: Tensor  # (B,), kept for pictures alone; -1: not answered yet
+    answer: Tensor  # (B,), kept only for pictures; -1: not answered yet
 
     def __init__(
         self,
@@ -94,15 +99,15 @@ class SequentialDigitsWorld(BatchedWorld):
         device: torch.device | str = "cpu",
         render_mode: str | None = None,
     ):
-        if size is not None:
-            require_whole("size", size)
-        require_whole("pixels_per_step", pixels_per_step)
+        size = None if size is None else whole("size", size)
+        pixels_per_step = whole("pixels_per_step", pixels_per_step)
         require_choice("split", split, SPLITS)
         require_choice("interpolation", interpolation, INTERPOLATIONS)
         require_truth("binary", binary)
         images, classes = load_digits(split, data)
         self.size = images.shape[-1] if size is None else size
         pixels = self.size**2
+        require_memory(4 * len(images) * pixels, size=size)
         require(pixels % pixels_per_step == 0, f"pixels_per_step must divide the {pixels} pixels", pixels_per_step)
         seen = spaces.Box(0, 1, (pixels_per_step + 1,), np.float32)
         super().__init__(num_envs, seen, spaces.Discrete(CLASSES), device, render_mode)
@@ -117,6 +122,16 @@ class SequentialDigitsWorld(BatchedWorld):
     def _draw(self, count: int) -> dict[str, Tensor]:
         image = torch.randint(len(self.classes), (count,), generator=self.generator, device=self.device)
         return {"image": image, "time": torch.zeros_like(image), "answer": torch.full_like(image, -1)}
+
+    def _answers(self) -> Answers:
+        return Answers(self.classes[self.image], self.time == self.n_chunks)
+
+    def returns(self) -> Returns:
+        most_frequent = int(self.classes.bincount().max())
+        return Returns(random=1 / CLASSES, memoryless=most_frequent / len(self.classes), perfect=1.0)
+
+    def memory_demand(self) -> int:
+        return self.n_chunks
 
     def _advance(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         terminated = self.time == self.n_chunks
@@ -151,10 +166,3 @@ class SequentialDigitsWorld(BatchedWorld):
                 drawing.disc(frame, x, y, _LINE / 2, colour)
             drawing.write(frame, str(digit), x, y, drawing.PAPER if digit == answer else colour)
         return frame
-
-
-class SequentialDigitsEnv(SingleWorld):
-    """One copy of :class:`SequentialDigitsWorld`, whose docstring describes the task."""
-
-    World = SequentialDigitsWorld
-    metadata = SequentialDigitsWorld.metadata
