@@ -27,8 +27,9 @@ import rmc_rl
 from rmc_rl import __version__, evaluate, train
 from rmc_rl.agents.cores import registry
 from rmc_rl.agents.sequences import SequenceBuffer
-from rmc_rl.evaluate import summarise
+from rmc_rl.command_line import agent, progress, schema, signals
 from rmc_rl.runs.folder import Run, save_model
+from rmc_rl.studies.statistics import summarise
 
 COPY = ["env_kwargs.n_symbols=4", "env_kwargs.length=3", "env_kwargs.delay=5", "device=cpu"]
 TINY = [
@@ -126,10 +127,10 @@ def test_what_evaluating_depends_on(call):
 
 def test_the_best_model_is_the_one_with_the_highest_mean_return(tmp_path):
     config = train_config(total_timesteps=88)
-    model = train.make_model(config)
+    model = agent.make_model(config, agent.make_env(config))
     run = Run.create(tmp_path, "env", "core", 0)
     model.set_logger(configure(str(tmp_path), []))
-    callback = train.RunCallback(run, config, lambda: None)
+    callback = progress.RunCallback(run, config, lambda: None)
     callback.init_callback(model)
     saved = []
     for steps, mean, episodes in ((1, 0.9, 3), (2, 0.2, 50), (3, 0.3, 100), (4, 0.2, 100), (5, 0.7, 100), (6, 0.6, 100)):
@@ -142,9 +143,8 @@ def test_the_best_model_is_the_one_with_the_highest_mean_return(tmp_path):
 
 def train_config(**keys):
     with initialize_config_module("rmc_rl.configs", version_base="1.3"):
-        return compose(
-            "train", overrides=[*(f"++{line}" for line in TINY), *(f"{key}={value}" for key, value in keys.items())]
-        )
+        lines = [*(f"++{line}" for line in TINY), *(f"{key}={value}" for key, value in keys.items())]
+        return schema.check_keys(schema.TrainKeys, compose("train", overrides=lines))
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def train_config(**keys):
     ids=str,
 )
 def test_the_policy_follows_from_the_observations(space, policy):
-    assert train.choose_policy(space).__name__ == policy
+    assert agent.choose_policy(space).__name__ == policy
 
 
 class Picture(gymnasium.Env):
@@ -221,9 +221,9 @@ def test_atari_by_its_id(call, algo):
 
 def test_the_stock_algorithm(call, monkeypatch):
     made = []
-    for name, algorithm in train.ALGORITHMS.items():
+    for name, algorithm in agent.ALGORITHMS.items():
         monkeypatch.setitem(
-            train.ALGORITHMS, name, lambda *a, algorithm=algorithm, **k: made.append(algorithm) or algorithm(*a, **k)
+            agent.ALGORITHMS, name, lambda *a, algorithm=algorithm, **k: made.append(algorithm) or algorithm(*a, **k)
         )
         schedule = "algo.learning_rate_schedule=linear"
         status, _, err = call(train, *TINY, "total_timesteps=176", f"algo={name}", schedule, "algo.learning_rate=0.1")
@@ -285,18 +285,18 @@ MISTAKES = {
     "core.gate_style=units": "unknown gate_style 'units'; did you mean 'unit'?",
     "policy.critic=share": "unknown critic 'share'; did you mean 'shared'?",
     "policy.net_arch=64": "policy.net_arch must be null, sizes of layers as [64, 64], or {pi: [64], vf: [64]}, got 64",
-    "policy.encoder=64": "policy.encoder must be null or sizes of layers, as in [64], got 64",
-    "algo.gamma=1.5": "algo.gamma must be a number of at least 0 and at most 1, got 1.5",
-    "algo.learning_rate=0": "algo.learning_rate must be a number above 0, got 0",
-    "algo.batch_size=1000": "algo.batch_size must divide the",
-    "algo.target_kl=-1": "algo.target_kl must be a number above 0, or null, got -1",
+    "policy.encoder=64": "policy.encoder must be a list or null, as in [64], got 64",
+    "algo.gamma=1.5": "algo.gamma must be a finite number at least 0 and at most 1, got 1.5",
+    "algo.learning_rate=0": "algo.learning_rate must be a finite number above 0, got 0",
+    "algo.batch_size=1000": "batch_size must divide the",
+    "algo.target_kl=-1": "algo.target_kl must be a finite number above 0, got -1",
     "algo=3": "unknown algo '3'; valid: ppo, stock",
-    "algo.name=sac": "algo.name must be ppo or stock, got 'sac'",
-    "algo.learning_rate_schedule=cosine": "algo.learning_rate_schedule must be constant or linear, got 'cosine'",
+    "algo.name=sac": "unknown algo.name 'sac'; valid: ppo, stock",
+    "algo.learning_rate_schedule=cosine": "unknown algo.learning_rate_schedule 'cosine'; valid: constant, linear",
     "algo.sequence_length=100": "sequence_length must divide n_steps 128 and batch_size 512: 1, 2, 4, 8, 16, 32",
     "n_envs=many": "n_envs must be a whole number of at least 1, got 'many'",
     "total_timesteps=0": "total_timesteps must be a whole number of at least 1, got 0",
-    "params=0": "params must be a whole number of at least 1, or null, got 0",
+    "params=0": "params must be a whole number of at least 1, got 0",
     "params=100": "params must be at least",
     "core.name=nowhere:core": "the module of core 'nowhere:core' must be one that can be imported",
     "seed=-1": "seed must be a whole number of at least 0, got -1",
@@ -309,17 +309,17 @@ MISTAKES = {
     "seed=1,2": "seed must have one value; a sweep over several needs -m",
     "seed": "an argument must read key=value",
     "seed=3000000000": "seed must be at most 2147483647 less n_envs, got 3000000000",
-    "algo.learning_rate=1e400": "algo.learning_rate must be a number above 0, got inf",
+    "algo.learning_rate=1e400": "algo.learning_rate must be a finite number above 0, got inf",
     "algo.use_sde=true": "algo.use_sde needs Box actions, got Discrete(8)",
     "env=Blackjack-v1": "the observation space of env must be one of Box, Discrete, MultiDiscrete, MultiBinary, Dict",
-    "runs_dir=null": "runs_dir must be a folder, got None",
+    "runs_dir=null": "runs_dir must be text, got None",
     "runs_dir=/dev/null": "runs_dir must be a folder that can be written to, got '/dev/null'",
-    "~core.name": "core.name must be the name of a core, got None",
+    "~core.name": "core must be a registered name or a subclass of Core, got None",
     "env=.:X": "env '.:X' names a module that cannot be imported",
-    "--core": "unrecognized arguments: --core; --help lists what there is",
+    "--core": "unrecognized arguments: --core; --help lists the keys and flags",
     "algo.n_steps=[1": "an argument must read key=value",
     "env_kwargs.delay=[1,2": "an argument must read key=value, with brackets and quotes closed",
-    "num_threads=0": "num_threads must be a whole number of at least 1, or null, got 0",
+    "num_threads=0": "num_threads must be a whole number of at least 1, got 0",
 }
 
 
@@ -372,7 +372,7 @@ def test_a_key_of_one_core_in_a_sweep_over_two_is_a_mistake(call):
 
 def test_patterns_in_a_sweep(call):
     status, _, err = call(train, "-m", "core=glob(no*)")
-    assert (status, err.startswith("error: a sweep must have at least one run")) == (2, True)
+    assert (status, err.startswith("error: a sweep must have at least one job")) == (2, True)
     status, _, err = call(
         train, "-m", "core=glob(*)", *COPY, "n_envs=2", "algo.n_steps=22", "algo.batch_size=44", "total_timesteps=1"
     )
@@ -413,15 +413,15 @@ def test_a_sweep_over_two_families_is_a_mistake(call):
     ("arguments", "message"),
     [
         ([], "run must be the folder of a run, as in run="),
-        (["run=nowhere"], "run must be the folder of a run, one with a config.yaml, got 'nowhere'"),
+        (["run=nowhere"], "run must be the folder of a run, got 'nowhere'"),
         (["run=old", "model=beste"], "unknown model 'beste'; did you mean 'best'?"),
         (["run=old"], "model must have been saved by the run, got 'last', and there is no "),
         (["episodes=0"], "episodes must be a whole number of at least 1, got 0"),
-        (["run=3"], "run must be the folder of a run, as in run="),
+        (["run=3"], "run must be the folder of a run, got '3'"),
         (["run=old", "env_kwargs=3"], "env_kwargs must hold keys, as in env_kwargs.key=value, got 3"),
         (["run=foreign"], "a run's config.yaml must hold env, env_kwargs and core, got "),
         (["run=broken"], "a run's config.yaml must be YAML, got "),
-        (["run=nozip"], "model must be a saved model, got "),
+        (["run=nozip"], "model must be a file that RecurrentPPO.save has written, got "),
         (["deterministic=maybe"], "deterministic must be true or false, got 'maybe'"),
         (["episode=3"], "unknown key 'episode'; did you mean 'episodes'?"),
     ],
@@ -431,7 +431,8 @@ def test_mistakes_in_evaluating(call, arguments, message):
     for folder, config in dict(old=good, foreign="a: 1\n", broken="a: [", nozip=good).items():
         Path(folder).mkdir()
         Path(folder, "config.yaml").write_text(config)
-    Path("nozip/model.zip").write_text("no zip")
+    for folder in ("foreign", "broken", "nozip"):
+        Path(folder, "model.zip").write_text("no zip")
     status, _, err = call(evaluate, *arguments)
     assert (status, err.count("\n")) == (2, 1)
     assert err.startswith(f"error: {message}")
@@ -441,7 +442,7 @@ def test_evaluating_on_other_spaces_is_a_mistake(call):
     assert call(train, *TINY, "total_timesteps=88")[0] == 0
     status, _, err = call(evaluate, f"run={only_run().path}", "env_kwargs.n_symbols=5")
     assert status == 2
-    assert err.startswith("error: env_kwargs must leave the observation_space as it was in training")
+    assert err.startswith("error: env and env_kwargs must leave the observation_space as it was in training")
 
 
 @pytest.mark.parametrize("verb", [train, evaluate])
@@ -494,7 +495,7 @@ def test_a_ctrl_c_while_the_model_is_saved_does_not_lose_it(call, monkeypatch):
         save_model(model, path)
 
     monkeypatch.setattr(train, "save_model", interrupted)
-    monkeypatch.setattr(train.RunCallback, "_on_rollout_end", lambda _: None)
+    monkeypatch.setattr(progress.RunCallback, "_on_rollout_end", lambda _: None)
     before = signal.getsignal(signal.SIGINT)
     assert call(train, *TINY, "total_timesteps=88")[0] == 0
     RecurrentPPO.load(only_run().model_path())
@@ -503,14 +504,14 @@ def test_a_ctrl_c_while_the_model_is_saved_does_not_lose_it(call, monkeypatch):
 
 def test_a_second_signal_does_not_wait():
     before = signal.getsignal(signal.SIGINT)
-    with train.StopSignals() as signals:
+    with signals.StopSignals() as stop:
         signal.raise_signal(signal.SIGINT)
-        assert signals.received == signal.SIGINT
-        with pytest.raises(train.Stopped, match="SIGTERM"):
+        assert stop.received == signal.SIGINT
+        with pytest.raises(signals.Stopped, match="SIGTERM"):
             signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)  # ignored
-        with pytest.raises(train.Stopped):
-            signals.check()
+        with pytest.raises(signals.Stopped):
+            stop.check()
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -538,7 +539,7 @@ def test_a_crash_leaves_the_model_and_a_traceback(call, monkeypatch):
     def crash(_callback):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(train.RunCallback, "_on_rollout_end", crash)
+    monkeypatch.setattr(progress.RunCallback, "_on_rollout_end", crash)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(RuntimeError, match="a bug"):
         call(train, *TINY, "total_timesteps=1000")
@@ -557,7 +558,7 @@ def test_runs_without_arguments(tmp_path):
     process.communicate(timeout=120)
     assert "env: rmc_rl/Copy-v0\n" in printed
     (path,) = tmp_path.glob("runs/rmc_rl-Copy-v0/rmc/*")
-    assert Run.open(path).read_config().run.command.endswith(" -m rmc_rl.train")
+    assert Run.open(path).read_config().run.command == "python -m rmc_rl.train"
 
 
 def test_bootstrap():
