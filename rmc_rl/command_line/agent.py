@@ -19,6 +19,7 @@ from rmc_rl.command_line.devices import bfloat16_is_slow, find_device, require_m
 from rmc_rl.command_line.progress import EPISODES_FOR_BEST, warn
 from rmc_rl.compat import as_seen_by_sb3
 from rmc_rl.envs import make_vec
+from rmc_rl.envs.make_vec import env_family
 from rmc_rl.envs.previous_action_reward import PREVIOUS
 from rmc_rl.errors import UsageError, require, require_choice
 from rmc_rl.runs.normalization import load_normalization, normalization_path, normalize
@@ -57,6 +58,8 @@ def make_env(config: DictConfig) -> VecEnv:
         require(isinstance(space, known), f"the {kind} space of env must be one of {names}", space)
     if config.algo.use_sde:
         require(isinstance(env.action_space, spaces.Box), "algo.use_sde needs Box actions", env.action_space)
+    if config.env_kwargs:
+        _try(env, config)
     return normalize(env, config.normalize, config.algo.gamma)
 
 
@@ -99,7 +102,7 @@ def make_model(config: DictConfig, env: VecEnv) -> sb3_contrib.RecurrentPPO:
     del policy_kwargs["previous_action_reward"]  # the environment's business
     core_kwargs = plain(config.core)
     policy_kwargs |= dict(core=core_kwargs.pop("name", None), core_kwargs=core_kwargs)
-    if policy_kwargs["amp"] is not None and bfloat16_is_slow(device):
+    if policy_kwargs["amp"] == "bf16" and bfloat16_is_slow(device):
         warn("policy.amp=bf16 is many times slower than null here: this processor has no bfloat16 instructions")
     net_arch = policy_kwargs["net_arch"]
     rule = "policy.net_arch must be null, sizes of layers as [64, 64], or {pi: [64], vf: [64]}"
@@ -128,8 +131,9 @@ def make_model(config: DictConfig, env: VecEnv) -> sb3_contrib.RecurrentPPO:
             stats_window_size=EPISODES_FOR_BEST,
             **algo,
         )
-    except (AssertionError, ValueError, MemoryError, OverflowError) as error:  # what SB3 says of settings
-        if isinstance(error, UsageError):
+    except Exception as error:
+        refused = isinstance(error, AssertionError | ValueError | MemoryError) or _is_too_large(error)  # SB3 asserts its rules
+        if isinstance(error, UsageError) or not refused:
             raise
         raise UsageError(f"an agent cannot be built from these settings: {' '.join(str(error).split())}") from error
 
@@ -174,6 +178,23 @@ def plain(node: DictConfig) -> dict[str, Any]:
     return dict(OmegaConf.to_container(node, resolve=True))  # type: ignore[arg-type]
 
 
+def _try(env: VecEnv, config: DictConfig) -> None:
+    """
+    Play one step: many environments find out only then that a keyword has the wrong type.
+
+    Worlds of rmc_rl/* and Atari check their keywords themselves.
+    """
+    if env_family(config.env) != "gymnasium":
+        return
+    try:
+        env.reset()
+        env.step(np.stack([env.action_space.sample() for _ in range(env.num_envs)]))
+    except Exception as error:
+        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UsageError(f"env_kwargs must be values with which {config.env} can be played, got {why}") from error
+    env.seed(config.seed)  # so that training starts as it would without this
+
+
 def _check_sizes(
     config: DictConfig, policy: type[MlpMemoryPolicy], env: VecEnv, policy_kwargs: dict[str, Any], device: torch.device
 ) -> None:
@@ -185,7 +206,9 @@ def _check_sizes(
             built = policy(env.observation_space, env.action_space, lambda _: 0.0, **(policy_kwargs | dict(ortho_init=False)))
     except UsageError:
         raise
-    except Exception:  # a core whose constructor reads its tensors cannot be built on "meta"
+    except Exception as error:  # a core whose constructor reads its tensors cannot be built on "meta"
+        core, why = policy_kwargs["core"], " ".join(str(error).split())
+        require(not _is_too_large(error), f"the sizes of core {core} must be sizes that a tensor can have", why)
         built = None
     if built is not None:
         weights = sum(parameter.numel() for parameter in built.parameters()) * FLOAT * COPIES_OF_WEIGHTS
@@ -195,6 +218,12 @@ def _check_sizes(
     kept = config.n_envs * (2 * config.algo.n_steps if config.algo.name == "stock" else 2)
     size = config.n_envs * config.algo.n_steps * step + kept * state
     require_memory("a rollout (n_envs * algo.n_steps observations, actions and states)", size, device)
+
+
+def _is_too_large(error: Exception) -> bool:
+    """Whether torch or NumPy refused a tensor because of its size."""
+    text = str(error).lower()
+    return any(words in text for words in ("can't allocate memory", "out of memory", "unable to allocate", "overflow"))
 
 
 def _bytes(space: spaces.Space[Any]) -> int:

@@ -130,7 +130,7 @@ def _run(verb: Callable[[DictConfig, str | None], int], name: str, schema: type)
     except Exception as error:
         if running:
             raise
-        raise UsageError(first_line(error)) from None  # Hydra refused the command line
+        raise UsageError(f"Hydra refused the command line: {first_line(error)}") from None
 
 
 def _command(verb: str) -> str:

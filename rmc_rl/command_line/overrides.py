@@ -185,7 +185,7 @@ def _family(family_of: Callable[[str], str], env: str) -> str:
     try:
         return family_of(env)
     except UsageError as error:
-        if "did you mean" in str(error) or ":" in str(env):
+        if ":" in str(env) or "unknown env" not in str(error):
             raise
         raise UsageError(f"{error}; an environment of your own needs its module as well: env=module:{env}") from None
 
@@ -218,9 +218,13 @@ def _explain(
         if node and siblings:
             return unknown(f"key of {node}", leaf, siblings)
         elsewhere = [name for name in known if name.rpartition(".")[2] == key]
-        if not elsewhere and key in _env_keywords(env or OmegaConf.select(compose(config_name), "env")):
+        env = env or OmegaConf.select(compose(config_name), "env")
+        if not elsewhere and key in _env_keywords(env):
             elsewhere = [f"env_kwargs.{key}"]
-        return UsageError(f"unknown key '{key}'; did you mean '{elsewhere[0]}'?") if elsewhere else unknown("key", key, known)
+        if elsewhere:
+            return UsageError(f"unknown key '{key}'; did you mean '{elsewhere[0]}'?")
+        hint = "" if env is not None or node else f", or 'env_kwargs.{key}', a keyword of the environment"
+        return UsageError(f"{unknown('key', key, known)}{hint}")
     return UsageError(first_line(error))
 
 
