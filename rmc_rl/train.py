@@ -9,7 +9,8 @@ Train an agent with a memory by recurrent PPO: python -m rmc_rl.train key=value 
 
 The run's folder is runs/<env>/<core>/<stamp>-seed<k>. It holds config.yaml, model.zip, best/model.zip, checkpoints/,
 TensorBoard's events and progress.csv. Ctrl-C (status 130), SIGTERM (143), SIGHUP (129) and SIGUSR1 (138) save the model
-and end the run. A mistake on the command line gets one line and status 2.
+and end the run. A mistake on the command line gets one line and status 2, a number
+that is not finite one line and status 3.
 """
 
 import shlex
@@ -25,12 +26,13 @@ from rmc_rl.agents import CoreScalars
 from rmc_rl.agents.cores import core_class
 from rmc_rl.agents.cores.kernels.dispatch import report
 from rmc_rl.command_line.agent import make_env, make_model, parameter_counts
-from rmc_rl.command_line.app import how_to_run, run_verb
+from rmc_rl.command_line.app import NOT_FINITE, how_to_run, run_verb, tell
 from rmc_rl.command_line.devices import check_threads, keep_freed_memory
 from rmc_rl.command_line.progress import RunCallback, episode_returns, say
 from rmc_rl.command_line.schema import TrainKeys
 from rmc_rl.command_line.signals import StopSignals
 from rmc_rl.envs.make_vec import env_family
+from rmc_rl.errors import NonFiniteError
 from rmc_rl.runs.folder import Run, save_model
 
 
@@ -40,7 +42,7 @@ def train(config: DictConfig, command: str | None = None) -> int:
 
     :param config: checked; see ``configs/train.yaml``
     :param command: the command line that repeats the run; None: it was started from Python
-    :return: exit status: 0, or 128 and the number of the signal that stopped the training
+    :return: exit status: 0; 3 if a number was not finite; 128 and the number of the signal that stopped the training
     :raises UsageError: for a mistake in the configuration, before anything is written
     """
     check_threads(config.num_threads)
@@ -59,16 +61,19 @@ def train(config: DictConfig, command: str | None = None) -> int:
     say(f"run: {run.path}")
 
     model.set_logger(configure(str(run.path), ["csv", "tensorboard"]))
-    started = time.monotonic()
+    started, status = time.monotonic(), 0
     with StopSignals() as signals:
         callback = RunCallback(run, config, signals.check)
         model.policy.optimizer.register_step_post_hook(signals.check)
         try:
             model.learn(config.total_timesteps, callback=[callback, CoreScalars()])
+        except NonFiniteError as error:
+            status = tell(error, NOT_FINITE)
         except Exception:
             if signals.received is None:
                 raise
             # Stopped, or an error in a worker process that received the same signal
+            status = 128 + signals.received
             callback.close()
             say(f"stopped by {signals.name} after {model.num_timesteps:,} steps")
         finally:  # after a crash as well
@@ -85,7 +90,7 @@ def train(config: DictConfig, command: str | None = None) -> int:
         say(f"return: {np.mean(returns):.3f}, mean of the last {len(returns)} training episodes")
     say(f"model: {run.model_path('last')}")
     say(f"next: {how_to_run('evaluate')} {shlex.quote(f'run={run.path}')}")
-    return signals.status
+    return status
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.logger import configure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import rmc_rl
+import rmc_rl.__main__
 from rmc_rl import __version__, evaluate, train
 from rmc_rl.agents.cores import registry
 from rmc_rl.agents.sequences import SequenceBuffer
@@ -286,14 +286,16 @@ MISTAKES = {
     "policy.critic=share": "unknown critic 'share'; did you mean 'shared'?",
     "policy.net_arch=64": "policy.net_arch must be null, sizes of layers as [64, 64], or {pi: [64], vf: [64]}, got 64",
     "policy.encoder=64": "policy.encoder must be a list or null, as in [64], got 64",
-    "algo.gamma=1.5": "algo.gamma must be a finite number at least 0 and at most 1, got 1.5",
+    "algo.gamma=1.5": "gamma must be a finite number at least 0 and at most 1, got 1.5",
     "algo.learning_rate=0": "algo.learning_rate must be a finite number above 0, got 0",
-    "algo.batch_size=1000": "batch_size must divide the",
-    "algo.target_kl=-1": "algo.target_kl must be a finite number above 0, got -1",
+    "algo.batch_size=0": "batch_size must be a whole number of at least 1, got 0",
+    "algo.batch_size=many": "algo.batch_size must be a whole number or null, got 'many'",
+    "algo.n_steps=0": "n_steps must be a whole number of at least 1, got 0",
+    "algo.target_kl=-1": "target_kl must be a finite number above 0, got -1",
     "algo=3": "unknown algo '3'; valid: ppo, stock",
     "algo.name=sac": "unknown algo.name 'sac'; valid: ppo, stock",
     "algo.learning_rate_schedule=cosine": "unknown algo.learning_rate_schedule 'cosine'; valid: constant, linear",
-    "algo.sequence_length=100": "sequence_length must divide n_steps 128 and batch_size 512: 1, 2, 4, 8, 16, 32",
+    "algo.sequence_length=0": "sequence_length must be a whole number of at least 1, got 0",
     "n_envs=many": "n_envs must be a whole number of at least 1, got 'many'",
     "total_timesteps=0": "total_timesteps must be a whole number of at least 1, got 0",
     "params=0": "params must be a whole number of at least 1, got 0",
@@ -309,12 +311,32 @@ MISTAKES = {
     "seed=1,2": "seed must have one value; a sweep over several needs -m",
     "seed": "an argument must read key=value",
     "seed=3000000000": "seed must be at most 2147483647 less n_envs, got 3000000000",
-    "algo.learning_rate=1e400": "algo.learning_rate must be a finite number above 0, got inf",
+    "algo.learning_rate=1e400": "algo.learning_rate must be a finite number, got inf",
     "algo.use_sde=true": "algo.use_sde needs Box actions, got Discrete(8)",
     "env=Blackjack-v1": "the observation space of env must be one of Box, Discrete, MultiDiscrete, MultiBinary, Dict",
     "runs_dir=null": "runs_dir must be text, got None",
     "runs_dir=/dev/null": "runs_dir must be a folder that can be written to, got '/dev/null'",
     "~core.name": "core must be a registered name or a subclass of Core, got None",
+    "env=MyEnv-v0": "unknown env 'MyEnv-v0'; did you mean 'Alien-v0'?; an environment of your own needs its module as well",
+    "delay=5": "unknown key 'delay'; did you mean 'env_kwargs.delay'?",
+    "num_slots=5": "unknown key 'num_slots'; did you mean 'core.num_slots'?",
+    "gamma=0.5": "unknown key 'gamma'; did you mean 'algo.gamma'?",
+    "core=nowhere:core": "the module of core 'nowhere:core' must be one that can be imported",
+    "normalize=obs": "normalize=obs needs Box observations that are no images, got Discrete(10)",
+    "num_threads=3000": "num_threads must be at most ",
+    "n_envs=1000000007": "a rollout of n_envs * algo.n_steps steps must fit into memory: cpu has ",
+    "algo.n_steps=1000000000000": "a rollout of n_envs * algo.n_steps steps must fit into memory",
+    "core.head_size=100000": "the policy of core rmc, its gradients and its optimizer must fit into memory",
+    "core.head_size=1000000000": "the sizes of core rmc must be sizes that a tensor can have",
+    "core.num_slots=100000000000000000000": "the sizes of core rmc must be sizes that a tensor can have",
+    "runs_dir=~nobody_of_this_name/x": "runs_dir must be a folder that can be written to, got '~nobody_of_this_name/x'",
+    "env_kwargs.delay=${nothing}": "Interpolation key 'nothing' not found",
+    "seed=${seed}": "Recursive interpolation detected",
+    "hydra.run.dir=/dev/null": "Hydra refused the command line: [Errno 17] File exists: '/dev/null'",
+    "hydra.foo=5": "Could not override 'hydra.foo'.",
+    "--resolve": "--resolve needs --cfg job",
+    "--config-dir=nowhere": "--config-dir must be a folder, got 'nowhere'",
+    "--config-name=nowhere": "Hydra refused the command line: Cannot find primary config 'nowhere'",
     "env=.:X": "env '.:X' names a module that cannot be imported",
     "--core": "unrecognized arguments: --core; --help lists the keys and flags",
     "algo.n_steps=[1": "an argument must read key=value",
@@ -363,6 +385,172 @@ def test_a_core_of_ones_own_by_its_module(call, tmp_path, monkeypatch):
     status, _, err = call(train, f"--config-dir={tmp_path / 'own'}", "core=mine", "total_timesteps=88", *arguments)
     assert status == 0, err
     assert only_run("my_module-mine").read_config().core == dict(name="my_module:mine", width=8)
+
+
+OWN = """
+import gymnasium, numpy as np
+from gymnasium import spaces
+from rmc_rl import register_core
+from rmc_rl.agents.cores import Memoryless
+
+@register_core('mine')
+class Mine(Memoryless):
+    def __init__(self, input_size, width=8, scale=(1.0, 2.0)):
+        super().__init__(input_size, width)
+
+class Env(gymnasium.Env):
+    observation_space, action_space = spaces.Box(-1, 1, (3,), np.float32), spaces.Discrete(2)
+    total = 0
+    def __init__(self, reward=1.0):
+        self.reward = reward
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return np.zeros(3, np.float32), {}
+    def step(self, action):
+        Env.total += 1
+        self.time += 1
+        reward = float("nan") if self.reward < 0 and Env.total > 100 else 1.0
+        return np.ones(3, np.float32), reward, self.time == 6, False, {}
+
+gymnasium.register("Own-v0", Env)
+"""
+SMALL = ["n_envs=2", "algo.n_steps=16", "algo.batch_size=16", "total_timesteps=64", "device=cpu", "num_threads=1"]
+
+
+@pytest.fixture(name="own_module")
+def make_own_module(tmp_path, monkeypatch):
+    """A module in the working directory, with a core and an environment."""
+    monkeypatch.setattr(registry, "_CORES", dict(registry._CORES))
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(tmp_path))])
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    (tmp_path / "own.py").write_text(OWN)
+    yield
+    gymnasium.registry.pop("Own-v0", None)
+
+
+@pytest.mark.usefixtures("own_module")
+def test_a_core_and_an_environment_of_the_working_directory_without_yaml(call):
+    status, _, err = call(train, "env=own:Own-v0", "-m", "core=own:mine,memoryless", "core.width=4", *SMALL)
+    assert status == 0, err
+    assert only_run("own-mine", "own-Own-v0").read_config().core == dict(name="own:mine", width=4, scale=[1.0, 2.0])
+    assert only_run("memoryless", "own-Own-v0").read_config().core == dict(name="memoryless", width=4)
+    status, _, err = call(evaluate, f"run={only_run('own-mine', 'own-Own-v0').path}", "episodes=2")
+    assert status == 0, err
+    status, _, err = call(train, "env=own:Own-v0", "core=own:mine", "core.widht=4", *SMALL)
+    assert (status, err) == (2, "error: unknown key of core 'widht'; did you mean 'width'?\n")
+    status, _, err = call(train, "env=own:Own-v0", "core=own:mine", "core.width=-1", *SMALL)
+    assert (status, err.startswith("error: width must be a whole number")) == (2, True)
+    status, _, err = call(train, "env=own:Own-v0", "core=own:other", *SMALL)
+    assert (status, err.startswith("error: unknown core of module own 'other'")) == (2, True)
+
+
+@pytest.mark.usefixtures("own_module")
+def test_a_keyword_of_the_wrong_type_gets_one_line(call):
+    status, _, err = call(train, "env=own:Own-v0", "core=memoryless", "env_kwargs.reward=fast", *SMALL)
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith("error: env_kwargs must be values with which own:Own-v0 can be played, got TypeError: ")
+
+
+@pytest.mark.usefixtures("own_module")
+def test_a_number_that_is_not_finite_gets_one_line_and_status_3(call):
+    arguments = ["env=own:Own-v0", "core=memoryless", "env_kwargs.reward=-1", *SMALL, "total_timesteps=1000"]
+    status, out, err = call(train, *arguments)
+    assert status == 3
+    assert "error: the reward of environment" in err
+    assert "Traceback" not in err
+    weights = RecurrentPPO.load(only_run("memoryless", "own-Own-v0").model_path()).policy.state_dict()
+    assert all(torch.isfinite(weight).all() for weight in weights.values())
+    assert "next: " in out
+
+
+def test_normalisation_is_saved_with_the_models_and_used_by_evaluate(call):
+    arguments = ["env=Pendulum-v1", "core=memoryless", "normalize=true", *SMALL, "total_timesteps=600", "checkpoint_every=300"]
+    status, _, err = call(train, *arguments)
+    assert status == 0, err
+    run = only_run("memoryless", "Pendulum-v1")
+    models = {path.relative_to(run.path).with_suffix("") for path in run.path.rglob("*.zip")}
+    assert len(models) >= 3
+    assert models == {Path(str(p.relative_to(run.path)).removesuffix(".normalization.json")) for p in run.path.rglob("*.json")}
+    status, out, err = call(evaluate, f"run={run.path}", "episodes=2")
+    assert status == 0, err
+    mean = float(re.search(r"return: mean (-?[\d.]+)", out)[1])
+    assert mean < -100  # the environment's own rewards
+    for path in run.path.glob("*.json"):
+        path.write_text(path.read_text().replace("mean", "mode"))
+    status, _, err = call(evaluate, f"run={run.path}", "episodes=2")
+    assert (status, err.count("\n")) == (2, 1)
+
+
+def test_each_job_of_a_sweep_records_its_own_command(call, monkeypatch):
+    monkeypatch.setenv("FOLDER", "looked-up")
+    arguments = [*(argument for argument in TINY if not argument.startswith("core.")), "total_timesteps=88"]
+    status, _, err = call(train, "-m", "seed=1,2", "core=memoryless", "runs_dir=${oc.env:FOLDER}", *arguments)
+    assert status == 0, err
+    commands = [Run.open(path).read_config().run.command for path in Path("looked-up/rmc_rl-Copy-v0/memoryless").iterdir()]
+    assert len(commands) == 2
+    for command, seed in zip(sorted(commands), (1, 2), strict=True):
+        assert command.startswith(f"python -m rmc_rl.train seed={seed} core=memoryless ")
+        assert " env_kwargs.delay=5 " in command
+        assert "looked-up" not in command
+        assert str(Path.cwd()) not in command
+
+
+def test_a_command_keeps_what_hydra_looks_up(call, monkeypatch):
+    monkeypatch.setenv("FOLDER", "looked-up")
+    assert call(train, *TINY, "total_timesteps=1", "runs_dir=${oc.env:FOLDER}")[0] == 0
+    (path,) = Path("looked-up/rmc_rl-Copy-v0/rmc").iterdir()
+    assert Run.open(path).read_config().run.command.endswith("'runs_dir=${oc.env:FOLDER}'")
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        ("seed=range(0,1000000000)", "a sweep must have at most 10,000 jobs, got 1000000000"),
+        ("seed=shuffle(range(0,1000000000))", "a sweep must have at most 10,000 jobs, got 1000000000"),
+        ("algo.gamma=range(0.0,1.0,0.00000001)", "a sweep must have at most 10,000 jobs, got 100000000"),
+        ("seed=interval(0,1)", "Can only enumerate CHOICE and RANGE sweeps"),
+        ("hydra/sweeper=x", "In 'hydra/config': Could not find 'hydra/sweeper/x'"),
+        ("seed=1,x", "seed must be a whole number of at least 0, got 'x'"),
+    ],
+)
+def test_mistakes_in_a_sweep_are_found_before_it_begins(call, sweep, message):
+    status, _, err = call(train, "-m", sweep)
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith(f"error: {message}")
+    assert not list(Path().rglob("config.yaml"))
+
+
+def test_hydras_help_is_shown_beside_overrides(call):
+    status, out, _ = call(train, "--hydra-help", "seed=1")
+    assert (status, "Hydra" in out) == (0, True)
+
+
+def test_the_next_command_is_one_that_works_as_this_one_did(call, monkeypatch):
+    _, out, _ = call(train, *TINY, "total_timesteps=1")
+    assert f"\nnext: python -m rmc_rl.evaluate run={only_run().path}\n" in out
+    monkeypatch.setenv("RMC_RL_COMMAND", "my checkout/scripts/rmc")
+    _, out, _ = call(train, *TINY, "total_timesteps=1", "runs_dir=other")
+    assert "\nnext: 'my checkout/scripts/rmc' evaluate run=other/" in out
+    assert re.search(r"\ntime: [\d.]+ seconds, [\d,]+ steps per second\n", out)
+
+
+def test_all_verbs_from_one_command(call):
+    status, out, _ = call(rmc_rl.__main__)
+    assert (status, "train " in out, "evaluate " in out) == (0, True, True)
+    status, _, err = call(rmc_rl.__main__, "trian")
+    assert (status, err) == (2, "error: unknown verb 'trian'; did you mean 'train'?\n")
+    status, out, _ = call(rmc_rl.__main__, "evaluate", "--help")
+    assert (status, "episodes: 20" in out) == (0, True)
+
+
+def test_ctrl_c_while_importing_is_no_traceback(tmp_path):
+    code = "import signal, sys; sys.orig_argv = ['python', '-m', 'rmc_rl.train']; import rmc_rl; "
+    code += "signal.raise_signal(signal.SIGINT)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+    code = "import signal; import rmc_rl; assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, timeout=120, check=True)
 
 
 def test_a_key_of_one_core_in_a_sweep_over_two_is_a_mistake(call):
@@ -468,7 +656,9 @@ def test_the_configuration_can_be_printed_alone(call):
     assert not Path("runs").exists()
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGUSR1, 138)]
+)
 def test_a_stopped_run_leaves_its_model(tmp_path, number, status):
     arguments = [sys.executable, "-m", "rmc_rl.train", *TINY, "total_timesteps=100000000"]
     process = subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

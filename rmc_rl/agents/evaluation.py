@@ -4,11 +4,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
+from sb3_contrib.common.maskable.utils import get_action_masks
 from stable_baselines3.common import callbacks
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
 
+from rmc_rl.agents.rollout import count_masked
 from rmc_rl.errors import require_whole
 
 
@@ -32,7 +33,7 @@ class WithMasks:
 
     def __init__(self, model: Any, env: VecEnv):
         self.model, self.env = model, env
-        self.has_masks = is_masking_supported(env)
+        self.has_masks: bool | None = None  # unknown until the environment was reset
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)
@@ -44,6 +45,8 @@ class WithMasks:
         :param observation: of all copies of the environment
         :param kwargs: ``state``, ``episode_start`` and ``deterministic``
         """
+        if self.has_masks is None:
+            self.has_masks = count_masked(self.env, getattr(self.model, "use_masking", None)) > 0
         if self.has_masks:
             kwargs["action_masks"] = get_action_masks(self.env)
         found: tuple[np.ndarray, tuple[np.ndarray, ...] | None] = self.model.policy.predict(observation, **kwargs)

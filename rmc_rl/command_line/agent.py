@@ -15,13 +15,13 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from rmc_rl.agents import CnnMemoryPolicy, MlpMemoryPolicy, MultiInputMemoryPolicy, RecurrentPPO, match_parameters
-from rmc_rl.command_line.devices import bfloat16_is_slow, find_device, require_memory
-from rmc_rl.command_line.progress import EPISODES_FOR_BEST, warn
-from rmc_rl.compat import as_seen_by_sb3
+from rmc_rl.command_line.devices import find_device, require_memory
+from rmc_rl.command_line.progress import EPISODES_FOR_BEST
+from rmc_rl.compat import wrap_env
 from rmc_rl.envs import make_vec
 from rmc_rl.envs.make_vec import env_family
 from rmc_rl.envs.previous_action_reward import PREVIOUS
-from rmc_rl.errors import UsageError, require, require_choice
+from rmc_rl.errors import UsageError, require, require_choice, require_number
 from rmc_rl.runs.normalization import load_normalization, normalization_path, normalize
 
 # what algo.name may be
@@ -83,7 +83,7 @@ def make_playing_env(
     env: VecEnv = make_vec(env_id, n_envs, seed=seed, env_kwargs=keywords, previous_action_reward=previous)
     if (statistics := normalization_path(model_path)).is_file():
         env = load_normalization(statistics, env)
-    env = as_seen_by_sb3(env)
+    env = wrap_env(RecurrentPPO, env)
     for name in ("observation_space", "action_space"):
         found, needed = getattr(env, name), getattr(model, name)
         require(found == needed, f"env and env_kwargs must leave the {name} as it was in training, {needed}", found)
@@ -102,8 +102,6 @@ def make_model(config: DictConfig, env: VecEnv) -> sb3_contrib.RecurrentPPO:
     del policy_kwargs["previous_action_reward"]  # the environment's business
     core_kwargs = plain(config.core)
     policy_kwargs |= dict(core=core_kwargs.pop("name", None), core_kwargs=core_kwargs)
-    if policy_kwargs["amp"] == "bf16" and bfloat16_is_slow(device):
-        warn("policy.amp=bf16 is many times slower than null here: this processor has no bfloat16 instructions")
     net_arch = policy_kwargs["net_arch"]
     rule = "policy.net_arch must be null, sizes of layers as [64, 64], or {pi: [64], vf: [64]}"
     require(_is_net_arch(net_arch), rule, net_arch)
@@ -113,8 +111,9 @@ def make_model(config: DictConfig, env: VecEnv) -> sb3_contrib.RecurrentPPO:
     if name == "stock":
         algo.pop("sequence_length", None)
     if schedule == "linear":
+        require_number("algo.learning_rate", algo["learning_rate"], above=0)
         algo["learning_rate"] = LinearSchedule(algo["learning_rate"], 0.0, 1.0)
-    policy, seen = choose_policy(env.observation_space), as_seen_by_sb3(env)
+    policy, seen = choose_policy(env.observation_space), wrap_env(RecurrentPPO, env)
     if config.params is not None:
         matched = match_parameters(policy, seen.observation_space, seen.action_space, policy_kwargs, config.params)
         policy_kwargs = matched

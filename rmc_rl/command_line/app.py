@@ -1,14 +1,17 @@
 """
 How a verb (``rmc_rl.train``, ``rmc_rl.evaluate``) is run: through Hydra, with a user's mistakes explained in one line.
 
-Exit status: 0, 2 after a mistake of the user, 128 and the number of the signal that stopped it. A traceback means a bug.
+Exit status: 0; 2 after a mistake of the user; 3 after a number that is not finite; 128 and the number of the signal that
+stopped it. A traceback means a bug.
 """
 
 import os
 import shlex
 import signal
 import sys
+import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn
 
 import hydra
@@ -23,7 +26,7 @@ from rmc_rl.command_line.schema import check_keys
 from rmc_rl.compat import hydra_arguments
 from rmc_rl.errors import UsageError, require
 
-MISTAKE = 2  # exit status
+MISTAKE, NOT_FINITE = 2, 3  # exit statuses
 STARTED_BY = "RMC_RL_COMMAND"  # the environment variable with which scripts/rmc says how it was started
 # flags that show no configuration of ours, or read one of the user's own: Hydra checks these command lines alone
 LEFT_TO_HYDRA = ("hydra_help", "shell_completion", "config_name", "config_path", "info")
@@ -50,7 +53,7 @@ def run_verb(
     if not getattr(sys.flags, "safe_path", False) and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # as `python -m` does, so that modules of the user are found from a script as well
     try:
-        if _prepare(name, description, family_of):
+        if _prepare(name, description, schema, family_of):
             _run(verb, name, schema)
     except UsageError as error:
         sys.exit(tell(error))
@@ -58,15 +61,17 @@ def run_verb(
         sys.exit(128 + signal.SIGINT)
 
 
-def tell(error: UsageError) -> int:
+def tell(error: Exception, status: int = MISTAKE) -> int:
     """
-    Print a mistake in one line.
+    Print an error in one line.
 
-    :param error: the mistake
-    :return: the exit status for it
+    :param error: the error
+    :param status: the exit status for it
+    :return: ``status``
     """
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    return MISTAKE
+    with suppress(OSError):  # the terminal was closed
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return status
 
 
 def how_to_run(verb: str) -> str:
@@ -81,7 +86,7 @@ def how_to_run(verb: str) -> str:
     return f"rmc-rl {verb}" if os.path.basename(sys.argv[0]) == "rmc-rl" else f"python -m rmc_rl.{verb}"
 
 
-def _prepare(name: str, description: str, family_of: Callable[[str], str] | None) -> bool:
+def _prepare(name: str, description: str, schema: type, family_of: Callable[[str], str] | None) -> bool:
     """Check the command line and put it into ``sys.argv`` as Hydra wants it; returns whether there is anything to run."""
     parser, arguments = hydra_arguments(), sys.argv[1:]
     if parser is None:
@@ -96,7 +101,7 @@ def _prepare(name: str, description: str, family_of: Callable[[str], str] | None
     if flags.hydra_help:
         lines = []
     elif not any(getattr(flags, flag, None) for flag in LEFT_TO_HYDRA):
-        checked = check_overrides(lines, bool(flags.multirun), name, family_of, own_files=bool(flags.config_dir))
+        checked = check_overrides(lines, bool(flags.multirun), name, schema, family_of, own_files=bool(flags.config_dir))
         if flags.help:
             say(help_text(name, description, checked.choices))
             return False
@@ -124,6 +129,7 @@ def _run(verb: Callable[[DictConfig, str | None], int], name: str, schema: type)
         if status:
             sys.exit(status)
 
+    warnings.formatwarning = lambda message, *_args, **_kwargs: f"warning: {message}\n"
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions come out of Hydra instead of being printed there
     try:
         job()

@@ -1,4 +1,4 @@
-"""What the machine has: devices, threads, memory, and instructions of its processor."""
+"""What the machine has: devices, threads and memory."""
 
 import ctypes.util
 import os
@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from rmc_rl import compat
 from rmc_rl.errors import UsageError, require, require_whole
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of mallopt(3)
@@ -89,13 +88,3 @@ def require_memory(what: str, num_bytes: int, device: torch.device) -> None:
     if available is not None and num_bytes > available:
         has = f"{device.type} has {available / GB:,.1f} GB left"
         raise UsageError(f"{what} must fit into memory: {has}, got about {num_bytes / GB:,.1f} GB")
-
-
-def bfloat16_is_slow(device: torch.device) -> bool:
-    """
-    Whether a device computes in bfloat16 by emulation, which is many times slower than float32.
-
-    :param device: the device
-    :return: False as well if this cannot be found out
-    """
-    return device.type == "cpu" and compat.cpu_has_bfloat16() is False

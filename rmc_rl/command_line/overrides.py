@@ -9,7 +9,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any, NamedTuple
 
 from gymnasium.envs.registration import load_env_creator
@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rmc_rl.agents.cores import core_class
 from rmc_rl.command_line.help import CONFIGS, group_options
+from rmc_rl.command_line.schema import check_keys
 from rmc_rl.compat import forget_hydra, hydra_overrides_parser
 from rmc_rl.envs.atari import AtariVecEnv, is_atari
 from rmc_rl.envs.make_vec import find_spec
@@ -41,7 +42,12 @@ class Checked(NamedTuple):
 
 
 def check_overrides(
-    lines: Sequence[str], multirun: bool, config_name: str, family_of: Callable[[str], str] | None, own_files: bool
+    lines: Sequence[str],
+    multirun: bool,
+    config_name: str,
+    schema: type[Any],
+    family_of: Callable[[str], str] | None,
+    own_files: bool,
 ) -> Checked:
     """
     Find mistakes before Hydra does.
@@ -49,6 +55,7 @@ def check_overrides(
     :param lines: the arguments ``key=value``
     :param multirun: whether this is a sweep
     :param config_name: the verb's YAML file, without its ending
+    :param schema: the types of its keys
     :param family_of: from an environment's id to the name of its defaults in ``configs/family``; None: the verb has none
     :param own_files: the user has added a folder of YAML files, so that names and keys may be new
     :return: the lines for Hydra, with the environment's family
@@ -67,7 +74,7 @@ def check_overrides(
                 rule = f"{each.key_or_group} must have one value; a sweep over several needs -m"
                 require(multirun or not each.is_sweep_override(), rule, each.input_line)
             jobs = _jobs(overrides)
-            checked = [_check_job(parser, job, config_name, family_of, own_files) for job in jobs]
+            checked = [_check_job(parser, job, config_name, schema, family_of, own_files) for job in jobs]
     except (HydraException, OmegaConfBaseException) as error:
         raise UsageError(first_line(error)) from None
     families = sorted({choices["family"] for choices in checked if "family" in choices})
@@ -147,7 +154,12 @@ def _num_values(override: Any) -> int:
 
 
 def _check_job(
-    parser: Any, lines: list[str], config_name: str, family_of: Callable[[str], str] | None, own_files: bool
+    parser: Any,
+    lines: list[str],
+    config_name: str,
+    schema: type[Any],
+    family_of: Callable[[str], str] | None,
+    own_files: bool,
 ) -> dict[str, str]:
     """Find the mistakes in the command line of one job; returns its choices of YAML files."""
     overrides = [_parse(parser, line) for line in lines]
@@ -173,12 +185,20 @@ def _check_job(
         config = compose(config_name, overrides=[*lines, *family])
     except (HydraException, OmegaConfBaseException) as error:
         raise _explain(error, overrides, config_name, choices, env) from None
+    with suppress(OmegaConfBaseException, ValueError) if _looks_up_hydra(lines) else nullcontext():
+        OmegaConf.resolve(config)
+        check_keys(schema, config)
     for group in ("core", "algo"):
         if OmegaConf.select(config, group) is not None:
             choices.setdefault(group, str(OmegaConf.select(config, f"{group}.name")))
     if family_of is not None:
         choices.setdefault("family", family_of(config.env))
     return choices
+
+
+def _looks_up_hydra(lines: list[str]) -> bool:
+    """Whether values depend on the job's number or the like, which is unknown before Hydra runs the job."""
+    return any("${hydra:" in line for line in lines)
 
 
 def _family(family_of: Callable[[str], str], env: str) -> str:

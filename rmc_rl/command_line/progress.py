@@ -30,16 +30,6 @@ def say(text: str = "") -> None:
         print(text, flush=True)
 
 
-def warn(text: str) -> None:
-    """
-    Print a warning for the person at the terminal, to standard error.
-
-    :param text: one line
-    """
-    with suppress(OSError):
-        print(f"warning: {text}", file=sys.stderr, flush=True)
-
-
 def progress_bar(total: int, unit: str) -> "tqdm[Any]":
     """
     A progress bar on standard error.

@@ -15,8 +15,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from rmc_rl.errors import UsageError, require, require_number, require_truth, require_whole, unknown
 
 # bounds of numbers, as rmc_rl.errors.require_number takes them
-FROM_0, FROM_1, FROM_2, ABOVE_0 = {"at_least": 0}, {"at_least": 1}, {"at_least": 2}, {"above": 0}
-SHARE = {"at_least": 0, "at_most": 1}
+FROM_0, FROM_1 = {"at_least": 0}, {"at_least": 1}
 
 
 @dataclass
@@ -36,25 +35,25 @@ class PolicyKeys:
 
 @dataclass
 class AlgoKeys:
-    """Keys of the node ``algo``. SB3 takes any value, so that the ranges are here."""
+    """Keys of the node ``algo``, whose ranges ``RecurrentPPO`` checks."""
 
     name: str
-    learning_rate: float = field(metadata=ABOVE_0)
+    learning_rate: float
     learning_rate_schedule: str
-    n_steps: int = field(metadata=FROM_1)
-    batch_size: int | None = field(metadata=FROM_2)
-    n_epochs: int = field(metadata=FROM_1)
-    gamma: float = field(metadata=SHARE)
-    gae_lambda: float = field(metadata=SHARE)
-    clip_range: float = field(metadata=ABOVE_0)
-    clip_range_vf: float | None = field(metadata=ABOVE_0)
+    n_steps: int
+    batch_size: int | None
+    n_epochs: int
+    gamma: float
+    gae_lambda: float
+    clip_range: float
+    clip_range_vf: float | None
     normalize_advantage: bool
-    ent_coef: float = field(metadata=FROM_0)
-    vf_coef: float = field(metadata=FROM_0)
-    max_grad_norm: float = field(metadata=ABOVE_0)
+    ent_coef: float
+    vf_coef: float
+    max_grad_norm: float
     use_sde: bool
-    sde_sample_freq: int = field(metadata={"at_least": -1})
-    target_kl: float | None = field(metadata=ABOVE_0)
+    sde_sample_freq: int
+    target_kl: float | None
     sequence_length: int | None = None  # a key of algo=ppo only
 
 
@@ -136,8 +135,10 @@ def _check_node(schema: Any, node: DictConfig, prefix: str) -> None:
 
 def _check(name: str, kind: Any, value: Any, or_null: str, bounds: Mapping[str, Any]) -> None:
     """Check one value; ``kind`` is its type, ``Any`` for one that is checked elsewhere."""
-    if kind is int:
-        require_whole(name, value, bounds.get("at_least", 0))
+    if kind is int and bounds:
+        require_whole(name, value, **bounds)
+    elif kind is int:
+        require(isinstance(value, int) and not isinstance(value, bool), f"{name} must be a whole number{or_null}", value)
     elif kind is float:
         require_number(name, value, **bounds)
     elif kind is bool:

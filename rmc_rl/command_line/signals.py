@@ -42,11 +42,6 @@ class StopSignals:
         assert self.received is not None
         return signal.Signals(self.received).name
 
-    @property
-    def status(self) -> int:
-        """The exit status: 128 and the number of the signal; 0 if none was received."""
-        return 0 if self.received is None else 128 + self.received
-
     def check(self, *_: object) -> None:
         """
         Stop here if a signal was received.

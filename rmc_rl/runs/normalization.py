@@ -17,7 +17,6 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from rmc_rl.errors import UsageError, require
 
-CHOICES = (None, False, True, "obs", "reward")
 ARGUMENTS = ("norm_obs", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon")
 
 
@@ -40,7 +39,8 @@ def normalize(env: VecEnv, what: object, gamma: float) -> VecEnv:
     :return: the environment, wrapped if anything is normalised
     :raises UsageError: for another value, or observations that cannot be normalised
     """
-    require(any(what is choice or what == choice for choice in CHOICES), "normalize must be true, false, obs or reward", what)
+    known = what is None or isinstance(what, bool) or what in ("obs", "reward")
+    require(known, "normalize must be true, false, obs or reward", what)
     if not what:
         return env
     observations = what in (True, "obs")
