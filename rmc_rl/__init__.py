@@ -1,9 +1,20 @@
 """Recurrent PPO agents that remember, with Relational Memory Cores, for Stable-Baselines3."""
 
+# ruff: noqa: E402  # something must happen before the imports that take time
+
+import signal
+import sys
+
+# Importing torch takes seconds. Until a verb has started, Ctrl-C ends `python -m rmc_rl...` without a traceback.
+_module = sys.orig_argv[sys.orig_argv.index("-m") + 1] if "-m" in sys.orig_argv[:-1] else ""
+if _module.split(".")[0] == __name__ and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 from rmc_rl import envs as envs  # registers the worlds
 from rmc_rl.agents import (
     CnnMemoryPolicy,
     CoreScalars,
+    EvalCallback,
     MlpMemoryPolicy,
     MultiInputMemoryPolicy,
     RecurrentPPO,
@@ -16,6 +27,7 @@ __all__ = [
     "CnnMemoryPolicy",
     "Core",
     "CoreScalars",
+    "EvalCallback",
     "MlpMemoryPolicy",
     "MultiInputMemoryPolicy",
     "RecurrentPPO",

@@ -32,7 +32,17 @@ def wrap_env(algorithm: Any, env: Any, verbose: int = 0) -> Any:
     :param env: an environment, vectorised or not
     :param verbose: whether SB3 says what it wraps
     """
-    return algorithm._wrap_env(env, verbose)
+    try:
+        return algorithm._wrap_env(env, verbose)
+    except AttributeError:
+        vec_env = importlib.import_module("stable_baselines3.common.vec_env")
+        space_of = importlib.import_module("stable_baselines3.common.preprocessing")
+        if not isinstance(env, vec_env.VecEnv):
+            env = vec_env.DummyVecEnv([lambda single=env: single])
+        spaces = getattr(env.observation_space, "spaces", None)
+        parts = spaces.values() if isinstance(spaces, dict) else [env.observation_space]
+        last = [space_of.is_image_space(part) and not space_of.is_image_space_channels_first(part) for part in parts]
+        return vec_env.VecTransposeImage(env) if any(last) else env
 
 
 def torch_is_watching() -> bool:
@@ -64,3 +74,37 @@ def forward_mode_is_active() -> bool | None:
     torch: Any = importlib.import_module("torch")
     level = getattr(torch.autograd.forward_ad, "_current_level", None)
     return None if level is None else bool(level >= 0)
+
+
+def hydra_arguments() -> Any:
+    """
+    Hydra's own parser of the command line's flags.
+
+    :return: an ``argparse.ArgumentParser``; None if Hydra no longer has it there
+    """
+    try:
+        return importlib.import_module("hydra._internal.utils").get_args_parser()
+    except (ImportError, AttributeError):
+        return None
+
+
+def hydra_overrides_parser() -> Any:
+    """
+    Hydra's parser of ``key=value``, with the YAML files of the Hydra that is initialised, which ``glob(...)`` needs.
+
+    :return: an object with ``parse_overrides(lines)``; None if Hydra no longer has it there
+    """
+    try:
+        parser = importlib.import_module("hydra.core.override_parser.overrides_parser").OverridesParser
+        hydra = importlib.import_module("hydra.core.global_hydra").GlobalHydra.instance()
+        return parser.create(config_loader=hydra.config_loader())
+    except (ImportError, AttributeError, TypeError):
+        return None
+
+
+def forget_hydra() -> None:
+    """Undo an initialisation of Hydra that an exception has left behind; does nothing if there is none."""
+    try:
+        importlib.import_module("hydra.core.global_hydra").GlobalHydra.instance().clear()
+    except (ImportError, AttributeError):
+        return

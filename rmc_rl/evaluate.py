@@ -1,121 +1,87 @@
 """
-Play episodes with a trained agent; print return and length, keep them as JSON: python -m rmc_rl.evaluate run=<folder> ...
+Play episodes with a trained agent and print return and length: python -m rmc_rl.evaluate run=<folder> ...
 
   python -m rmc_rl.evaluate run=runs/ALE-Pong-v5/rmc/20261120-210000-seed0 episodes=20
-  python -m rmc_rl.evaluate run=<folder of a run on the copy task> env_kwargs.delay=20   a longer wait than in training
+  python -m rmc_rl.evaluate run=<folder of a run on the copy task> env_kwargs.delay=20   a longer delay than in training
+  python -m rmc_rl.evaluate model=<any model.zip> env=CartPole-v1                        a model that was trained in Python
 
-The interval printed is a 95 % percentile bootstrap of the mean over the episodes.
+The interval printed is a 95 % percentile bootstrap of the mean over the episodes. The result is kept as JSON in evaluations/
+of the run's folder, or of the model's folder if it belongs to no run.
 """
 
 import json
+import time
+from contextlib import closing
 from typing import Any
-from zipfile import BadZipFile
 
-import numpy as np
 from omegaconf import DictConfig, OmegaConf
-from sb3_contrib.common.maskable.evaluation import evaluate_policy
-from sb3_contrib.common.maskable.utils import is_masking_supported
 
-from rmc_rl.agents import RecurrentPPO
-from rmc_rl.command_line.app import find_device, run_verb, say
-from rmc_rl.envs import make_vec
-from rmc_rl.errors import UsageError, require, require_truth, require_whole
-from rmc_rl.runs.folder import Run, written_whole
+from rmc_rl.agents.evaluation import evaluate_episodes
+from rmc_rl.command_line.agent import make_playing_env, plain
+from rmc_rl.command_line.app import run_verb
+from rmc_rl.command_line.devices import find_device
+from rmc_rl.command_line.progress import progress_bar, say
+from rmc_rl.command_line.schema import EvaluateKeys
+from rmc_rl.errors import require
+from rmc_rl.runs.folder import find_model
+from rmc_rl.runs.loading import load_model
+from rmc_rl.studies.statistics import summarise
 
-RESAMPLES = 10_000  # of the bootstrap; Efron & Tibshirani 1993, chapter 13, find 1000 enough for 95 % intervals
 
-
-def summarise(values: list[float], seed: int = 0) -> dict[str, Any]:
+def evaluate(config: DictConfig, command: str | None = None) -> int:
     """
-    Mean, spread and uncertainty of episodes.
+    Play episodes with a model, print what it reached and keep it as JSON.
 
-    :param values: one number for each episode
-    :param seed: of the bootstrap
-    :return: ``mean``, ``std`` (of the episodes, with n - 1), ``interval`` (95 % percentile bootstrap of the mean), ``each``
-    """
-    sample = np.asarray(values, dtype=float)
-    rng = np.random.default_rng(seed)
-    means = [sample[rng.integers(len(sample), size=len(sample))].mean() for _ in range(RESAMPLES)]
-    low, high = np.percentile(means, [2.5, 97.5])
-    std = float(sample.std(ddof=1)) if len(sample) > 1 else 0.0
-    return {"mean": float(sample.mean()), "std": std, "interval": [float(low), float(high)], "each": sample.tolist()}
-
-
-def evaluate(config: DictConfig) -> int:
-    """
-    Play episodes with a run's model, print what it reached and keep it as JSON in the run's folder.
-
-    :param config: resolved; see ``configs/evaluate.yaml``
+    :param config: checked; see ``configs/evaluate.yaml``
+    :param command: the command line that repeats the evaluation; None: it was started from Python
     :return: exit status 0
-    :raises UsageError: for a mistake in the configuration
+    :raises UsageError: for a mistake in the configuration, or a run that is damaged
     """
-    for key in ("episodes", "n_envs"):
-        require_whole(key, config[key])
-    require_whole("seed", config.seed, at_least=0)
-    require_truth("deterministic", config.deterministic)
-    require(OmegaConf.is_dict(config.env_kwargs), "env_kwargs must hold keys, as in env_kwargs.key=value", config.env_kwargs)
-    rule = "run must be the folder of a run, as in run=runs/<env>/<core>/<stamp>-seed0"
-    require(isinstance(config.run, str), rule, config.run)
     device = find_device(config.device)
-    run = Run.open(config.run)
-    trained, model_path = run.read_config(), run.model_path(config.model)
-    if not model_path.is_file():
-        raise UsageError(f"model must have been saved by the run, got '{config.model}', and there is no {model_path}")
-    merged = OmegaConf.merge(trained.env_kwargs, config.env_kwargs)
-    env_kwargs = {str(key): value for key, value in OmegaConf.to_container(merged).items()}  # type: ignore[union-attr]
-    env = make_vec(
-        trained.env,
-        min(config.n_envs, config.episodes),
-        seed=config.seed,
-        env_kwargs=env_kwargs,
-        previous_action_reward=OmegaConf.select(trained, "policy.previous_action_reward", default=False),  # old runs have none
-    )
-    env = RecurrentPPO._wrap_env(env, verbose=0, monitor_wrapper=False)  # as in training: channels of images first
-    try:
-        model = RecurrentPPO.load(model_path, device=device)
-    except (ValueError, BadZipFile) as error:
-        raise UsageError(f"model must be a saved model, got '{model_path}': {error}") from None
-    for name in ("observation_space", "action_space"):
-        seen, needed = getattr(env, name), getattr(model, name)
-        require(seen == needed, f"env_kwargs must leave the {name} as it was in training, {needed}", seen)
-
-    returns, lengths = evaluate_policy(
-        model,  # type: ignore[arg-type]  # it predicts with masks as MaskablePPO does
-        env,
-        config.episodes,
-        deterministic=config.deterministic,
-        return_episode_rewards=True,
-        use_masking=is_masking_supported(env),
-    )
-    env.close()
-    result = {
+    run, model_path = find_model(config.run, config.model)
+    env_id, env_kwargs = config.env, plain(config.env_kwargs)
+    if run.config_path.is_file():
+        trained = run.read_config()
+        if env_id is None or env_id == trained.env:
+            env_id, env_kwargs = trained.env, plain(OmegaConf.merge(trained.env_kwargs, config.env_kwargs))  # type: ignore
+    rule = f"env must be an environment's id, as in env=CartPole-v1, for there is no {run.config_path}"
+    require(env_id is not None, rule, env_id)
+    run.check_writable()
+    model = load_model(model_path, device)
+    num_copies = min(config.n_envs, config.episodes)
+    started = time.monotonic()
+    env = make_playing_env(env_id, env_kwargs, num_copies, config.seed, model, model_path)
+    with closing(env), progress_bar(config.episodes, "episodes") as bar:
+        returns, lengths = evaluate_episodes(model, env, config.episodes, config.deterministic, bar.update)
+    seconds = time.monotonic() - started
+    result: dict[str, Any] = {
+        "command": command,
         "run": str(run.path),
         "model": config.model,
-        "env": trained.env,
+        "env": env_id,
         "env_kwargs": env_kwargs,
         "episodes": config.episodes,
         "deterministic": config.deterministic,
         "seed": config.seed,
         "timesteps_trained": model.num_timesteps,
-        "return": summarise(list(returns)),  # type: ignore[arg-type]
-        "length": summarise(list(lengths)),  # type: ignore[arg-type]
+        "seconds": seconds,
+        "return": summarise(returns),
+        "length": summarise(lengths),
     }
     changed = f" with {env_kwargs}" if env_kwargs else ""
-    say(f"{trained.env}{changed}: {config.episodes} episodes of the {config.model} model")
+    say(f"{env_id}{changed}: {config.episodes} episodes of model {config.model}")
     for name in ("return", "length"):
         found = result[name]
         low, high = found["interval"]
         say(f"{name}: mean {found['mean']:.3f}, standard deviation {found['std']:.3f}, 95 % interval [{low:.3f}, {high:.3f}]")
-    path = run.new_evaluation()
-    with written_whole(path) as file:
-        file.write(json.dumps(result, indent=1).encode())
-    say(f"written: {path}")
+    say(f"time: {seconds:,.1f} seconds, {sum(lengths) / seconds:,.0f} steps per second")
+    say(f"written: {run.write_evaluation(json.dumps(result, indent=1))}")
     return 0
 
 
 def main() -> None:
     """The command line."""
-    run_verb(evaluate, "evaluate", __doc__ or "")
+    run_verb(evaluate, "evaluate", __doc__ or "", EvaluateKeys)
 
 
 if __name__ == "__main__":

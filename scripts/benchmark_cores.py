@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rmc_rl.agents.cores import Core, core_class, core_names, make_core
 from rmc_rl.agents.cores.kernels import dispatch
-from rmc_rl.command_line.app import keep_freed_memory
+from rmc_rl.command_line.devices import keep_freed_memory
 
 INPUT = 64  # features per step
 LSTM_WIDTH = 256  # sb3-contrib's default

@@ -31,7 +31,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
 from rmc_rl import CnnMemoryPolicy, MlpMemoryPolicy, RecurrentPPO, make_vec
-from rmc_rl.command_line.app import keep_freed_memory
+from rmc_rl.command_line.devices import keep_freed_memory
 
 MEAN_LENGTH = 32
 LAWS = ("aligned", "geometric", "endless")

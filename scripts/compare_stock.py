@@ -29,7 +29,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from rmc_rl import MlpMemoryPolicy, RecurrentPPO, make_vec
-from rmc_rl.evaluate import summarise
+from rmc_rl.studies.statistics import summarise
 
 STOCK = "stock, two LSTM (256)"
 AGENTS: dict[str, dict[str, Any] | None] = {  # None: MlpLstmPolicy by its name

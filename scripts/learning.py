@@ -1,9 +1,9 @@
 """
 What runs have learned: python scripts/learning.py <folder of runs> ... [--threshold 0.95] [--picture curves.png]
 
-A row for each environment, its keywords and core, over all runs found in the folders, stopped ones as well: the steps they
-ran, the return at the end (mean over runs of the last 100 training episodes' mean, with a 95 % bootstrap interval over
-runs), and with --threshold the steps and seconds until the return first reached it (medians over the runs that did).
+Prints a row for each environment, its keywords and core, over all runs in the folders, stopped runs included: their steps
+and the return at the end (mean over runs of the last 100 training episodes' mean, with a 95 % bootstrap interval over
+runs). With --threshold it adds the steps and seconds until the return first reached it (medians over the runs that did).
 """
 
 import argparse
@@ -13,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from rmc_rl.evaluate import summarise
 from rmc_rl.runs.folder import Run
+from rmc_rl.studies.statistics import first_reached, summarise
 
 RETURN, STEPS, SECONDS = "rollout/ep_rew_mean", "time/total_timesteps", "time/time_elapsed"
 
 
 def read(run: Run) -> dict[str, np.ndarray]:
-    """The columns of a run's progress.csv that have a return."""
+    """The columns of a run's progress.csv, for the rows that have a return."""
     with (run.path / "progress.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row.get(RETURN)]
     return {name: np.array([float(row[name]) for row in rows]) for name in (RETURN, STEPS, SECONDS)}
@@ -28,7 +28,7 @@ def read(run: Run) -> dict[str, np.ndarray]:
 
 def reached(runs: list[dict[str, np.ndarray]], threshold: float) -> list[str]:
     """Steps and seconds until the return first reached a threshold, medians over the runs that did."""
-    first = [(run, int(np.argmax(run[RETURN] >= threshold))) for run in runs if run[RETURN].max() >= threshold]
+    first = [(run, at) for run in runs if (at := first_reached(run[RETURN], threshold)) is not None]
     if not first:
         return ["never"] * 2
     medians = [np.median([run[name][at] for run, at in first]) for name in (STEPS, SECONDS)]
@@ -37,8 +37,8 @@ def reached(runs: list[dict[str, np.ndarray]], threshold: float) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", type=Path, help="searched for runs")
-    parser.add_argument("--threshold", type=float, help="a return worth reaching")
+    parser.add_argument("folders", nargs="+", type=Path, help="folders to search for runs")
+    parser.add_argument("--threshold", type=float, help="a return to reach")
     parser.add_argument("--picture", type=Path, help="a PNG of the curves; needs matplotlib")
     arguments = parser.parse_args()
 
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def draw(groups: dict[tuple[str, str], list[dict[str, np.ndarray]]], path: Path) -> None:
-    """A line for each run, a colour for each core, a panel for each environment."""
+    """Draw a line for each run, a colour for each core, a panel for each environment."""
     import matplotlib.pyplot as plt
 
     envs = list(dict.fromkeys(env for env, _ in groups))

@@ -23,12 +23,13 @@ from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.logger import configure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import rmc_rl
+import rmc_rl.__main__
 from rmc_rl import __version__, evaluate, train
 from rmc_rl.agents.cores import registry
 from rmc_rl.agents.sequences import SequenceBuffer
-from rmc_rl.evaluate import summarise
+from rmc_rl.command_line import agent, progress, schema, signals
 from rmc_rl.runs.folder import Run, save_model
+from rmc_rl.studies.statistics import summarise
 
 COPY = ["env_kwargs.n_symbols=4", "env_kwargs.length=3", "env_kwargs.delay=5", "device=cpu"]
 TINY = [
@@ -126,10 +127,10 @@ def test_what_evaluating_depends_on(call):
 
 def test_the_best_model_is_the_one_with_the_highest_mean_return(tmp_path):
     config = train_config(total_timesteps=88)
-    model = train.make_model(config)
+    model = agent.make_model(config, agent.make_env(config))
     run = Run.create(tmp_path, "env", "core", 0)
     model.set_logger(configure(str(tmp_path), []))
-    callback = train.RunCallback(run, config, lambda: None)
+    callback = progress.RunCallback(run, config, lambda: None)
     callback.init_callback(model)
     saved = []
     for steps, mean, episodes in ((1, 0.9, 3), (2, 0.2, 50), (3, 0.3, 100), (4, 0.2, 100), (5, 0.7, 100), (6, 0.6, 100)):
@@ -142,9 +143,8 @@ def test_the_best_model_is_the_one_with_the_highest_mean_return(tmp_path):
 
 def train_config(**keys):
     with initialize_config_module("rmc_rl.configs", version_base="1.3"):
-        return compose(
-            "train", overrides=[*(f"++{line}" for line in TINY), *(f"{key}={value}" for key, value in keys.items())]
-        )
+        lines = [*(f"++{line}" for line in TINY), *(f"{key}={value}" for key, value in keys.items())]
+        return schema.check_keys(schema.TrainKeys, compose("train", overrides=lines))
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def train_config(**keys):
     ids=str,
 )
 def test_the_policy_follows_from_the_observations(space, policy):
-    assert train.choose_policy(space).__name__ == policy
+    assert agent.choose_policy(space).__name__ == policy
 
 
 class Picture(gymnasium.Env):
@@ -221,9 +221,9 @@ def test_atari_by_its_id(call, algo):
 
 def test_the_stock_algorithm(call, monkeypatch):
     made = []
-    for name, algorithm in train.ALGORITHMS.items():
+    for name, algorithm in agent.ALGORITHMS.items():
         monkeypatch.setitem(
-            train.ALGORITHMS, name, lambda *a, algorithm=algorithm, **k: made.append(algorithm) or algorithm(*a, **k)
+            agent.ALGORITHMS, name, lambda *a, algorithm=algorithm, **k: made.append(algorithm) or algorithm(*a, **k)
         )
         schedule = "algo.learning_rate_schedule=linear"
         status, _, err = call(train, *TINY, "total_timesteps=176", f"algo={name}", schedule, "algo.learning_rate=0.1")
@@ -285,18 +285,20 @@ MISTAKES = {
     "core.gate_style=units": "unknown gate_style 'units'; did you mean 'unit'?",
     "policy.critic=share": "unknown critic 'share'; did you mean 'shared'?",
     "policy.net_arch=64": "policy.net_arch must be null, sizes of layers as [64, 64], or {pi: [64], vf: [64]}, got 64",
-    "policy.encoder=64": "policy.encoder must be null or sizes of layers, as in [64], got 64",
-    "algo.gamma=1.5": "algo.gamma must be a number of at least 0 and at most 1, got 1.5",
-    "algo.learning_rate=0": "algo.learning_rate must be a number above 0, got 0",
-    "algo.batch_size=1000": "algo.batch_size must divide the",
-    "algo.target_kl=-1": "algo.target_kl must be a number above 0, or null, got -1",
+    "policy.encoder=64": "policy.encoder must be a list or null, as in [64], got 64",
+    "algo.gamma=1.5": "gamma must be a finite number at least 0 and at most 1, got 1.5",
+    "algo.learning_rate=0": "algo.learning_rate must be a finite number above 0, got 0",
+    "algo.batch_size=0": "batch_size must be a whole number of at least 1, got 0",
+    "algo.batch_size=many": "algo.batch_size must be a whole number or null, got 'many'",
+    "algo.n_steps=0": "n_steps must be a whole number of at least 1, got 0",
+    "algo.target_kl=-1": "target_kl must be a finite number above 0, got -1",
     "algo=3": "unknown algo '3'; valid: ppo, stock",
-    "algo.name=sac": "algo.name must be ppo or stock, got 'sac'",
-    "algo.learning_rate_schedule=cosine": "algo.learning_rate_schedule must be constant or linear, got 'cosine'",
-    "algo.sequence_length=100": "sequence_length must divide n_steps 128 and batch_size 512: 1, 2, 4, 8, 16, 32",
+    "algo.name=sac": "unknown algo.name 'sac'; valid: ppo, stock",
+    "algo.learning_rate_schedule=cosine": "unknown algo.learning_rate_schedule 'cosine'; valid: constant, linear",
+    "algo.sequence_length=0": "sequence_length must be a whole number of at least 1, got 0",
     "n_envs=many": "n_envs must be a whole number of at least 1, got 'many'",
     "total_timesteps=0": "total_timesteps must be a whole number of at least 1, got 0",
-    "params=0": "params must be a whole number of at least 1, or null, got 0",
+    "params=0": "params must be a whole number of at least 1, got 0",
     "params=100": "params must be at least",
     "core.name=nowhere:core": "the module of core 'nowhere:core' must be one that can be imported",
     "seed=-1": "seed must be a whole number of at least 0, got -1",
@@ -309,17 +311,37 @@ MISTAKES = {
     "seed=1,2": "seed must have one value; a sweep over several needs -m",
     "seed": "an argument must read key=value",
     "seed=3000000000": "seed must be at most 2147483647 less n_envs, got 3000000000",
-    "algo.learning_rate=1e400": "algo.learning_rate must be a number above 0, got inf",
+    "algo.learning_rate=1e400": "algo.learning_rate must be a finite number, got inf",
     "algo.use_sde=true": "algo.use_sde needs Box actions, got Discrete(8)",
     "env=Blackjack-v1": "the observation space of env must be one of Box, Discrete, MultiDiscrete, MultiBinary, Dict",
-    "runs_dir=null": "runs_dir must be a folder, got None",
+    "runs_dir=null": "runs_dir must be text, got None",
     "runs_dir=/dev/null": "runs_dir must be a folder that can be written to, got '/dev/null'",
-    "~core.name": "core.name must be the name of a core, got None",
+    "~core.name": "core must be a registered name or a subclass of Core, got None",
+    "env=MyEnv-v0": "unknown env 'MyEnv-v0'; did you mean 'Alien-v0'?; an environment of your own needs its module as well",
+    "delay=5": "unknown key 'delay'; did you mean 'env_kwargs.delay'?",
+    "num_slots=5": "unknown key 'num_slots'; did you mean 'core.num_slots'?",
+    "gamma=0.5": "unknown key 'gamma'; did you mean 'algo.gamma'?",
+    "core=nowhere:core": "the module of core 'nowhere:core' must be one that can be imported",
+    "normalize=obs": "normalize=obs needs Box observations that are no images, got Discrete(10)",
+    "num_threads=3000": "num_threads must be at most ",
+    "n_envs=1000000007": "a rollout of n_envs * algo.n_steps steps must fit into memory: cpu has ",
+    "algo.n_steps=1000000000000": "a rollout of n_envs * algo.n_steps steps must fit into memory",
+    "core.head_size=100000": "the policy of core rmc, its gradients and its optimizer must fit into memory",
+    "core.head_size=1000000000": "the sizes of core rmc must be sizes that a tensor can have",
+    "core.num_slots=100000000000000000000": "the sizes of core rmc must be sizes that a tensor can have",
+    "runs_dir=~nobody_of_this_name/x": "runs_dir must be a folder that can be written to, got '~nobody_of_this_name/x'",
+    "env_kwargs.delay=${nothing}": "Interpolation key 'nothing' not found",
+    "seed=${seed}": "Recursive interpolation detected",
+    "hydra.run.dir=/dev/null": "Hydra refused the command line: [Errno 17] File exists: '/dev/null'",
+    "hydra.foo=5": "Could not override 'hydra.foo'.",
+    "--resolve": "--resolve needs --cfg job",
+    "--config-dir=nowhere": "--config-dir must be a folder, got 'nowhere'",
+    "--config-name=nowhere": "Hydra refused the command line: Cannot find primary config 'nowhere'",
     "env=.:X": "env '.:X' names a module that cannot be imported",
-    "--core": "unrecognized arguments: --core; --help lists what there is",
+    "--core": "unrecognized arguments: --core; --help lists the keys and flags",
     "algo.n_steps=[1": "an argument must read key=value",
     "env_kwargs.delay=[1,2": "an argument must read key=value, with brackets and quotes closed",
-    "num_threads=0": "num_threads must be a whole number of at least 1, or null, got 0",
+    "num_threads=0": "num_threads must be a whole number of at least 1, got 0",
 }
 
 
@@ -365,6 +387,172 @@ def test_a_core_of_ones_own_by_its_module(call, tmp_path, monkeypatch):
     assert only_run("my_module-mine").read_config().core == dict(name="my_module:mine", width=8)
 
 
+OWN = """
+import gymnasium, numpy as np
+from gymnasium import spaces
+from rmc_rl import register_core
+from rmc_rl.agents.cores import Memoryless
+
+@register_core('mine')
+class Mine(Memoryless):
+    def __init__(self, input_size, width=8, scale=(1.0, 2.0)):
+        super().__init__(input_size, width)
+
+class Env(gymnasium.Env):
+    observation_space, action_space = spaces.Box(-1, 1, (3,), np.float32), spaces.Discrete(2)
+    total = 0
+    def __init__(self, reward=1.0):
+        self.reward = reward
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return np.zeros(3, np.float32), {}
+    def step(self, action):
+        Env.total += 1
+        self.time += 1
+        reward = float("nan") if self.reward < 0 and Env.total > 100 else 1.0
+        return np.ones(3, np.float32), reward, self.time == 6, False, {}
+
+gymnasium.register("Own-v0", Env)
+"""
+SMALL = ["n_envs=2", "algo.n_steps=16", "algo.batch_size=16", "total_timesteps=64", "device=cpu", "num_threads=1"]
+
+
+@pytest.fixture(name="own_module")
+def make_own_module(tmp_path, monkeypatch):
+    """A module in the working directory, with a core and an environment."""
+    monkeypatch.setattr(registry, "_CORES", dict(registry._CORES))
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(tmp_path))])
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    (tmp_path / "own.py").write_text(OWN)
+    yield
+    gymnasium.registry.pop("Own-v0", None)
+
+
+@pytest.mark.usefixtures("own_module")
+def test_a_core_and_an_environment_of_the_working_directory_without_yaml(call):
+    status, _, err = call(train, "env=own:Own-v0", "-m", "core=own:mine,memoryless", "core.width=4", *SMALL)
+    assert status == 0, err
+    assert only_run("own-mine", "own-Own-v0").read_config().core == dict(name="own:mine", width=4, scale=[1.0, 2.0])
+    assert only_run("memoryless", "own-Own-v0").read_config().core == dict(name="memoryless", width=4)
+    status, _, err = call(evaluate, f"run={only_run('own-mine', 'own-Own-v0').path}", "episodes=2")
+    assert status == 0, err
+    status, _, err = call(train, "env=own:Own-v0", "core=own:mine", "core.widht=4", *SMALL)
+    assert (status, err) == (2, "error: unknown key of core 'widht'; did you mean 'width'?\n")
+    status, _, err = call(train, "env=own:Own-v0", "core=own:mine", "core.width=-1", *SMALL)
+    assert (status, err.startswith("error: width must be a whole number")) == (2, True)
+    status, _, err = call(train, "env=own:Own-v0", "core=own:other", *SMALL)
+    assert (status, err.startswith("error: unknown core of module own 'other'")) == (2, True)
+
+
+@pytest.mark.usefixtures("own_module")
+def test_a_keyword_of_the_wrong_type_gets_one_line(call):
+    status, _, err = call(train, "env=own:Own-v0", "core=memoryless", "env_kwargs.reward=fast", *SMALL)
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith("error: env_kwargs must be values with which own:Own-v0 can be played, got TypeError: ")
+
+
+@pytest.mark.usefixtures("own_module")
+def test_a_number_that_is_not_finite_gets_one_line_and_status_3(call):
+    arguments = ["env=own:Own-v0", "core=memoryless", "env_kwargs.reward=-1", *SMALL, "total_timesteps=1000"]
+    status, out, err = call(train, *arguments)
+    assert status == 3
+    assert "error: the reward of environment" in err
+    assert "Traceback" not in err
+    weights = RecurrentPPO.load(only_run("memoryless", "own-Own-v0").model_path()).policy.state_dict()
+    assert all(torch.isfinite(weight).all() for weight in weights.values())
+    assert "next: " in out
+
+
+def test_normalisation_is_saved_with_the_models_and_used_by_evaluate(call):
+    arguments = ["env=Pendulum-v1", "core=memoryless", "normalize=true", *SMALL, "total_timesteps=600", "checkpoint_every=300"]
+    status, _, err = call(train, *arguments)
+    assert status == 0, err
+    run = only_run("memoryless", "Pendulum-v1")
+    models = {path.relative_to(run.path).with_suffix("") for path in run.path.rglob("*.zip")}
+    assert len(models) >= 3
+    assert models == {Path(str(p.relative_to(run.path)).removesuffix(".normalization.json")) for p in run.path.rglob("*.json")}
+    status, out, err = call(evaluate, f"run={run.path}", "episodes=2")
+    assert status == 0, err
+    mean = float(re.search(r"return: mean (-?[\d.]+)", out)[1])
+    assert mean < -100  # the environment's own rewards
+    for path in run.path.glob("*.json"):
+        path.write_text(path.read_text().replace("mean", "mode"))
+    status, _, err = call(evaluate, f"run={run.path}", "episodes=2")
+    assert (status, err.count("\n")) == (2, 1)
+
+
+def test_each_job_of_a_sweep_records_its_own_command(call, monkeypatch):
+    monkeypatch.setenv("FOLDER", "looked-up")
+    arguments = [*(argument for argument in TINY if not argument.startswith("core.")), "total_timesteps=88"]
+    status, _, err = call(train, "-m", "seed=1,2", "core=memoryless", "runs_dir=${oc.env:FOLDER}", *arguments)
+    assert status == 0, err
+    commands = [Run.open(path).read_config().run.command for path in Path("looked-up/rmc_rl-Copy-v0/memoryless").iterdir()]
+    assert len(commands) == 2
+    for command, seed in zip(sorted(commands), (1, 2), strict=True):
+        assert command.startswith(f"python -m rmc_rl.train seed={seed} core=memoryless ")
+        assert " env_kwargs.delay=5 " in command
+        assert "looked-up" not in command
+        assert str(Path.cwd()) not in command
+
+
+def test_a_command_keeps_what_hydra_looks_up(call, monkeypatch):
+    monkeypatch.setenv("FOLDER", "looked-up")
+    assert call(train, *TINY, "total_timesteps=1", "runs_dir=${oc.env:FOLDER}")[0] == 0
+    (path,) = Path("looked-up/rmc_rl-Copy-v0/rmc").iterdir()
+    assert Run.open(path).read_config().run.command.endswith("'runs_dir=${oc.env:FOLDER}'")
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        ("seed=range(0,1000000000)", "a sweep must have at most 10,000 jobs, got 1000000000"),
+        ("seed=shuffle(range(0,1000000000))", "a sweep must have at most 10,000 jobs, got 1000000000"),
+        ("algo.gamma=range(0.0,1.0,0.00000001)", "a sweep must have at most 10,000 jobs, got 100000000"),
+        ("seed=interval(0,1)", "Can only enumerate CHOICE and RANGE sweeps"),
+        ("hydra/sweeper=x", "In 'hydra/config': Could not find 'hydra/sweeper/x'"),
+        ("seed=1,x", "seed must be a whole number of at least 0, got 'x'"),
+    ],
+)
+def test_mistakes_in_a_sweep_are_found_before_it_begins(call, sweep, message):
+    status, _, err = call(train, "-m", sweep)
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith(f"error: {message}")
+    assert not list(Path().rglob("config.yaml"))
+
+
+def test_hydras_help_is_shown_beside_overrides(call):
+    status, out, _ = call(train, "--hydra-help", "seed=1")
+    assert (status, "Hydra" in out) == (0, True)
+
+
+def test_the_next_command_is_one_that_works_as_this_one_did(call, monkeypatch):
+    _, out, _ = call(train, *TINY, "total_timesteps=1")
+    assert f"\nnext: python -m rmc_rl.evaluate run={only_run().path}\n" in out
+    monkeypatch.setenv("RMC_RL_COMMAND", "my checkout/scripts/rmc")
+    _, out, _ = call(train, *TINY, "total_timesteps=1", "runs_dir=other")
+    assert "\nnext: 'my checkout/scripts/rmc' evaluate run=other/" in out
+    assert re.search(r"\ntime: [\d.]+ seconds, [\d,]+ steps per second\n", out)
+
+
+def test_all_verbs_from_one_command(call):
+    status, out, _ = call(rmc_rl.__main__)
+    assert (status, "train " in out, "evaluate " in out) == (0, True, True)
+    status, _, err = call(rmc_rl.__main__, "trian")
+    assert (status, err) == (2, "error: unknown verb 'trian'; did you mean 'train'?\n")
+    status, out, _ = call(rmc_rl.__main__, "evaluate", "--help")
+    assert (status, "episodes: 20" in out) == (0, True)
+
+
+def test_ctrl_c_while_importing_is_no_traceback(tmp_path):
+    code = "import signal, sys; sys.orig_argv = ['python', '-m', 'rmc_rl.train']; import rmc_rl; "
+    code += "signal.raise_signal(signal.SIGINT)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+    code = "import signal; import rmc_rl; assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, timeout=120, check=True)
+
+
 def test_a_key_of_one_core_in_a_sweep_over_two_is_a_mistake(call):
     status, _, err = call(train, "-m", "core=rmc,memoryless", "core.num_slots=2")
     assert (status, err) == (2, "error: unknown key of core 'num_slots'; valid: name, width\n")
@@ -372,7 +560,7 @@ def test_a_key_of_one_core_in_a_sweep_over_two_is_a_mistake(call):
 
 def test_patterns_in_a_sweep(call):
     status, _, err = call(train, "-m", "core=glob(no*)")
-    assert (status, err.startswith("error: a sweep must have at least one run")) == (2, True)
+    assert (status, err.startswith("error: a sweep must have at least one job")) == (2, True)
     status, _, err = call(
         train, "-m", "core=glob(*)", *COPY, "n_envs=2", "algo.n_steps=22", "algo.batch_size=44", "total_timesteps=1"
     )
@@ -413,15 +601,15 @@ def test_a_sweep_over_two_families_is_a_mistake(call):
     ("arguments", "message"),
     [
         ([], "run must be the folder of a run, as in run="),
-        (["run=nowhere"], "run must be the folder of a run, one with a config.yaml, got 'nowhere'"),
+        (["run=nowhere"], "run must be the folder of a run, got 'nowhere'"),
         (["run=old", "model=beste"], "unknown model 'beste'; did you mean 'best'?"),
         (["run=old"], "model must have been saved by the run, got 'last', and there is no "),
         (["episodes=0"], "episodes must be a whole number of at least 1, got 0"),
-        (["run=3"], "run must be the folder of a run, as in run="),
+        (["run=3"], "run must be the folder of a run, got '3'"),
         (["run=old", "env_kwargs=3"], "env_kwargs must hold keys, as in env_kwargs.key=value, got 3"),
         (["run=foreign"], "a run's config.yaml must hold env, env_kwargs and core, got "),
         (["run=broken"], "a run's config.yaml must be YAML, got "),
-        (["run=nozip"], "model must be a saved model, got "),
+        (["run=nozip"], "model must be a file that RecurrentPPO.save has written, got "),
         (["deterministic=maybe"], "deterministic must be true or false, got 'maybe'"),
         (["episode=3"], "unknown key 'episode'; did you mean 'episodes'?"),
     ],
@@ -431,7 +619,8 @@ def test_mistakes_in_evaluating(call, arguments, message):
     for folder, config in dict(old=good, foreign="a: 1\n", broken="a: [", nozip=good).items():
         Path(folder).mkdir()
         Path(folder, "config.yaml").write_text(config)
-    Path("nozip/model.zip").write_text("no zip")
+    for folder in ("foreign", "broken", "nozip"):
+        Path(folder, "model.zip").write_text("no zip")
     status, _, err = call(evaluate, *arguments)
     assert (status, err.count("\n")) == (2, 1)
     assert err.startswith(f"error: {message}")
@@ -441,7 +630,7 @@ def test_evaluating_on_other_spaces_is_a_mistake(call):
     assert call(train, *TINY, "total_timesteps=88")[0] == 0
     status, _, err = call(evaluate, f"run={only_run().path}", "env_kwargs.n_symbols=5")
     assert status == 2
-    assert err.startswith("error: env_kwargs must leave the observation_space as it was in training")
+    assert err.startswith("error: env and env_kwargs must leave the observation_space as it was in training")
 
 
 @pytest.mark.parametrize("verb", [train, evaluate])
@@ -467,7 +656,9 @@ def test_the_configuration_can_be_printed_alone(call):
     assert not Path("runs").exists()
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGUSR1, 138)]
+)
 def test_a_stopped_run_leaves_its_model(tmp_path, number, status):
     arguments = [sys.executable, "-m", "rmc_rl.train", *TINY, "total_timesteps=100000000"]
     process = subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -494,7 +685,7 @@ def test_a_ctrl_c_while_the_model_is_saved_does_not_lose_it(call, monkeypatch):
         save_model(model, path)
 
     monkeypatch.setattr(train, "save_model", interrupted)
-    monkeypatch.setattr(train.RunCallback, "_on_rollout_end", lambda _: None)
+    monkeypatch.setattr(progress.RunCallback, "_on_rollout_end", lambda _: None)
     before = signal.getsignal(signal.SIGINT)
     assert call(train, *TINY, "total_timesteps=88")[0] == 0
     RecurrentPPO.load(only_run().model_path())
@@ -503,14 +694,14 @@ def test_a_ctrl_c_while_the_model_is_saved_does_not_lose_it(call, monkeypatch):
 
 def test_a_second_signal_does_not_wait():
     before = signal.getsignal(signal.SIGINT)
-    with train.StopSignals() as signals:
+    with signals.StopSignals() as stop:
         signal.raise_signal(signal.SIGINT)
-        assert signals.received == signal.SIGINT
-        with pytest.raises(train.Stopped, match="SIGTERM"):
+        assert stop.received == signal.SIGINT
+        with pytest.raises(signals.Stopped, match="SIGTERM"):
             signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)  # ignored
-        with pytest.raises(train.Stopped):
-            signals.check()
+        with pytest.raises(signals.Stopped):
+            stop.check()
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -538,7 +729,7 @@ def test_a_crash_leaves_the_model_and_a_traceback(call, monkeypatch):
     def crash(_callback):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(train.RunCallback, "_on_rollout_end", crash)
+    monkeypatch.setattr(progress.RunCallback, "_on_rollout_end", crash)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(RuntimeError, match="a bug"):
         call(train, *TINY, "total_timesteps=1000")
@@ -557,7 +748,7 @@ def test_runs_without_arguments(tmp_path):
     process.communicate(timeout=120)
     assert "env: rmc_rl/Copy-v0\n" in printed
     (path,) = tmp_path.glob("runs/rmc_rl-Copy-v0/rmc/*")
-    assert Run.open(path).read_config().run.command.endswith(" -m rmc_rl.train")
+    assert Run.open(path).read_config().run.command == "python -m rmc_rl.train"
 
 
 def test_bootstrap():

@@ -16,7 +16,8 @@ from omegaconf import OmegaConf
 import rmc_rl
 from rmc_rl import evaluate, train
 from rmc_rl.agents.cores import core_class, core_names, registry
-from rmc_rl.command_line.schema import ALGORITHMS
+from rmc_rl.command_line.agent import ALGORITHMS
+from rmc_rl.command_line.schema import TrainKeys, check_keys
 from rmc_rl.envs import WORLDS
 
 FAMILIES = ["atari", "gymnasium", "rmc_rl"]
@@ -62,7 +63,7 @@ def test_every_yaml_file_is_used(checkout):
 def test_configurations_compose_and_agree_with_the_code(core, family):
     with initialize_config_module("rmc_rl.configs", version_base="1.3"):
         config = compose("train", overrides=[f"core={core}", f"family={family}"])
-    train.check_config(config)
+    check_keys(TrainKeys, config)
     defaults = {name: p.default for name, p in inspect.signature(core_class(core)).parameters.items() if name != "input_size"}
     assert OmegaConf.to_container(config.core) == dict(name=core) | {
         name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()

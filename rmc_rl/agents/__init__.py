@@ -1,8 +1,17 @@
 """Learning: cores and the policies that think with them."""
 
 from rmc_rl.agents.callbacks import CoreScalars
+from rmc_rl.agents.evaluation import EvalCallback
 from rmc_rl.agents.policies import CnnMemoryPolicy, MlpMemoryPolicy, MultiInputMemoryPolicy
 from rmc_rl.agents.ppo import RecurrentPPO
 from rmc_rl.agents.sizing import match_parameters
 
-__all__ = ["CnnMemoryPolicy", "CoreScalars", "MlpMemoryPolicy", "MultiInputMemoryPolicy", "RecurrentPPO", "match_parameters"]
+__all__ = [
+    "CnnMemoryPolicy",
+    "CoreScalars",
+    "EvalCallback",
+    "MlpMemoryPolicy",
+    "MultiInputMemoryPolicy",
+    "RecurrentPPO",
+    "match_parameters",
+]

@@ -262,35 +262,42 @@ class RolloutCollector(sb3_contrib.RecurrentPPO):
                     raise NonFiniteError(f"parameter {name} of the policy is not finite: training stopped") from error
 
     def _count_masked(self) -> int:
-        """
-        The number of actions that the environment's masks cover; 0 if there are none.
+        """The number of actions that the environment's masks cover, see :func:`count_masked`."""
+        return 0 if self.env is None else count_masked(self.env, self.use_masking)
 
-        An environment is only asked for masks after its reset. Unless ``use_masking`` is true, whatever does not answer with
-        masks counts as an environment without them: many ``VecEnv`` answer unknown names with an error, a stub or a property.
 
-        :raises UsageError: with ``use_masking=True`` if there are no masks of the right size
-        """
-        if self.use_masking is False or self.env is None:
-            return 0
-        space = self.action_space
-        count = 0
-        if isinstance(space, spaces.Discrete):
-            count = int(space.n)
-        elif isinstance(space, spaces.MultiDiscrete):
-            count = int(space.nvec.sum())
-        elif isinstance(space, spaces.MultiBinary):
-            count = 2 * int(space.n)  # type: ignore[arg-type]  # off and on of each action
-        answer: Any = None
-        try:
-            if self.env.has_attr(MASKS):
-                answer = np.asarray(get_action_masks(self.env))
-        except Exception as error:  # whatever a user's class raises
-            answer = error
-        fits = isinstance(answer, np.ndarray) and answer.dtype.kind in "biuf" and answer.size == self.n_envs * count > 0
-        if self.use_masking:
-            got = answer.shape if isinstance(answer, np.ndarray) else answer
-            require(fits, f"use_masking needs an env whose {MASKS}() returns {count} truths for each copy", got)
-        return count if fits else 0
+def count_masked(env: VecEnv, use_masking: bool | None = None) -> int:
+    """
+    The number of actions that an environment's masks cover; 0 if there are none.
+
+    Unless ``use_masking`` is true, whatever does not answer with masks counts as an environment without them: many ``VecEnv``
+    answer unknown names with an error, a stub or a property.
+
+    :param env: the environment, after its reset
+    :param use_masking: whether invalid actions are masked; None: if the environment has masks
+    :raises UsageError: with ``use_masking=True`` if there are no masks of the right size
+    """
+    if use_masking is False:
+        return 0
+    space = env.action_space
+    count = 0
+    if isinstance(space, spaces.Discrete):
+        count = int(space.n)
+    elif isinstance(space, spaces.MultiDiscrete):
+        count = int(space.nvec.sum())
+    elif isinstance(space, spaces.MultiBinary):
+        count = 2 * int(space.n)  # type: ignore[arg-type]  # off and on of each action
+    answer: Any = None
+    try:
+        if env.has_attr(MASKS):
+            answer = np.asarray(get_action_masks(env))
+    except Exception as error:  # whatever a user's class raises
+        answer = error
+    fits = isinstance(answer, np.ndarray) and answer.dtype.kind in "biuf" and answer.size == env.num_envs * count > 0
+    if use_masking:
+        got = answer.shape if isinstance(answer, np.ndarray) else answer
+        require(fits, f"use_masking needs an env whose {MASKS}() returns {count} truths for each copy", got)
+    return count if fits else 0
 
 
 def _copy(observation: Any) -> Any:

@@ -1,113 +1,151 @@
-"""What the keys of ``configs/train.yaml`` may be, but for those that the core and the environment check themselves."""
+"""
+The keys of the command line: their types, and the ranges of those that nobody else checks.
 
-import math
-from collections.abc import Callable
-from typing import Any
+The arguments of the core, of the environment and most of those of the policy are checked by what they are handed to.
+"""
 
-import numpy as np
-import sb3_contrib
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Union, get_args, get_origin
+
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from rmc_rl.agents import RecurrentPPO
-from rmc_rl.agents.policies import COMPILE
-from rmc_rl.errors import UsageError, require
+from rmc_rl.errors import UsageError, require, require_number, require_truth, require_whole, unknown
 
-# what algo.name may be
-ALGORITHMS: dict[str, type[sb3_contrib.RecurrentPPO]] = {"ppo": RecurrentPPO, "stock": sb3_contrib.RecurrentPPO}
-SCHEDULES = ("constant", "linear")
-
-Rule = tuple[Callable[[Any], bool], str]  # whether a value is valid, and how to say what is
+# bounds of numbers, as rmc_rl.errors.require_number takes them
+FROM_0, FROM_1 = {"at_least": 0}, {"at_least": 1}
 
 
-def _whole(least: int) -> Rule:
-    return lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= least, f"a whole number of at least {least}"
+@dataclass
+class PolicyKeys:
+    """Keys of the node ``policy``."""
+
+    previous_action_reward: bool
+    critic: str
+    encoder: list[Any] | None
+    channels_last: bool
+    amp: str | None
+    compile_mode: str | None
+    net_arch: Any
+    ortho_init: bool
+    log_std_init: float
 
 
-def _number(low: float, high: float = np.inf, open_low: bool = False) -> Rule:
-    def valid(value: Any) -> bool:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return False
-        return math.isfinite(value) and (value > low if open_low else value >= low) and value <= high
+@dataclass
+class AlgoKeys:
+    """Keys of the node ``algo``, whose ranges ``RecurrentPPO`` checks."""
 
-    rule = "a number " + ("above" if open_low else "of at least") + f" {low:g}"
-    return valid, rule if high == np.inf else f"{rule} and at most {high:g}"
-
-
-def _or_null(rule: Rule) -> Rule:
-    return lambda v: v is None or rule[0](v), f"{rule[1]}, or null"
-
-
-_TRUTH: Rule = (lambda v: isinstance(v, bool), "true or false")
-
-
-def _is_layers(value: Any) -> bool:
-    return value is None or (OmegaConf.is_list(value) and all(_whole(1)[0](item) for item in value))
-
-
-def _is_net_arch(value: Any) -> bool:
-    if OmegaConf.is_dict(value):
-        return set(value) <= {"pi", "vf"} and all(OmegaConf.is_list(item) and _is_net_arch(item) for item in value.values())
-    return _is_layers(value)
+    name: str
+    learning_rate: float
+    learning_rate_schedule: str
+    n_steps: int
+    batch_size: int | None
+    n_epochs: int
+    gamma: float
+    gae_lambda: float
+    clip_range: float
+    clip_range_vf: float | None
+    normalize_advantage: bool
+    ent_coef: float
+    vf_coef: float
+    max_grad_norm: float
+    use_sde: bool
+    sde_sample_freq: int
+    target_kl: float | None
+    sequence_length: int | None = None  # a key of algo=ppo only
 
 
-# key -> what its value must be; keys of the core and of the environment are checked by these themselves
-RULES: dict[str, Rule] = {
-    "core.name": (lambda v: isinstance(v, str), "the name of a core"),
-    "runs_dir": (lambda v: isinstance(v, str) and v != "", "a folder"),
-    "n_envs": _whole(1),
-    "processes": _TRUTH,
-    "num_threads": _or_null(_whole(1)),
-    "total_timesteps": _whole(1),
-    "params": _or_null(_whole(1)),
-    "seed": _whole(0),
-    "checkpoint_every": _or_null(_whole(1)),
-    "policy.encoder": (_is_layers, "null or sizes of layers, as in [64]"),
-    "policy.channels_last": _TRUTH,
-    "policy.amp": (lambda v: v in (None, "bf16"), "bf16 or null"),
-    "policy.compile_mode": (lambda v: v in COMPILE, ", ".join(map(str, COMPILE[1:])) + " or null"),
-    "policy.net_arch": (_is_net_arch, "null, sizes of layers as [64, 64], or {pi: [64], vf: [64]}"),
-    "policy.ortho_init": _TRUTH,
-    "policy.log_std_init": _number(-np.inf),
-    "policy.previous_action_reward": _TRUTH,
-    "algo.name": (lambda v: v in ALGORITHMS, " or ".join(ALGORITHMS)),
-    "algo.learning_rate": _number(0, open_low=True),
-    "algo.learning_rate_schedule": (lambda v: v in SCHEDULES, " or ".join(SCHEDULES)),
-    "algo.sequence_length": _or_null(_whole(1)),
-    "algo.n_steps": _whole(1),
-    "algo.batch_size": _whole(2),
-    "algo.n_epochs": _whole(1),
-    "algo.gamma": _number(0, 1),
-    "algo.gae_lambda": _number(0, 1),
-    "algo.clip_range": _number(0, open_low=True),
-    "algo.clip_range_vf": _or_null(_number(0, open_low=True)),
-    "algo.normalize_advantage": _TRUTH,
-    "algo.ent_coef": _number(0),
-    "algo.vf_coef": _number(0),
-    "algo.max_grad_norm": _number(0, open_low=True),
-    "algo.use_sde": _TRUTH,
-    "algo.sde_sample_freq": _whole(-1),
-    "algo.target_kl": _or_null(_number(0, open_low=True)),
-}
+@dataclass
+class TrainKeys:
+    """Keys of ``configs/train.yaml``."""
+
+    env: str
+    env_kwargs: dict[str, Any]
+    n_envs: int = field(metadata=FROM_1)
+    processes: bool
+    normalize: Any
+    total_timesteps: int = field(metadata=FROM_1)
+    params: int | None = field(metadata=FROM_1)
+    seed: int = field(metadata=FROM_0)
+    num_threads: int | None = field(metadata=FROM_1)
+    device: str
+    env_device: str
+    runs_dir: str
+    checkpoint_every: int | None = field(metadata=FROM_1)
+    policy: PolicyKeys
+    algo: AlgoKeys
+    core: dict[str, Any]
 
 
-def check_config(config: DictConfig) -> None:
+@dataclass
+class EvaluateKeys:
+    """Keys of ``configs/evaluate.yaml``."""
+
+    run: str | None
+    model: str
+    env: str | None
+    env_kwargs: dict[str, Any]
+    deterministic: bool
+    episodes: int = field(metadata=FROM_1)
+    n_envs: int = field(metadata=FROM_1)
+    seed: int = field(metadata=FROM_0)
+    device: str
+
+
+def check_keys(schema: type[Any], config: DictConfig) -> DictConfig:
     """
-    Check every value that neither the core nor the environment checks.
+    Check the types and ranges of a configuration.
 
+    :param schema: one of the dataclasses above
     :param config: resolved
-    :raises UsageError: for the first value that breaks its rule
+    :return: the configuration, with values of the types that the schema states
+    :raises UsageError: for the first value that breaks its rule, or an unknown key
     """
-    for node in ("algo", "policy", "core", "env_kwargs"):
-        require(OmegaConf.is_dict(config[node]), f"{node} must hold keys, as in {node}.key=value", config[node])
-    for key, (valid, rule) in RULES.items():
-        value = OmegaConf.select(config, key)  # None where the algorithm has no such key
-        require(valid(value), f"{key} must be {rule}", value)
-    transitions = config.n_envs * config.algo.n_steps
-    require(transitions >= 2, "n_envs * algo.n_steps must be at least 2", transitions)
-    if transitions % config.algo.batch_size:
-        divisors = [size for size in range(2, transitions + 1) if transitions % size == 0]
-        near = sorted(sorted(divisors, key=lambda size: abs(size - config.algo.batch_size))[:4])
-        raise UsageError(
-            f"algo.batch_size must divide the {transitions} transitions of a rollout (n_envs {config.n_envs} * "
-            f"algo.n_steps {config.algo.n_steps}), got {config.algo.batch_size}; near it: {', '.join(map(str, near))}"
-        )
+    config = config.copy()
+    OmegaConf.set_struct(config, False)
+    _check_node(schema, config, "")
+    try:
+        return OmegaConf.merge(OmegaConf.structured(schema), config)  # type: ignore[return-value]
+    except ConfigKeyError as error:
+        node, _, name = str(error.full_key).rpartition(".")
+        known = OmegaConf.structured(schema)
+        raise unknown(f"key of {node}" if node else "key", name, OmegaConf.select(known, node) if node else known) from None
+    except OmegaConfBaseException as error:
+        raise UsageError(" ".join(str(error).split())) from None
+
+
+def _check_node(schema: Any, node: DictConfig, prefix: str) -> None:
+    """Check the values of a node against its dataclass; whole numbers that were written as 1e6 become integers."""
+    for each in fields(schema):
+        name, value = f"{prefix}{each.name}", node.get(each.name)
+        if is_dataclass(each.type):
+            require(OmegaConf.is_dict(value), f"{name} must hold keys, as in {name}.key=value", value)
+            _check_node(each.type, value, f"{name}.")
+            continue
+        union = get_origin(each.type) in (Union, types.UnionType)
+        members = [member for member in get_args(each.type) if member is not type(None)] if union else [each.type]
+        kind = get_origin(members[0]) or members[0]
+        if kind is int and isinstance(value, float) and value.is_integer():
+            value = node[each.name] = int(value)
+        if value is not None or not union:
+            _check(name, kind, value, " or null" if union else "", each.metadata)
+
+
+def _check(name: str, kind: Any, value: Any, or_null: str, bounds: Mapping[str, Any]) -> None:
+    """Check one value; ``kind`` is its type, ``Any`` for one that is checked elsewhere."""
+    if kind is int and bounds:
+        require_whole(name, value, **bounds)
+    elif kind is int:
+        require(isinstance(value, int) and not isinstance(value, bool), f"{name} must be a whole number{or_null}", value)
+    elif kind is float:
+        require_number(name, value, **bounds)
+    elif kind is bool:
+        require_truth(name, value)
+    elif kind is str:  # 3 is a name as well
+        require(isinstance(value, str | int | float) and value != "", f"{name} must be text{or_null}", value)
+    elif kind is list:
+        require(OmegaConf.is_list(value), f"{name} must be a list{or_null}, as in [64]", value)
+    elif kind is dict:
+        require(OmegaConf.is_dict(value), f"{name} must hold keys, as in {name}.key=value", value)

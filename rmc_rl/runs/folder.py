@@ -3,7 +3,7 @@ A run's folder: what lies in it, how it is written and read back.
 
     runs/<env>/<core>/<stamp>-seed<k>/
       config.yaml            the resolved configuration, and under ``run`` versions, git commit and command line
-      model.zip              the last policy
+      model.zip              the last policy; beside each model trained with ``normalize``, its ``.normalization.json``
       best/model.zip         the policy with the highest mean return over the last 100 training episodes, once there were 100
       checkpoints/           one model every ``checkpoint_every`` steps
       events.out.tfevents*   TensorBoard; progress.csv holds the same numbers
@@ -13,9 +13,8 @@ A run's folder: what lies in it, how it is written and read back.
 import itertools
 import os
 import platform
-import shlex
 import subprocess
-import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,18 +24,20 @@ from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from stable_baselines3.common.base_class import BaseAlgorithm
-from yaml import YAMLError
 
-from rmc_rl.errors import UsageError, require_choice
+from rmc_rl.errors import UsageError, require, require_choice
+from rmc_rl.runs.normalization import normalization_path, statistics
 
 PACKAGES = ("rmc-rl", "torch", "numpy", "gymnasium", "ale-py", "stable-baselines3", "sb3-contrib", "hydra-core")
 MODELS = ("last", "best")
 
 
 def stamp() -> str:
-    """The local time as it stands in names of files, to the second."""
+    """The local time to the second, as it is written in names of files."""
     return datetime.now().strftime("%Y%m%d-%H%M%S")
 
 
@@ -55,70 +56,114 @@ class Run:
         """
         Make the folder of a new run.
 
-        :param root: the folder of all runs
-        :param env: the environment's id; ``/`` and ``:`` become ``-`` in its folder's name
-        :param core: the core's name, treated alike
+        :param root: the folder of all runs; ``~`` is the user's home
+        :param env: the environment's id; ``/`` and ``:`` become ``-`` in the folder's name
+        :param core: the core's name, changed in the same way
         :param seed: the run's seed
-        :raises UsageError: where the folder cannot be made
+        :raises UsageError: if the folder cannot be made
         """
-        parent = Path(root).joinpath(*(name.replace("/", "-").replace(":", "-") for name in (env, core)))
         name = f"{stamp()}-seed{seed}"
         try:
+            parent = Path(root).expanduser().joinpath(*(part.replace("/", "-").replace(":", "-") for part in (env, core)))
             parent.mkdir(parents=True, exist_ok=True)
             return cls(_claim(parent / name, Path.mkdir))
-        except OSError as error:
-            raise UsageError(f"runs_dir must be a folder that can be written to, got '{root}': {error}") from None
+        except (OSError, ValueError, RuntimeError) as error:  # a null byte, an unknown user after ~
+            raise UsageError(f"runs_dir must be a folder that can be written to, got {str(root)!r}: {error}") from None
 
     @classmethod
     def open(cls, path: str | Path) -> "Run":
         """
         An existing run.
 
-        :param path: its folder
-        :raises UsageError: where it is no run's folder
+        :param path: its folder; ``~`` is the user's home
+        :raises UsageError: if it is not a folder
         """
-        run = cls(Path(path))
-        if not run.config_path.is_file():
-            raise UsageError(f"run must be the folder of a run, one with a config.yaml, got '{path}'")
+        try:
+            run = cls(Path(path).expanduser())
+            is_folder = run.path.is_dir()
+        except (OSError, ValueError, RuntimeError):
+            is_folder = False
+        require(is_folder, "run must be the folder of a run", str(path))
         return run
+
+    @classmethod
+    def of_file(cls, path: Path) -> "Run":
+        """
+        The run that a model file belongs to.
+
+        :param path: the file: ``model.zip`` of the run, or one in its ``best`` or ``checkpoints``
+        :return: the run; the file's folder if no ``config.yaml`` is near
+        """
+        folder = path.absolute().parent
+        return next((run for run in (cls(folder), cls(folder.parent)) if run.config_path.is_file()), cls(path.parent))
 
     @property
     def config_path(self) -> Path:
-        """Where the resolved configuration lies."""
+        """The file of the resolved configuration."""
         return self.path / "config.yaml"
 
     def model_path(self, which: str = "last") -> Path:
         """
-        Where a model lies.
+        The file of a model.
 
         :param which: "last" or "best"
-        :raises UsageError: for another word
+        :raises UsageError: for another name
         """
         require_choice("model", which, MODELS)
         return self.path / "model.zip" if which == "last" else self.path / "best" / "model.zip"
 
     def checkpoint_path(self, timesteps: int) -> Path:
         """
-        Where the checkpoint after so many steps lies.
+        The file of a checkpoint.
 
         :param timesteps: environment steps
         """
         return self.path / "checkpoints" / f"model_{timesteps}_steps.zip"
 
-    def new_evaluation(self) -> Path:
-        """An empty file for the result of an evaluation."""
-        folder = self.path / "evaluations"
-        folder.mkdir(exist_ok=True)
-        return _claim(folder / f"{stamp()}.json", lambda path: path.touch(exist_ok=False))
+    def check_writable(self) -> None:
+        """
+        Find out whether results can be written, before work is spent on them.
 
-    def write_config(self, config: DictConfig) -> None:
+        :raises UsageError: if no file can be made in the folder of evaluations
+        """
+        folder = self.path / "evaluations"
+        try:
+            folder.mkdir(exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise UsageError(
+                f"the folder of evaluations must be one that can be written to, got '{folder}': {error}"
+            ) from None
+
+    def write_evaluation(self, text: str) -> Path:
+        """
+        Keep the result of an evaluation.
+
+        :param text: the result as JSON
+        :return: the new file
+        :raises UsageError: if it cannot be written
+        """
+        folder = self.path / "evaluations"
+        try:
+            folder.mkdir(exist_ok=True)
+            path = _claim(folder / f"{stamp()}.json", lambda path: path.touch(exist_ok=False))
+            with written_whole(path) as file:
+                file.write(text.encode())
+        except OSError as error:
+            raise UsageError(f"the result above could not be written to '{folder}': {error}") from None
+        return path
+
+    def write_config(self, config: DictConfig, command: str | None) -> None:
         """
         Keep a configuration, with what is needed to repeat the run.
 
         :param config: resolved
+        :param command: the command line that started the run; None if it was started from Python
         """
         record = {
-            "command": shlex.join([sys.executable, *sys.orig_argv[1:]]),
+            # what Hydra would look up stays text when the file is read
+            "command": None if command is None else command.replace("${", "\\${"),
             "started": datetime.now().astimezone().isoformat(timespec="seconds"),
             "git_commit": git_commit(),
             "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
@@ -129,25 +174,34 @@ class Run:
 
     def read_config(self) -> DictConfig:
         """
-        The configuration the run was made with.
+        The configuration of the run.
 
-        :raises UsageError: where the file is not one of ours
+        :raises UsageError: if the file is missing, damaged or not one of ours
         """
+        path = self.config_path
         try:
-            config = OmegaConf.load(self.config_path)
-        except (YAMLError, UnicodeDecodeError) as error:
-            raise UsageError(f"a run's config.yaml must be YAML, got '{self.config_path}': {error}") from None
-        if not (isinstance(config, DictConfig) and {"env", "env_kwargs", "core"} <= set(config)):
-            raise UsageError(f"a run's config.yaml must hold env, env_kwargs and core, got '{self.config_path}'")
+            text = path.read_text()
+            # a few nested aliases can stand for billions of values
+            require(not any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)), "it must have no aliases", path)
+            config = OmegaConf.create(text)
+            plain = OmegaConf.to_container(config)
+        except (OSError, yaml.YAMLError, OmegaConfBaseException, RecursionError, ValueError) as error:
+            why = " ".join(str(error).split())
+            raise UsageError(f"a run's config.yaml must be YAML, got '{path}': {why}") from None
+        kinds = {"env": str, "env_kwargs": dict, "core": dict}
+        known = isinstance(plain, dict) and all(isinstance(plain.get(key), kind) for key, kind in kinds.items())
+        require(known, "a run's config.yaml must hold env, env_kwargs and core", str(path))
+        require(_is_resolved(plain, "run"), "a run's config.yaml must hold values, nothing to look up by ${...}", str(path))
+        assert isinstance(config, DictConfig)
         return config
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[BufferedIOBase]:
     """
-    A file that is written whole or not at all: what is there under its name is never half of it.
+    A file that is written whole or not at all: an older one under the same name is kept until the new one is complete.
 
-    :param path: the file, whose folder is made where it is missing
+    :param path: the file; its folder is made if it is missing
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
@@ -161,17 +215,46 @@ def written_whole(path: Path) -> Iterator[BufferedIOBase]:
 
 def save_model(model: BaseAlgorithm, path: Path) -> None:
     """
-    Save a model whole or not at all.
+    Save a model whole or not at all, and beside it the statistics of a normalised environment.
 
     :param model: the model
-    :param path: the file, whose folder is made where it is missing
+    :param path: the file; its folder is made if it is missing
     """
+    normalized = model.get_vec_normalize_env()
+    if normalized is not None:
+        with written_whole(normalization_path(path)) as file:
+            file.write(statistics(normalized).encode())
     with written_whole(path) as file:
         model.save(file)
 
 
+def find_model(run: str | None, model: str) -> tuple[Run, Path]:
+    """
+    The file of a model, and the run it belongs to.
+
+    :param run: the folder of a run; None: the one around the file
+    :param model: "last", "best" or the path of a file
+    :raises UsageError: if there is no such file
+    """
+    path = Path(model)
+    if model in MODELS or not (path.suffix or len(path.parts) > 1):  # a name, no path
+        require(run is not None, "run must be the folder of a run, as in run=runs/<env>/<core>/<stamp>-seed0", run)
+        found = Run.open(str(run))
+        path = found.model_path(model)
+        if not path.is_file():
+            raise UsageError(f"model must have been saved by the run, got '{model}', and there is no {path}")
+        return found, path
+    try:
+        path = path.expanduser()
+        is_file = path.is_file()
+    except (OSError, ValueError, RuntimeError):
+        is_file = False
+    require(is_file, "model must be last, best or the file of a saved model", model)
+    return (Run.of_file(path) if run is None else Run.open(run)), path
+
+
 def _claim(path: Path, make: Callable[[Path], None]) -> Path:
-    """Make a file or folder under a name, or the name with a number where it is taken."""
+    """Make a file or folder under a name, or under the name with a number if it is taken."""
     for attempt in itertools.count(2):
         try:
             make(path)
@@ -183,7 +266,7 @@ def _claim(path: Path, make: Callable[[Path], None]) -> Path:
 
 def git_commit() -> str | None:
     """The commit of the checkout this package runs from, with ``-dirty`` after changes; None outside a checkout."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
@@ -198,3 +281,12 @@ def _version(package: str) -> Any:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _is_resolved(node: Any, open_key: str | None = None) -> bool:
+    """Whether no text in a configuration asks to look something up, apart from the node ``open_key``."""
+    if isinstance(node, dict):
+        return all(_is_resolved(value) for key, value in node.items() if key != open_key)
+    if isinstance(node, list):
+        return all(map(_is_resolved, node))
+    return not (isinstance(node, str) and "${" in node)

@@ -1,0 +1,34 @@
+"""
+Recurrent PPO agents with a memory, on the command line: python -m rmc_rl <verb> key=value ...
+
+  train      train an agent; makes a run's folder
+  evaluate   play episodes with a trained agent; prints return and length
+
+python -m rmc_rl <verb> --help lists the keys of a verb. python -m rmc_rl.<verb> is the same, as are rmc-rl <verb> in an
+environment with rmc-rl installed and scripts/rmc <verb> in a checkout.
+"""
+
+import importlib
+import sys
+
+from rmc_rl.command_line.app import tell
+from rmc_rl.command_line.progress import say
+from rmc_rl.errors import unknown
+
+VERBS = ("train", "evaluate")
+
+
+def main() -> None:
+    """Run the verb that the first argument names."""
+    verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if verb in ("--help", "-h"):
+        say((__doc__ or "").strip())
+        return
+    if verb not in VERBS:
+        sys.exit(tell(unknown("verb", verb, VERBS)))
+    del sys.argv[1]
+    importlib.import_module(f"rmc_rl.{verb}").main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Interfaces of dependencies that are not public: they are there, and without them the fallbacks work."""
+
+import argparse
+import sys
+
+import gymnasium
+import hydra._internal.utils
+import numpy as np
+import pytest
+from gymnasium import spaces
+from hydra import initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import DummyVecEnv, VecTransposeImage
+
+from rmc_rl import RecurrentPPO, compat, train
+
+
+class Camera(gymnasium.Env):
+    """Images with their channels last, alone or in a dictionary."""
+
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, in_dictionary=False):
+        image = spaces.Box(0, 255, (40, 48, 3), np.uint8)
+        self.observation_space = spaces.Dict(image=image, number=spaces.Box(-1, 1, (2,))) if in_dictionary else image
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+
+
+def test_hydra_has_its_parsers():
+    assert isinstance(compat.hydra_arguments(), argparse.ArgumentParser)
+    with initialize_config_module("rmc_rl.configs", version_base="1.3"):
+        (override,) = compat.hydra_overrides_parser().parse_overrides(["core=glob(r*)"])
+        assert set(override.sweep_string_iterator()) == {"rims", "rmc"}
+
+
+def test_an_initialised_hydra_is_forgotten():
+    with initialize_config_module("rmc_rl.configs", version_base="1.3"):
+        compat.forget_hydra()
+        assert not GlobalHydra.instance().is_initialized()
+
+
+@pytest.mark.parametrize(("owner", "name"), [(hydra._internal.utils, "get_args_parser"), (OverridesParser, "create")])
+def test_without_its_parsers_hydra_checks_the_command_line_alone(monkeypatch, tmp_path, capsys, owner, name):
+    monkeypatch.chdir(tmp_path)
+    if name == "create":
+        monkeypatch.delattr(owner, name)
+        assert compat.forget_hydra() is None
+        with initialize_config_module("rmc_rl.configs", version_base="1.3"):
+            assert compat.hydra_overrides_parser() is None
+        return
+    monkeypatch.setattr("hydra.main", lambda **_: lambda _job: lambda: None)  # it needs the parser itself
+    monkeypatch.delattr(owner, name)
+    assert compat.hydra_arguments() is None
+    monkeypatch.setattr(sys, "argv", ["train.py", "seed=3"])
+    train.main()
+    assert sys.argv == ["train.py", "seed=3"]
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("in_dictionary", [False, True])
+def test_images_get_their_channels_first_with_and_without_sb3s_function(monkeypatch, in_dictionary):
+    make = lambda: Camera(in_dictionary)  # noqa: E731
+    wrapped = compat.wrap_env(RecurrentPPO, DummyVecEnv([make]))
+    monkeypatch.delattr(BaseAlgorithm, "_wrap_env")
+    again = compat.wrap_env(RecurrentPPO, DummyVecEnv([make]))
+    assert isinstance(wrapped, VecTransposeImage)
+    assert isinstance(again, VecTransposeImage)
+    assert wrapped.observation_space == again.observation_space
+    assert isinstance(compat.wrap_env(RecurrentPPO, make()), VecTransposeImage)
+    assert compat.wrap_env(RecurrentPPO, again) is not None
+
+
+def test_environments_without_images_stay_as_they_are(monkeypatch):
+    env = DummyVecEnv([lambda: gymnasium.make("CartPole-v1")])
+    assert compat.wrap_env(RecurrentPPO, env) is env
+    monkeypatch.delattr(BaseAlgorithm, "_wrap_env")
+    assert compat.wrap_env(RecurrentPPO, env) is env
+
+
+def test_the_processor_is_asked_for_bfloat16():
+    assert isinstance(compat.cpu_has_bfloat16(), bool)
