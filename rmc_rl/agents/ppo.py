@@ -23,7 +23,6 @@ from rmc_rl.agents.lstm_policies import (
     CnnLstmPolicy,
     MlpLstmPolicy,
     MultiInputLstmPolicy,
-    convert_stock_parameters,
 )
 from rmc_rl.agents.policies import CnnMemoryPolicy, MlpMemoryPolicy, MultiInputMemoryPolicy
 from rmc_rl.agents.rollout import RolloutCollector
@@ -344,18 +343,6 @@ class RecurrentPPO(RolloutCollector):
             f"{what} after {self.num_timesteps:,} steps; training stopped, and the policy is that before the update "
             f"(a smaller learning_rate or max_grad_norm may help)"
         )
-
-    def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: torch.device | str = "auto") -> None:
-        """
-        Load parameters, also those of sb3-contrib's LSTM policies; see SB3's ``set_parameters``.
-
-        :param load_path_or_dict: a saved model, or the parameters by name
-        :param exact_match: whether every parameter must be there
-        :param device: where they are loaded to
-        """
-        if isinstance(load_path_or_dict, dict):
-            load_path_or_dict = convert_stock_parameters(load_path_or_dict, self.policy)
-        super().set_parameters(load_path_or_dict, exact_match, device)
 
     def predict(
         self,
