@@ -106,16 +106,16 @@ class MlpLstmPolicy(MlpMemoryPolicy):
             if name in self._modules:
                 self._modules[name] = self._modules.pop(name)
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
-        self.register_state_dict_post_hook(_rename_for_stock)
-        self.register_load_state_dict_pre_hook(_rename_from_stock)
+        self.register_state_dict_post_hook(_rename_for_stock)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_rename_from_stock)  # type: ignore[no-untyped-call]
 
     @property
-    def lstm_actor(self) -> Any:
+    def lstm_actor(self) -> Any:  # type: ignore[override]
         """The actor's ``torch.nn.LSTM``."""
         return self.core.rnn
 
     @property
-    def lstm_critic(self) -> Any:
+    def lstm_critic(self) -> Any:  # type: ignore[override]
         """The critic's own ``torch.nn.LSTM``, or None."""
         return None if self.critic_core is None else self.critic_core.rnn
 

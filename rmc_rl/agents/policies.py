@@ -203,7 +203,7 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
                 part.compile(mode=mode)
 
     @property
-    def lstm_actor(self) -> Any:
+    def lstm_actor(self) -> Any:  # type: ignore[override]
         """What sb3-contrib's algorithm reads the shape of states from."""
         num_layers, _, hidden_size = self.lstm_hidden_state_shape
         return StateShape(num_layers, hidden_size)

@@ -36,8 +36,9 @@ def split_state(state: Tensor, num_layers: int = 1) -> StatePair:
     if state.shape[1] % 2:
         state = nn.functional.pad(state, (0, 1))
     halves = state.chunk(2, dim=-1) if state.shape[1] else (state,) * 2
+    width = halves[0].shape[1] // num_layers
     # (B, L * W) -> (B, L, W) -> (L, B, W)
-    first, second = (half.unflatten(1, (num_layers, half.shape[1] // num_layers)).transpose(0, 1) for half in halves)
+    first, second = (half.reshape(len(state), num_layers, width).transpose(0, 1) for half in halves)
     return first.contiguous(), second.contiguous()
 
 
