@@ -66,7 +66,7 @@ class ChangeBuffer(BaseCallback):
         buffer.returns += 1
 
 
-def change_the_buffer(algorithm, folder):
+def change_the_buffer(algorithm, _):
     model = new(algorithm, make_vec_env("CartPole-v1", 3)).learn(48, callback=ChangeBuffer())
     buffer = model.rollout_buffer
     return float(buffer.rewards.min()), float(buffer.rewards.max()), float(buffer.returns.mean())
@@ -119,7 +119,7 @@ def learn_save_load_learn(algorithm, folder):
     return model.num_timesteps, changed.num_timesteps, buffer.buffer_size, buffer.gamma, rate, replayed.lr_schedule(1)
 
 
-def predict_in_a_loop(algorithm, folder):
+def predict_in_a_loop(algorithm, _):
     model = new(algorithm, policy_kwargs=SIZES | dict(n_lstm_layers=2))
     env = model.get_env()
     obs, lstm_states, episode_starts = env.reset(), None, np.ones((1,), dtype=bool)
@@ -131,7 +131,7 @@ def predict_in_a_loop(algorithm, folder):
     return form([action, lstm_states, other]), model.policy.lstm_hidden_state_shape
 
 
-def attributes_of_the_policy(algorithm, folder):
+def attributes_of_the_policy(algorithm, _):
     found = []
     for choice in (dict(enable_critic_lstm=False), dict(shared_lstm=True, enable_critic_lstm=False), {}):
         policy = new(algorithm, policy_kwargs=SIZES | choice).policy
@@ -144,7 +144,7 @@ def attributes_of_the_policy(algorithm, folder):
     return found
 
 
-def methods_of_the_policy(algorithm, folder):
+def methods_of_the_policy(algorithm, _):
     policy = new(algorithm, policy_kwargs=SIZES | dict(n_lstm_layers=2)).policy
     pair = tuple(torch.zeros(policy.lstm_hidden_state_shape) for _ in range(2))
     states, starts, obs = RNNStates(pair, pair), torch.ones(1), torch.zeros(1, 4)
@@ -164,7 +164,7 @@ def logged_keys(algorithm, folder):
     return sorted({*(folder / "progress.csv").read_text().splitlines()[0].split(",")} - OWN_KEYS)
 
 
-def settings_without_a_limit(algorithm, folder):
+def settings_without_a_limit(algorithm, _):
     new(algorithm, max_grad_norm=float("inf"), clip_range=float("inf"), learning_rate=0.0).learn(16)
     return new(algorithm, target_kl=0.0).learn(32)._n_updates
 
