@@ -1,9 +1,11 @@
 """
 sb3-contrib's LSTM policies by their own names and arguments, as policies with the core "lstm".
 
-Code they follow: ``sb3_contrib.common.recurrent.policies``. Parameters that its classes saved can be loaded.
+Code they follow: ``sb3_contrib.common.recurrent.policies``. States, names and order of parameters are those of its classes,
+so that what one saved loads in the other.
 """
 
+import inspect
 from typing import Any
 
 from gymnasium import spaces
@@ -14,15 +16,18 @@ from sb3_contrib.common.recurrent.policies import (
 )
 from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.type_aliases import Schedule
+from torch import nn
 
 from rmc_rl.agents.encoder import DictExtractor
-from rmc_rl.agents.policies import MlpMemoryPolicy
+from rmc_rl.agents.policies import CoreArguments, MlpMemoryPolicy
 from rmc_rl.errors import UsageError, unknown
 
-LSTM_ARGUMENTS = ("lstm_hidden_size", "n_lstm_layers", "shared_lstm", "enable_critic_lstm", "lstm_kwargs")
 MAPPED = ("dropout",)  # arguments of torch.nn.LSTM that the core has as well
 # arguments of torch.nn.LSTM that change the network, with the values that leave it as it is
 UNMAPPED = {"bias": True, "batch_first": False, "bidirectional": False, "proj_size": 0, "device": None, "dtype": None}
+
+
+NAMES = {"lstm_actor.": "core.rnn.", "lstm_critic.": "critic_core.rnn."}  # of modules: sb3-contrib's -> ours
 
 
 class CriticChoiceError(UsageError, AssertionError):
@@ -76,10 +81,10 @@ class MlpLstmPolicy(MlpMemoryPolicy):
         lstm_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ):
-        values = (lstm_hidden_size, n_lstm_layers, shared_lstm, enable_critic_lstm, lstm_kwargs)
-        self._lstm_arguments = dict(zip(LSTM_ARGUMENTS, values, strict=True))
+        self.lstm_hidden_size, self.state_layers = lstm_hidden_size, n_lstm_layers
+        self.shared_lstm, self.enable_critic_lstm, self.lstm_kwargs = shared_lstm, enable_critic_lstm, lstm_kwargs or {}
         core_kwargs: dict[str, Any] = dict(width=lstm_hidden_size, num_layers=n_lstm_layers)
-        for name, value in (lstm_kwargs or {}).items():
+        for name, value in self.lstm_kwargs.items():
             if name in MAPPED:
                 core_kwargs[name] = value
             elif name not in UNMAPPED:
@@ -94,11 +99,40 @@ class MlpLstmPolicy(MlpMemoryPolicy):
             observation_space, action_space, lr_schedule, core="lstm", core_kwargs=core_kwargs, critic=critic, **kwargs
         )
 
+    def _build(self, lr_schedule: Schedule) -> None:
+        super()._build(lr_schedule)
+        # an optimizer numbers the parameters in the order of the modules: in sb3-contrib the LSTMs are the last ones
+        for name in ("core", "critic", "critic_core"):
+            if name in self._modules:
+                self._modules[name] = self._modules.pop(name)
+        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+        self.register_state_dict_post_hook(_rename_for_stock)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_rename_from_stock)  # type: ignore[no-untyped-call]
+
+    @property
+    def lstm_actor(self) -> Any:  # type: ignore[override]
+        """The actor's ``torch.nn.LSTM``."""
+        return self.core.rnn
+
+    @property
+    def lstm_critic(self) -> Any:  # type: ignore[override]
+        """The critic's own ``torch.nn.LSTM``, or None."""
+        return None if self.critic_core is None else self.critic_core.rnn
+
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
-        for name in ("core", "core_kwargs", "critic"):
-            data.pop(name)
-        return data | self._lstm_arguments
+        # sb3-contrib's class, which may load the file, knows none of our own arguments
+        defaults = {name: parameter.default for name, parameter in inspect.signature(MlpMemoryPolicy).parameters.items()}
+        for name in CoreArguments._fields:
+            if name in ("core", "core_kwargs", "critic") or data[name] in (defaults[name], []):
+                data.pop(name)
+        return data | dict(
+            lstm_hidden_size=self.lstm_hidden_size,
+            n_lstm_layers=self.state_layers,
+            shared_lstm=self.shared_lstm,
+            enable_critic_lstm=self.enable_critic_lstm,
+            lstm_kwargs=self.lstm_kwargs,
+        )
 
 
 class CnnLstmPolicy(MlpLstmPolicy):
@@ -121,34 +155,19 @@ OF_STOCK: dict[type, type[MlpMemoryPolicy]] = {
 }
 
 
-def convert_stock_parameters(parameters: dict[str, Any], policy: MlpMemoryPolicy) -> dict[str, Any]:
-    """
-    What sb3-contrib's LSTM policies saved, by our names.
-
-    :param parameters: ``policy`` and ``policy.optimizer``, as SB3's ``get_parameters`` returns them
-    :param policy: the policy that they are for
-    :return: parameters that are not theirs are returned unchanged
-    """
-    weights = parameters.get("policy", {})
-    if not any(name.startswith("lstm_actor.") for name in weights):
-        return parameters
-    renamed = {_our_name(name): value for name, value in weights.items()}
-    # the optimizer numbers parameters in the order of the modules, which differs; a shared extractor counts once
-    shared = policy.share_features_extractor
-    skipped = ("pi_features_extractor.", "vf_features_extractor.") if shared else ("pi_features_extractor.",)
-    theirs = [_our_name(name) for name in weights if not name.startswith(skipped)]
-    ours = [name for name, _ in policy.named_parameters()]
-    converted = parameters | {"policy": renamed}
-    if "policy.optimizer" in parameters and sorted(theirs) == sorted(ours):
-        saved = parameters["policy.optimizer"]
-        states = {ours.index(theirs[index]): state for index, state in saved["state"].items()}
-        groups = [{**group, "params": sorted(group["params"])} for group in saved["param_groups"]]
-        converted["policy.optimizer"] = {"state": dict(sorted(states.items())), "param_groups": groups}
-    return converted
+def _rename(state_dict: dict[str, Any], prefix: str, names: dict[str, str]) -> None:
+    """Rename the parameters of modules in place; their order stays."""
+    for name in list(state_dict):
+        value, renamed = state_dict.pop(name), name
+        for old, new in names.items():
+            if name.startswith(prefix + old):
+                renamed = prefix + new + name.removeprefix(prefix + old)
+        state_dict[renamed] = value
 
 
-def _our_name(name: str) -> str:
-    for theirs, ours in (("lstm_actor.", "core.rnn."), ("lstm_critic.", "critic_core.rnn.")):
-        if name.startswith(theirs):
-            return ours + name.removeprefix(theirs)
-    return name
+def _rename_for_stock(_module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    _rename(state_dict, prefix, {ours: theirs for theirs, ours in NAMES.items()})
+
+
+def _rename_from_stock(_module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    _rename(state_dict, prefix, NAMES)

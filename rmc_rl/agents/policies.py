@@ -106,6 +106,7 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
     """
 
     default_features_extractor: ClassVar[type[BaseFeaturesExtractor]] = FlattenExtractor
+    state_layers = 1  # layers of the pair that carries a core's state, see rmc_rl.agents.state
     core: Core
     critic_core: Core | None  # the critic's own
     critic: nn.Linear | None  # of a critic without memory
@@ -190,9 +191,7 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
         # as wide as the core's output, because the layers after it are alike for actor and critic
         self.critic = nn.Linear(features_dim, self.core.output_size) if critic == "memoryless" else None
         self.lstm_output_dim = self.core.output_size
-        half = (self.core.state_size + 1) // 2
-        self.lstm_actor: Any = StateShape(num_layers=1, hidden_size=half)
-        self.lstm_hidden_state_shape = (1, 1, half)
+        self.lstm_hidden_state_shape = (self.state_layers, 1, (self.core.state_size + 1) // 2 // self.state_layers)
         super()._build(lr_schedule)
         if self._core_arguments.channels_last:
             self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -202,6 +201,12 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
                 parts.append(self.vf_features_extractor)
             for part in (*parts, self.mlp_extractor.policy_net, self.mlp_extractor.value_net):
                 part.compile(mode=mode)
+
+    @property
+    def lstm_actor(self) -> Any:  # type: ignore[override]
+        """What sb3-contrib's algorithm reads the shape of states from."""
+        num_layers, _, hidden_size = self.lstm_hidden_state_shape
+        return StateShape(num_layers, hidden_size)
 
     def make_features_extractor(self) -> BaseFeaturesExtractor:
         """The features extractor, followed by the encoder's layers if there are any."""
@@ -223,11 +228,12 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
         The states before the first step of an episode.
 
         :param n_envs: ``B``
-        :return: for actor and critic a pair of tensors ``(1, B, ceil(S / 2))`` each
+        :return: for actor and critic a pair of tensors each, see :mod:`rmc_rl.agents.state`
         """
         # detached, because a learned one is a view of its parameter
-        actor = split_state(self.core.initial_state(n_envs).detach())
-        critic = actor if self.critic_core is None else split_state(self.critic_core.initial_state(n_envs).detach())
+        actor = critic = split_state(self.core.initial_state(n_envs).detach(), self.state_layers)
+        if self.critic_core is not None:
+            critic = split_state(self.critic_core.initial_state(n_envs).detach(), self.state_layers)
         return RNNStates(actor, critic)
 
     def _features(self, obs: PyTorchObs, extractor: BaseFeaturesExtractor) -> Tensor:
@@ -422,7 +428,7 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
             states = self.initial_states(n_envs).pi
         else:
             states = tuple(torch.as_tensor(half, dtype=torch.float32, device=self.device) for half in state)
-            check_state(states, self.core.state_size)
+            check_state(states, self.core.state_size, self.state_layers)
         starts = torch.zeros(n_envs) if episode_start is None else torch.as_tensor(episode_start, dtype=torch.float32)
         for name, found in (("state", states[0].shape[1]), ("episode_start", starts.numel())):
             if found != n_envs:
@@ -463,7 +469,8 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
             obs = tensors if isinstance(observations, dict) else tensors[""]
         features = self._features(obs, self.pi_features_extractor)
         halves = self.initial_states(batch).pi if state is None else state.pi if isinstance(state, RNNStates) else state
-        before = join_state(tuple(torch.as_tensor(half, device=self.device) for half in halves), self.core.state_size)
+        halves = tuple(torch.as_tensor(half, device=self.device) for half in halves)
+        before = join_state(halves, self.core.state_size, self.state_layers)
         require(len(before) == batch, f"state must be that of the {batch} environments observed", len(before))
         starts = None if episode_starts is None else torch.as_tensor(episode_starts, device=self.device) > 0.5
         if starts is not None:

@@ -23,7 +23,6 @@ from rmc_rl.agents.lstm_policies import (
     CnnLstmPolicy,
     MlpLstmPolicy,
     MultiInputLstmPolicy,
-    convert_stock_parameters,
 )
 from rmc_rl.agents.policies import CnnMemoryPolicy, MlpMemoryPolicy, MultiInputMemoryPolicy
 from rmc_rl.agents.rollout import RolloutCollector
@@ -41,6 +40,14 @@ from rmc_rl.errors import (
 SHORT = 16  # steps; sequences that are shorter hardly train a memory
 # arguments of a policy that the algorithm passes itself
 _GIVEN = ("observation_space", "action_space", "lr_schedule", "use_sde")
+# limits, and what they must be; infinity means that there is none
+_LIMITS = {
+    "max_grad_norm": dict(above=0),
+    "clip_range": dict(above=0),
+    "clip_range_vf": dict(above=0),
+    "target_kl": dict(at_least=0),
+}
+_OPTIONAL = ("clip_range_vf", "target_kl")
 
 
 class RecurrentPPO(RolloutCollector):
@@ -124,7 +131,7 @@ class RecurrentPPO(RolloutCollector):
         self.set_random_seed(self.seed)
         self.policy_class: Any = OF_STOCK.get(self.policy_class, self.policy_class)
         known = isinstance(self.policy_class, type) and issubclass(self.policy_class, MlpMemoryPolicy)
-        rule = "policy must be one of " + ", ".join(self.policy_aliases) + " or a subclass of ours"
+        rule = f"policy must be one of {', '.join(self.policy_aliases)} or a subclass of one in rmc_rl.agents"
         require(known, rule, getattr(self.policy_class, "__name__", self.policy_class))
         kind = f"argument of {self.policy_class.__name__}"
         check_keywords(kind, self.policy_class, self.policy_kwargs, given=_GIVEN)
@@ -202,10 +209,12 @@ class RecurrentPPO(RolloutCollector):
             require_number(name, getattr(self, name), at_least=0, at_most=1)
         for name in ("ent_coef", "vf_coef"):
             require_number(name, getattr(self, name))
-        for name in ("clip_range", "clip_range_vf", "target_kl", "max_grad_norm", "learning_rate"):
+        if not callable(self.learning_rate):
+            require_number("learning_rate", self.learning_rate, at_least=0)
+        for name, bounds in _LIMITS.items():
             value = getattr(self, name)
-            if value is not None and not callable(value):
-                require_number(name, value, above=0)
+            if not callable(value) and value != float("inf") and not (value is None and name in _OPTIONAL):
+                require_number(name, value, **bounds)
         require_whole("sde_sample_freq", self.sde_sample_freq, at_least=-1)
         require_truth("normalize_advantage", self.normalize_advantage)
         if self.use_masking is not None:
@@ -253,7 +262,7 @@ class RecurrentPPO(RolloutCollector):
         # kept on the device: reading a number at each update would wait for the device each time
         logs: dict[str, list[Tensor]] = {}
         continue_training = True
-        for _ in range(self.n_epochs):
+        for epoch in range(self.n_epochs):
             logs["approx_kl"] = []
             for batch in self.rollout_buffer.minibatches(self.batch_size):
                 try:
@@ -265,6 +274,8 @@ class RecurrentPPO(RolloutCollector):
                     logs.setdefault(name, []).append(value.detach())
                 if self.target_kl is not None and "approx_kl" in found and found["approx_kl"] > 1.5 * self.target_kl:
                     continue_training = False
+                    if self.verbose >= 1:
+                        self.logger.info(f"Early stopping at step {epoch} due to reaching max kl: {found['approx_kl']:.2f}")
                     break
                 self.policy.optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -344,18 +355,6 @@ class RecurrentPPO(RolloutCollector):
             f"{what} after {self.num_timesteps:,} steps; training stopped, and the policy is that before the update "
             f"(a smaller learning_rate or max_grad_norm may help)"
         )
-
-    def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: torch.device | str = "auto") -> None:
-        """
-        Load parameters, also those of sb3-contrib's LSTM policies; see SB3's ``set_parameters``.
-
-        :param load_path_or_dict: a saved model, or the parameters by name
-        :param exact_match: whether every parameter must be there
-        :param device: where they are loaded to
-        """
-        if isinstance(load_path_or_dict, dict):
-            load_path_or_dict = convert_stock_parameters(load_path_or_dict, self.policy)
-        super().set_parameters(load_path_or_dict, exact_match, device)
 
     def predict(
         self,

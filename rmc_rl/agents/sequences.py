@@ -47,7 +47,7 @@ class Sequences(NamedTuple):
     observations: PyTorchObs  # (n, *observation_shape)
     actions: Tensor  # (n, action_dim)
     layout: Layout
-    states: RNNStates  # before the first step of each row, pairs (1, R, ceil(S / 2))
+    states: RNNStates  # before the first step of each row, pairs as of split_state
     action_masks: Tensor | None  # (n, number of actions)
     old_values: Tensor  # (n,)
     old_log_prob: Tensor  # (n,)
@@ -67,7 +67,7 @@ class RolloutTensors(NamedTuple):
     log_probs: Tensor  # (T, N)
     advantages: Tensor  # (T, N)
     returns: Tensor  # (T, N)
-    pi_states: StatePair  # of the actor where a sequence begins, pair (ceil(T / L), 1, N, ceil(S / 2))
+    pi_states: StatePair  # of the actor where a sequence begins, pair (ceil(T / L), layers, N, width)
     vf_states: StatePair  # of the critic; the same tensors if they share a core
 
 
@@ -126,7 +126,7 @@ def _allocate(shape: tuple[int, ...], space: spaces.Space[Any], device: torch.de
 
 
 def _array(name: str) -> Any:
-    """A property: a stored tensor as a NumPy array."""
+    """A property: a stored tensor as a NumPy array, and assignment to it."""
 
     def read(self: "SequenceBuffer") -> Any:
         stored = getattr(self.tensors, name)
@@ -134,7 +134,15 @@ def _array(name: str) -> Any:
             return {key: part.cpu().numpy() for key, part in stored.items()}
         return stored.cpu().numpy()
 
-    return property(read, doc=f"``{name}`` as NumPy array, see :class:`RolloutTensors`.")
+    def write(self: "SequenceBuffer", value: Any) -> None:
+        stored = getattr(self.tensors, name)
+        if isinstance(stored, dict):
+            for key, part in stored.items():
+                part.copy_(torch.as_tensor(value[key]))
+        else:
+            stored.copy_(torch.as_tensor(value))
+
+    return property(read, write, doc=f"``{name}`` as NumPy array, see :class:`RolloutTensors`.")
 
 
 class SequenceBuffer:
@@ -142,9 +150,9 @@ class SequenceBuffer:
     One rollout in time-major order, on the policy's device, in tensors that are allocated once.
 
     Callbacks use it as they use sb3-contrib's ``RecurrentRolloutBuffer``: ``rewards``, ``values``, ``episode_starts`` ... are
-    NumPy arrays ``(T, N, ...)``. On the CPU they share memory with the stored tensors, so a callback may change them in place;
-    on a GPU they are copies. The algorithm itself works with :attr:`tensors`. Core states are stored only where a sequence
-    begins.
+    NumPy arrays ``(T, N, ...)``, and a callback may assign to them (``buffer.rewards -= 1``). On the CPU they share memory
+    with the stored tensors, so a callback may also change them in place; on a GPU they are copies. The algorithm itself works
+    with :attr:`tensors`. Core states are stored only where a sequence begins.
 
     :param n_steps: ``T``
     :param n_envs: ``N``
@@ -368,11 +376,11 @@ class SequenceBuffer:
         return stored.flatten(0, 1)[steps]  # (T, N, ...) -> (T * N, ...) -> (n, ...)
 
     def _pick_states(self, sequences: Tensor) -> RNNStates:
-        """The states with which some sequences begin, pairs ``(1, B, ceil(S / 2))``."""
+        """The states with which some sequences begin, pairs ``(layers, B, width)``."""
 
         def pick(halves: StatePair) -> StatePair:
-            # (chunks, 1, N, S / 2) -> (chunks * N, S / 2) -> (1, B, S / 2)
-            return tuple(half.flatten(0, 2)[sequences].unsqueeze(0) for half in halves)
+            # (chunks, layers, N, width) -> (chunks * N, layers, width) -> (B, layers, width) -> (layers, B, width)
+            return tuple(half.transpose(1, 2).flatten(0, 1)[sequences].transpose(0, 1).contiguous() for half in halves)
 
         pi_states = pick(self.tensors.pi_states)
         shared = self.tensors.vf_states is self.tensors.pi_states
@@ -384,17 +392,18 @@ def unroll_sequences(core: Core, features: Tensor, states: StatePair, episode_st
     Run a core over ``B`` sequences of equal length ``T``; while acting ``T`` is 1.
 
     :param features: sequence after sequence, ``(B * T, F)``
-    :param states: before the first step of each sequence, a pair ``(1, B, ceil(S / 2))``
+    :param states: before the first step of each sequence, a pair ``(layers, B, width)``, see :mod:`rmc_rl.agents.state`
     :param episode_starts: not 0 where a step starts an episode, ``(B * T,)``
     :return: outputs ``(B * T, O)`` and the states after the last step
     """
-    state = join_state(states, core.state_size)
+    num_layers = len(states[0])
+    state = join_state(states, core.state_size, num_layers)
     batch = len(state)
     # (B * T, F) -> (T, B, F), and (B * T,) -> (T, B)
     steps = features.view(batch, -1, features.shape[1]).transpose(0, 1)
     starts = episode_starts.view(batch, -1).T > 0.5
     outputs, state = core(steps, state, starts)
-    return outputs.transpose(0, 1).flatten(0, 1), split_state(state)  # (T, B, O) -> (B * T, O)
+    return outputs.transpose(0, 1).flatten(0, 1), split_state(state, num_layers)  # (T, B, O) -> (B * T, O)
 
 
 def unroll_packed(core: Core, features: Tensor, states: StatePair, layout: Layout) -> tuple[Tensor, StatePair]:
@@ -402,12 +411,13 @@ def unroll_packed(core: Core, features: Tensor, states: StatePair, layout: Layou
     Run a core over ``n`` steps that are packed into ``R`` rows.
 
     :param features: ``(n, F)``
-    :param states: before the first step of each row, a pair ``(1, R, ceil(S / 2))``
+    :param states: before the first step of each row, a pair ``(layers, R, width)``
     :param layout: where each step stands
     :return: outputs ``(n, O)`` and the states after the last step of each row
     """
-    state = join_state(states, core.state_size)
+    num_layers = len(states[0])
+    state = join_state(states, core.state_size, num_layers)
     # index_select, because the gradient of indexing is slow; (n, F) -> (L, R, F)
     rows = features.index_select(0, layout.steps.flatten()).view(*layout.steps.shape, -1)
     outputs, state = core(rows, state, layout.episode_starts > 0.5)
-    return outputs.flatten(0, 1).index_select(0, layout.places), split_state(state)  # (L, R, O) -> (n, O)
+    return outputs.flatten(0, 1).index_select(0, layout.places), split_state(state, num_layers)  # (L, R, O) -> (n, O)
