@@ -313,7 +313,7 @@ MISTAKES = {
     "seed=3000000000": "seed must be at most 2147483647 less n_envs, got 3000000000",
     "algo.learning_rate=1e400": "algo.learning_rate must be a finite number, got inf",
     "algo.use_sde=true": "algo.use_sde needs Box actions, got Discrete(8)",
-    "env=Blackjack-v1": "the observation space of env must be one of Box, Discrete, MultiDiscrete, MultiBinary, Dict",
+    "env=Blackjack-v1": "the observation space must be one of Box, Discrete, MultiDiscrete, MultiBinary, or a Dict",
     "runs_dir=null": "runs_dir must be text, got None",
     "runs_dir=/dev/null": "runs_dir must be a folder that can be written to, got '/dev/null'",
     "~core.name": "core must be a registered name or a subclass of Core, got None",

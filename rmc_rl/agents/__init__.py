@@ -2,6 +2,7 @@
 
 from rmc_rl.agents.callbacks import CoreScalars
 from rmc_rl.agents.evaluation import EvalCallback
+from rmc_rl.agents.imitation import Imitation
 from rmc_rl.agents.policies import CnnMemoryPolicy, MlpMemoryPolicy, MultiInputMemoryPolicy
 from rmc_rl.agents.ppo import RecurrentPPO
 from rmc_rl.agents.sizing import match_parameters
@@ -10,6 +11,7 @@ __all__ = [
     "CnnMemoryPolicy",
     "CoreScalars",
     "EvalCallback",
+    "Imitation",
     "MlpMemoryPolicy",
     "MultiInputMemoryPolicy",
     "RecurrentPPO",

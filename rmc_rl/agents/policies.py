@@ -391,12 +391,8 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
         """
         if not isinstance(self.action_space, spaces.Box):
             return actions
-        bounded: np.ndarray
-        if self.squash_output:
-            bounded = self.unscale_action(actions)
-        else:
-            bounded = np.clip(actions, self.action_space.low, self.action_space.high)
-        return bounded
+        space = self.action_space
+        return self.unscale_action(actions) if self.squash_output else np.clip(actions, space.low, space.high)
 
     @torch.no_grad()
     def predict(
@@ -419,8 +415,8 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
         :return: actions, and the state to pass with the next observation
         :raises UsageError: for the state of another core or another number of environments
         """
-        if isinstance(observation, tuple):  # type: ignore[unreachable]
-            raise UsageError("observation must be an array or a dict, got a tuple: unpack it, `obs, info = env.reset()`")
+        rule = "observation must be an array or a dict (unpack a tuple: `obs, info = env.reset()`)"
+        require(not isinstance(observation, tuple), rule, type(observation).__name__)
         self.set_training_mode(False)
         obs, is_batch = self.obs_to_tensor(observation)
         n_envs = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
@@ -493,9 +489,7 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
 
 class CnnMemoryPolicy(MlpMemoryPolicy):
     """
-    :class:`MlpMemoryPolicy` for images: the core reads the features of a ``NatureCNN``.
-
-    Its parameters are those of :class:`MlpMemoryPolicy`; only the default of ``features_extractor_class`` differs.
+    :class:`MlpMemoryPolicy` for images: the core reads the features of a ``NatureCNN``. The parameters are the same.
     """
 
     default_features_extractor = NatureCNN
@@ -505,8 +499,7 @@ class MultiInputMemoryPolicy(MlpMemoryPolicy):
     """
     :class:`MlpMemoryPolicy` for ``Dict`` observations: the core reads the features of a ``CombinedExtractor``.
 
-    Images under 36 pixels are flattened. Its parameters are those of :class:`MlpMemoryPolicy`; only the default of
-    ``features_extractor_class`` differs.
+    Images under 36 pixels are flattened. The parameters are the same.
     """
 
     default_features_extractor = DictExtractor

@@ -10,11 +10,11 @@ import torch
 from gymnasium import spaces
 from omegaconf import DictConfig, OmegaConf, open_dict
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from rmc_rl.agents import CnnMemoryPolicy, MlpMemoryPolicy, MultiInputMemoryPolicy, RecurrentPPO, match_parameters
+from rmc_rl.agents import CnnMemoryPolicy, Imitation, MlpMemoryPolicy, MultiInputMemoryPolicy, RecurrentPPO, match_parameters
+from rmc_rl.agents.encoder import check_spaces, fits_cnn
 from rmc_rl.command_line.devices import find_device, require_memory
 from rmc_rl.command_line.progress import EPISODES_FOR_BEST
 from rmc_rl.compat import wrap_env
@@ -25,9 +25,12 @@ from rmc_rl.errors import UsageError, require, require_choice, require_number
 from rmc_rl.runs.normalization import load_normalization, normalization_path, normalize
 
 # what algo.name may be
-ALGORITHMS: dict[str, type[sb3_contrib.RecurrentPPO]] = {"ppo": RecurrentPPO, "stock": sb3_contrib.RecurrentPPO}
+ALGORITHMS: dict[str, type[sb3_contrib.RecurrentPPO]] = {
+    "imitation": Imitation,
+    "ppo": RecurrentPPO,
+    "stock": sb3_contrib.RecurrentPPO,
+}
 SCHEDULES = ("constant", "linear")
-SMALLEST_CNN_IMAGE = 36  # pixels, of height and width: what the three convolutions of a NatureCNN need
 FLOAT = 4  # bytes
 NUMBERS_PER_STEP = 6  # reward, value, log-probability, advantage, return and episode start
 COPIES_OF_WEIGHTS = 4  # weights, gradients and Adam's two averages
@@ -51,11 +54,7 @@ def make_env(config: DictConfig) -> VecEnv:
         device=find_device(config.env_device, "env_device"),
         previous_action_reward=config.policy.previous_action_reward,
     )
-    actions = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
-    checks = (("action", env.action_space, actions), ("observation", env.observation_space, (*actions, spaces.Dict)))
-    for kind, space, known in checks:
-        names = ", ".join(each.__name__ for each in known)
-        require(isinstance(space, known), f"the {kind} space of env must be one of {names}", space)
+    check_spaces(env.observation_space, env.action_space)
     if config.algo.use_sde:
         require(isinstance(env.action_space, spaces.Box), "algo.use_sde needs Box actions", env.action_space)
     if config.env_kwargs:
@@ -108,8 +107,9 @@ def make_model(config: DictConfig, env: VecEnv) -> sb3_contrib.RecurrentPPO:
     name, schedule = algo.pop("name"), algo.pop("learning_rate_schedule")
     require_choice("algo.name", name, ALGORITHMS)
     require_choice("algo.learning_rate_schedule", schedule, SCHEDULES)
-    if name == "stock":
-        algo.pop("sequence_length", None)
+    of_others = ["sequence_length", "actor"] if name == "stock" else ["actor"] if name == "ppo" else []
+    for key in of_others:
+        algo.pop(key, None)
     if schedule == "linear":
         require_number("algo.learning_rate", algo["learning_rate"], above=0)
         algo["learning_rate"] = LinearSchedule(algo["learning_rate"], 0.0, 1.0)
@@ -147,11 +147,7 @@ def choose_policy(space: spaces.Space[Any]) -> type[MlpMemoryPolicy]:
     """
     if isinstance(space, spaces.Dict):
         return MultiInputMemoryPolicy
-    if is_image_space(space):
-        assert space.shape is not None
-        if sorted(space.shape)[1] >= SMALLEST_CNN_IMAGE:  # channels are the smallest dimension
-            return CnnMemoryPolicy
-    return MlpMemoryPolicy
+    return CnnMemoryPolicy if fits_cnn(space) else MlpMemoryPolicy
 
 
 def parameter_counts(model: BaseAlgorithm) -> dict[str, int]:

@@ -54,7 +54,8 @@ class AlgoKeys:
     use_sde: bool
     sde_sample_freq: int
     target_kl: float | None
-    sequence_length: int | None = None  # a key of algo=ppo only
+    sequence_length: int | None = None  # a key of algo=ppo and algo=imitation only
+    actor: str | None = None  # a key of algo=imitation only
 
 
 @dataclass
