@@ -94,7 +94,7 @@ def test_the_answers_look_before_they_choose(sizes):
     running, longest = torch.ones(256, dtype=torch.bool), 0
     looked_at = torch.full((256,), -1)  # the last step at which the object in the room was visible
     for step in range(4 * world.size):
-        looked_at = torch.where(running & world._shows_room[world._present_view()], step, looked_at)
+        looked_at = torch.where(running & world._shows_room[world._view()], step, looked_at)
         _, rewards, terminated, _, _ = world.step(world.answers().actions)
         assert (rewards[terminated] > 0).all()
         assert (looked_at[terminated & running] >= 0).all()

@@ -114,7 +114,7 @@ class MemoryRoomWorld(BatchedWorld):
     column: Tensor  # (B,)
     direction: Tensor  # (B,), an index of grid.MOVES
     objects: Tensor  # (B,), bit 0: the one in the room is a ball; bit 1: the northern one is
-    has_looked: Tensor  # (B,) bool, whether the object in the room has been visible in this episode
+    has_looked: Tensor  # (B,) bool, whether an observation of this episode has shown the object in the room
     time: Tensor  # (B,), steps since the episode began
 
     def __init__(
@@ -165,7 +165,7 @@ class MemoryRoomWorld(BatchedWorld):
         return cells
 
     def _all_views(self) -> Tensor:
-        """The view from every place, ``(L * 4 * size * size * 4, K * V * V)`` uint8, in the order of :meth:`_index`."""
+        """The view from every place, ``(L * 4 * size * size * 4, K * V * V)`` uint8, in the order of :meth:`_view`."""
         maps = torch.from_numpy(self._maps).flatten(0, 1)  # (L * 4, size, size)
         sides = [torch.arange(self.size)] * 2
         row, column, direction = (each.flatten() for each in torch.meshgrid(*sides, torch.arange(4), indexing="ij"))
@@ -184,14 +184,15 @@ class MemoryRoomWorld(BatchedWorld):
         layout, objects = draw(len(self._ends)), draw(4)
         share = torch.rand(count, generator=self.generator, device=self.device)
         column = 1 + (share * self._ends[layout]).long() if self.start == "anywhere" else torch.ones_like(layout)
-        row, direction = torch.full_like(layout, self.size // 2), torch.full_like(layout, EAST)
-        state = {"layout": layout, "objects": objects, "row": row, "column": column, "direction": direction}
-        has_looked = self._shows_room[self._index(*state.values())]
-        return {**state, "has_looked": has_looked, "time": torch.zeros_like(layout)}
-
-    def _index(self, layout: Tensor, objects: Tensor, row: Tensor, column: Tensor, direction: Tensor) -> Tensor:
-        """The index of a view in the tables, ``(n,)``."""
-        return (layout * 4 + objects) * (4 * self.size**2) + (row * self.size + column) * 4 + direction
+        return {
+            "layout": layout,
+            "row": torch.full_like(layout, self.size // 2),
+            "column": column,
+            "direction": torch.full_like(layout, EAST),
+            "objects": objects,
+            "has_looked": torch.zeros_like(layout, dtype=torch.bool),
+            "time": torch.zeros_like(layout),
+        }
 
     def _advance(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         turn = (actions == RIGHT).long() - (actions == LEFT).long()
@@ -202,7 +203,6 @@ class MemoryRoomWorld(BatchedWorld):
         in_room = (row == middle - 1) & (column == 1)  # where the object lies; the episode ends before the others
         free = ~self._walls[(self.layout * self.size + row) * self.size + column] & ~in_room
         self.row, self.column = torch.where(free, row, self.row), torch.where(free, column, self.column)
-        self.has_looked = self.has_looked | self._shows_room[self._present_view()]
         self.time = self.time + 1
         at_crossing = self.column == crossing
         north, south = (at_crossing & (self.row == middle + side) for side in (-1, 1))
@@ -210,11 +210,15 @@ class MemoryRoomWorld(BatchedWorld):
         right = torch.where(room_is_north, north, south)
         return right * (1 - 0.9 * self.time / self.max_steps), north | south, self.time == self.max_steps
 
-    def _present_view(self) -> Tensor:
-        return self._index(self.layout, self.objects, self.row, self.column, self.direction)
+    def _view(self) -> Tensor:
+        """The index of the present view in the tables, ``(B,)``."""
+        place = (self.row * self.size + self.column) * 4 + self.direction
+        return (self.layout * 4 + self.objects) * (4 * self.size**2) + place
 
     def _observe(self) -> Tensor:
-        return self._views[self._present_view()].float()
+        view = self._view()
+        self.has_looked = self.has_looked | self._shows_room[view]
+        return self._views[view].float()
 
     def _answers(self) -> Answers:
         middle, at_crossing = self.size // 2, self.column == self._ends[self.layout] + 1
