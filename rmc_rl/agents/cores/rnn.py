@@ -18,6 +18,7 @@ from rmc_rl.agents.cores.base import Core
 from rmc_rl.agents.cores.kernels import dispatch
 from rmc_rl.agents.cores.layers import InitialState
 from rmc_rl.agents.cores.registry import register_core
+from rmc_rl.compat import forward_mode_is_active
 from rmc_rl.errors import require_whole
 
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")  # of a layer, as torch's cells take them
@@ -82,7 +83,9 @@ class TorchRNN(Core):
         """One layer's step: ``(B, F)`` and its parts of the state ``(B, W)`` -> the parts after it ``(parts, B, W)``."""
 
     def forward(self, inputs: Tensor, state: Tensor, starts: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if len(inputs) == 1:  # as in acting: it must not wait for the device to say where episodes start
+        if self.is_modified() or forward_mode_is_active():
+            return super().forward(inputs, state, starts)  # torch's networks call no method of ours, and know no forward mode
+        if len(inputs) == 1 and self.has_plain_modules():  # as in acting: it must not wait for the device to say where episodes start
             if starts is not None:
                 state = torch.where(starts[0].unsqueeze(-1), self.initial_state(len(state)), state)
             output, state = self.step(inputs[0], state)
