@@ -7,12 +7,15 @@ import gymnasium
 import hydra._internal.utils
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 from hydra import initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, VecTransposeImage
+from torch.autograd import forward_ad
+from torch.utils.flop_counter import FlopCounterMode
 
 from rmc_rl import RecurrentPPO, compat, train
 
@@ -84,3 +87,44 @@ def test_environments_without_images_stay_as_they_are(monkeypatch):
 
 def test_the_processor_is_asked_for_bfloat16():
     assert isinstance(compat.cpu_has_bfloat16(), bool)
+
+
+def test_torch_is_watching_only_while_it_records_or_transforms():
+    seen = []
+
+    def function(x):
+        seen.append(compat.torch_is_watching())
+        return x
+
+    x = torch.ones(2)
+    assert not compat.torch_is_watching()
+    with FlopCounterMode(display=False):
+        function(x)
+    torch.func.vmap(function)(x)
+    torch.func.jvp(function, (x,), (x,))
+    torch.jit.trace(function, (x,), check_trace=False)
+    with forward_ad.dual_level():
+        function(x)
+    assert seen == [True] * 5
+    assert not compat.torch_is_watching()
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (torch.utils._python_dispatch, "_get_current_dispatch_mode"),
+        (torch._C._functorch, "peek_interpreter_stack"),
+        (torch.autograd.forward_ad, "_current_level"),
+    ],
+)
+def test_a_torch_without_a_private_name_counts_as_watching(owner, name, monkeypatch):
+    monkeypatch.delattr(owner, name)
+    assert compat.torch_is_watching()
+
+
+def test_forward_mode_is_unknown_without_its_private_name(monkeypatch):
+    assert compat.forward_mode_is_active() is False
+    with forward_ad.dual_level():
+        assert compat.forward_mode_is_active() is True
+    monkeypatch.delattr(torch.autograd.forward_ad, "_current_level")
+    assert compat.forward_mode_is_active() is None

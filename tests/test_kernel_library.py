@@ -1,13 +1,14 @@
-"""Which kernel is in use, and what happens where there is none."""
+"""Which kernel is used, and what happens if none is available."""
 
 import warnings
 
 import pytest
+import torch
 from kernel_cases import NEEDED, assert_same, clear_caches, data, make, needs_native, results
 
 from rmc_rl.agents.cores import make_core
 from rmc_rl.agents.cores.kernels import dispatch
-from rmc_rl.agents.cores.kernels.cpu import build, library
+from rmc_rl.agents.cores.kernels.cpu import build, calling, library
 from rmc_rl.errors import UsageError
 
 
@@ -87,3 +88,12 @@ def test_reports():
     assert dispatch.report("native", "rnn", "cuda") == "eager (there is no native kernel for cuda)"
     if NEEDED is None:
         assert dispatch.report("auto", "rmc", "cpu").startswith("native (C++, native-")
+
+
+def test_a_torch_without_its_openmp_library_leaves_threads_to_the_kernel(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch, "__file__", str(tmp_path / "__init__.py"))
+    calling._parallel.cache_clear()
+    try:
+        assert calling._parallel() is None
+    finally:
+        calling._parallel.cache_clear()

@@ -119,16 +119,16 @@ class Core(nn.Module, ABC):
         :param inputs: the tensor that the kernel would read
         :param state: the state before it
         :return: the kernel's module. None means eager torch: under :meth:`inspect` and autocast; while torch traces or
-            transforms the operations, see :func:`rmc_rl.compat.torch_is_watching`; for a core that :meth:`is_modified`; and if
-            a submodule has hooks, replaced methods, or a class from outside torch and this package (pruned, quantised, adapted
-            ...)
+            transforms the operations, see :func:`rmc_rl.compat.torch_is_watching`; for a core that :meth:`is_modified`; and
+            for one without
+            :meth:`has_plain_modules`
         """
         device = inputs.device.type
-        kernel = dispatch.fused(self.kernel, self.kernel_family, device)
-        if kernel is None or self._looks is not None or torch.is_autocast_enabled(device):
+        if torch_is_watching() or self._looks is not None or torch.is_autocast_enabled(device):
             return None
+        kernel = dispatch.fused(self.kernel, self.kernel_family, device)
         plain = all(type(tensor) in (Tensor, nn.Parameter) for tensor in (inputs, state))  # their memory can be read
-        if not plain or torch_is_watching() or self.is_modified() or not all(map(is_plain, self._modules.values())):
+        if kernel is None or not plain or self.is_modified() or not self.has_plain_modules():
             return None
         return kernel
 
@@ -144,6 +144,14 @@ class Core(nn.Module, ABC):
         """
         cls = type(self)
         return not _methods(cls).isdisjoint(self.__dict__) or any(map(self._has, _names_from_outside(cls)))
+
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def has_plain_modules(self) -> bool:
+        """
+        Whether the submodules compute what their classes in torch or in this package say: none has hooks, replaced methods, or
+        a class from elsewhere (pruned, quantised, adapted ...).
+        """
+        return all(map(_is_plain, self._modules.values()))
 
     def _has(self, name: str) -> bool:
         """Whether the core has a name without the classes from outside this package."""
@@ -185,12 +193,8 @@ class Core(nn.Module, ABC):
             self._looks.setdefault(name, []).append(value)
 
 
-def is_plain(module: nn.Module | None) -> bool:
-    """
-    Whether a module and its submodules compute what their classes in torch or in this package say.
-
-    :param module: the module; None, an empty place for a submodule, is plain
-    """
+def _is_plain(module: nn.Module | None) -> bool:
+    """:meth:`Core.has_plain_modules`, for one module and its submodules. None is an empty place for a module."""
     if module is None:
         return True
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
@@ -199,7 +203,7 @@ def is_plain(module: nn.Module | None) -> bool:
     return (
         _is_known(cls.__module__)
         and _methods(cls).isdisjoint(module.__dict__)  # type: ignore[arg-type]  # a class is hashable
-        and all(map(is_plain, module._modules.values()))
+        and all(map(_is_plain, module._modules.values()))
     )
 
 

@@ -18,6 +18,7 @@ from rmc_rl.agents.cores.base import Core
 from rmc_rl.agents.cores.kernels import dispatch
 from rmc_rl.agents.cores.layers import InitialState
 from rmc_rl.agents.cores.registry import register_core
+from rmc_rl.compat import forward_mode_is_active
 from rmc_rl.errors import require_number, require_whole
 
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")  # of a layer, in the order of torch.lstm_cell
@@ -96,7 +97,10 @@ class TorchRNN(Core):
         """One step of a layer: input ``(B, F)`` and its parts of the state ``(B, W)`` -> the new parts ``(parts, B, W)``."""
 
     def forward(self, inputs: Tensor, state: Tensor, starts: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if len(inputs) == 1:  # acting: splitting at starts would copy them from the device and wait for it
+        if self.is_modified() or forward_mode_is_active():
+            return super().forward(inputs, state, starts)  # torch's networks call no method of ours, and know no forward mode
+        # acting: splitting at starts would copy them from the device and wait for it
+        if len(inputs) == 1 and self.has_plain_modules():
             if starts is not None:
                 state = torch.where(starts[0].unsqueeze(-1), self.initial_state(len(state)), state)
             output, state = self.step(inputs[0], state)

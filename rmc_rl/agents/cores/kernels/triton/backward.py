@@ -1,8 +1,8 @@
 """
-The Triton kernel of the RMC's gradients: all steps in one launch, last step first.
+The Triton kernel of the RMC, backward: all steps in one launch, from the last step to the first.
 
-Built as ``triton_forward.py``, whose first lines say what the letters mean. Of the weights' gradients it computes those of the
-layer norms, a sum in each program; for the others it keeps the gradients of all steps, for one product each afterwards.
+Letters: ``forward.py``. Of the parameters' gradients it computes those of the layer norms, a sum in each program. For the
+other parameters it writes the gradients of all steps, which are multiplied afterwards.
 """
 
 import triton
@@ -48,7 +48,7 @@ def backward_block(
     program,
     sequences,
     block: tl.constexpr,
-    ASKED: tl.constexpr,
+    PROJECTED: tl.constexpr,
     Q: tl.constexpr,
     N: tl.constexpr,
     BLOCKS: tl.constexpr,
@@ -75,82 +75,82 @@ def backward_block(
     HEAD_ROW_TILE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One block of one step, backward: from ``grad_z``, of its output, to ``grad_z``, of its input."""
+    """One block of one step, backward: ``grad_z`` is the gradient of its output, then that of its input."""
     d = tl.arange(0, D_TILE)
     e = tl.arange(0, E_TILE)
     n: tl.constexpr = R - N
-    qkv_at = (all_steps * (0 if block == 0 else N + (block - 1) * R) + step * ASKED) * E
+    qkv_at = (all_steps * (0 if block == 0 else N + (block - 1) * R) + step * PROJECTED) * E
     at_block = (all_steps * (block * R) + step * Q) * D
-    of_mlp = grad_mlp + at_block
-    parts.norm_back(
-        grad_z, kept_mlp + at_block, mlp_gamma + block * D, of_mlp,
+    block_grad_mlp = grad_mlp + at_block
+    parts.norm_backward(
+        grad_z, kept_mlp + at_block, mlp_gamma + block * D, block_grad_mlp,
         grad_mlp_gamma + (program * BLOCKS + block) * D, grad_mlp_beta + (program * BLOCKS + block) * D, sequences,
         Q, Q, D, D_TILE, ROWS, D_ROW_TILE, EPSILON,
     )  # fmt: skip
     parts.norm(
         kept_qkv + qkv_at, qkv_gamma + block * E, qkv_beta + block * E, qkv, sequences,
-        ASKED, R, E, E_TILE, ROWS, E_ROW_TILE, EPSILON,
+        PROJECTED, R, E, E_TILE, ROWS, E_ROW_TILE, EPSILON,
     )  # fmt: skip
     if block == 0:
         for first in range(0, ROWS * n, E_ROW_TILE):
             i = first + tl.arange(0, E_ROW_TILE)
             inside = (i < sequences * n)[:, None] & (e < E)[None, :]
             value = tl.load(input_qkv + (step * n + i)[:, None] * E + e[None, :], mask=inside, other=0.0)
-            tl.store(qkv + (parts.place(i, n, R) + N)[:, None] * E + e[None, :], value, mask=inside)
+            tl.store(qkv + (parts.position(i, n, R) + N)[:, None] * E + e[None, :], value, mask=inside)
     tl.debug_barrier()
-    up_mlp = of_mlp
+    grad_output = block_grad_mlp
     for layer in tl.static_range(LAYERS - 1, 0, -1):
         below = (all_steps * (block * R * (LAYERS - 1) + (layer - 1) * Q) + step * Q) * D
         parts.linear(
-            up_mlp, mlp_weight + layer * D * D, z, z, kept_hidden + below, grad_hidden + below, sequences,
+            grad_output, mlp_weight + layer * D * D, z, z, kept_hidden + below, grad_hidden + below, sequences,
             Q, Q, 0, Q, D, D, D, 1, False, False, False, True, ROWS, ROW_TILE, OUT_TILE, IN_TILE, PRECISION,
         )  # fmt: skip
         tl.debug_barrier()
-        up_mlp = grad_hidden + below
+        grad_output = grad_hidden + below
     parts.linear(
-        up_mlp, mlp_weight, z, of_mlp, z, grad_normed, sequences,
+        grad_output, mlp_weight, z, block_grad_mlp, z, grad_normed, sequences,
         Q, Q, Q, Q, D, D, D, 1, False, False, False, False, ROWS, ROW_TILE, OUT_TILE, IN_TILE, PRECISION,
     )  # fmt: skip
     tl.debug_barrier()
-    parts.norm_back(
+    parts.norm_backward(
         grad_normed, kept_read + at_block, attention_gamma + block * D, grad_read,
         grad_attention_gamma + (program * BLOCKS + block) * D,
         grad_attention_beta + (program * BLOCKS + block) * D, sequences,
         Q, Q, D, D_TILE, ROWS, D_ROW_TILE, EPSILON,
     )  # fmt: skip
     tl.debug_barrier()
-    parts.attend_back_queries(
+    parts.attend_backward_queries(
         qkv, grad_read, grad_qkv_normed, log_total, product, sequences,
         Q, R, HEADS, KEY, HEAD, HEADS_TILE, KEY_TILE, HEAD_TILE, ROWS, HEAD_ROW_TILE, SCALE,
     )  # fmt: skip
     tl.debug_barrier()
-    parts.attend_back_keys(
+    parts.attend_backward_keys(
         qkv, grad_read, grad_qkv_normed, log_total, product, sequences,
         Q, R, HEADS, KEY, HEAD, HEADS_TILE, KEY_TILE, HEAD_TILE, ROWS, HEAD_ROW_TILE, SCALE,
     )  # fmt: skip
     tl.debug_barrier()
-    parts.norm_back(
+    parts.norm_backward(
         grad_qkv_normed, kept_qkv + qkv_at, qkv_gamma + block * E, grad_qkv + qkv_at,
         grad_qkv_gamma + (program * BLOCKS + block) * E, grad_qkv_beta + (program * BLOCKS + block) * E, sequences,
-        ASKED, R, E, E_TILE, ROWS, E_ROW_TILE, EPSILON,
+        PROJECTED, R, E, E_TILE, ROWS, E_ROW_TILE, EPSILON,
     )  # fmt: skip
     if block == 0:
         for first in range(0, ROWS * n, E_ROW_TILE):
             i = first + tl.arange(0, E_ROW_TILE)
-            of = (parts.place(i, n, R) + N)[:, None]
+            row = (parts.position(i, n, R) + N)[:, None]
             inside = (i < sequences * n)[:, None] & (e < E)[None, :]
-            value = tl.load(grad_qkv_normed + of * E + e[None, :], mask=inside, other=0.0)
+            value = tl.load(grad_qkv_normed + row * E + e[None, :], mask=inside, other=0.0)
             tl.store(grad_input_qkv + (step * n + i)[:, None] * E + e[None, :], value, mask=inside)
             if BLOCKS > 1:
                 inside = (i < sequences * n)[:, None] & (d < D)[None, :]
-                value = tl.load(grad_read + of * D + d[None, :], mask=inside, other=0.0)
+                value = tl.load(grad_read + row * D + d[None, :], mask=inside, other=0.0)
                 tl.store(grad_input_rows + (step * n + i)[:, None] * D + d[None, :], value, mask=inside)
     tl.debug_barrier()
-    # of the input's rows, which the last block does not write, only the part that goes through keys and values is
-    # there: no more than Q rows have a residual connection
+    # only Q rows have a residual connection: in the last block, input rows get a gradient through keys and values alone
     parts.linear(
         grad_qkv + qkv_at, qkv_weight + block * E * D, z, grad_read, z, grad_z, sequences,
-        ASKED, ASKED, Q, ASKED, E, D, D, 1, False, False, False, False, ROWS, ROW_TILE, OUT_TILE, IN_TILE, PRECISION,
+        PROJECTED, PROJECTED, Q, PROJECTED, E, D, D, 1, False, False, False, False, ROWS, ROW_TILE, OUT_TILE, IN_TILE,
+        PRECISION,
     )  # fmt: skip
     tl.debug_barrier()
 
@@ -172,23 +172,23 @@ def backward(
     kept_hidden,
     kept_mlp,
     kept_gates,
-    previous,  # (T, B, N, D): the memory that each step read, after resets
+    previous,  # (T, B, N, D): the memory before each step, after resets
     grad_memories,  # (T, B, N, D)
     grad_input_qkv,
     grad_input_rows,
-    grad_fresh,  # (B, N, D), zeros at first
+    grad_initial_state,  # (B, N, D), initially zeros
     grad_qkv,  # as kept_qkv
     grad_hidden,  # as kept_hidden
     grad_mlp,  # as kept_mlp
     grad_gates,  # as kept_gates, before their sigmoids
-    grad_qkv_gamma,  # (programs, blocks, E), zeros at first
+    grad_qkv_gamma,  # (programs, blocks, E), initially zeros
     grad_qkv_beta,
-    grad_attention_gamma,  # (programs, blocks, D), zeros at first
+    grad_attention_gamma,  # (programs, blocks, D), initially zeros
     grad_attention_beta,
     grad_mlp_gamma,
     grad_mlp_beta,
-    carry,  # (B, N, D), zeros at first: the gradient of the memory between steps, at the end of the state
-    by_gates,  # (B, N, D)
+    carry,  # (B, N, D), initially zeros: the gradient of the memory between steps; at the end, that of the first state
+    grad_tanh_memory,  # (B, N, D): by way of the gates
     z,  # (B, R, D)
     grad_z,  # (B, R, D)
     grad_normed,  # (B, R, D)
@@ -226,15 +226,15 @@ def backward(
     HEAD_ROW_TILE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Arguments that the way forward has as well mean the same; ``grad_`` is the gradient of what follows."""
+    """Arguments have the same meaning as in :func:`forward`. ``grad_x`` is the gradient of ``x``."""
     batch = B.to(tl.int64)
     program = tl.program_id(0).to(tl.int64)
     begin = program * ROWS
     sequences = tl.minimum(batch - begin, ROWS)
     all_steps = batch * T
     carry += begin * (N * D)
-    by_gates += begin * (N * D)
-    grad_fresh += begin * (N * D)
+    grad_tanh_memory += begin * (N * D)
+    grad_initial_state += begin * (N * D)
     z += begin * (R * D)
     grad_z += begin * (R * D)
     grad_normed += begin * (R * D)
@@ -246,38 +246,38 @@ def backward(
     d = tl.arange(0, D_TILE)
     LAST: tl.constexpr = BLOCKS - 1
 
-    for back in tl.range(0, T, num_stages=1):
-        step = batch * (T - 1 - back) + begin
+    for steps_back in tl.range(0, T, num_stages=1):
+        step = batch * (T - 1 - steps_back) + begin
         parts.norm(
             kept_mlp + (all_steps * (LAST * R) + step * N) * D, mlp_gamma + LAST * D, mlp_beta + LAST * D, z, sequences,
             N, N, D, D_TILE, ROWS, D_ROW_TILE, EPSILON,
         )  # fmt: skip
         tl.debug_barrier()
         gates = kept_gates + step * (N * 2 * D)
-        of_gates = grad_gates + step * (N * 2 * D)
+        step_grad_gates = grad_gates + step * (N * 2 * D)
         for first in range(0, ROWS * N, D_ROW_TILE):
             i = first + tl.arange(0, D_ROW_TILE)
             inside = (i < sequences * N)[:, None] & (d < D)[None, :]
             at = i[:, None] * D + d[None, :]
-            up = tl.load(grad_memories + step * (N * D) + at, mask=inside, other=0.0)
-            up += tl.load(carry + at, mask=inside, other=0.0)
-            past = tl.zeros_like(up)
+            grad = tl.load(grad_memories + step * (N * D) + at, mask=inside, other=0.0)
+            grad += tl.load(carry + at, mask=inside, other=0.0)
+            carried = tl.zeros_like(grad)
             if GATED:
                 gate = i[:, None] * (2 * D) + d[None, :]
                 i_gate = tl.load(gates + gate, mask=inside, other=0.0)
                 f_gate = tl.load(gates + gate + D, mask=inside, other=0.0)
                 old = tl.load(previous + step * (N * D) + at, mask=inside, other=0.0)
                 new = parts.tanh(tl.load(z + at, mask=inside, other=0.0))
-                tl.store(of_gates + gate, up * new * i_gate * (1 - i_gate), mask=inside)
-                tl.store(of_gates + gate + D, up * old * f_gate * (1 - f_gate), mask=inside)
-                past = up * f_gate
-                up = up * i_gate * (1 - new * new)
-            tl.store(carry + at, past, mask=inside)
-            tl.store(grad_z + at, up, mask=inside)
+                tl.store(step_grad_gates + gate, grad * new * i_gate * (1 - i_gate), mask=inside)
+                tl.store(step_grad_gates + gate + D, grad * old * f_gate * (1 - f_gate), mask=inside)
+                carried = grad * f_gate
+                grad = grad * i_gate * (1 - new * new)
+            tl.store(carry + at, carried, mask=inside)
+            tl.store(grad_z + at, grad, mask=inside)
         tl.debug_barrier()
         if GATED:
             parts.linear(
-                of_gates, gate_weight, z, z, z, by_gates, sequences,
+                step_grad_gates, gate_weight, z, z, z, grad_tanh_memory, sequences,
                 N, N, 0, N, 2 * D, D, D, 1, False, False, False, False, ROWS, ROW_TILE, OUT_TILE, IN_TILE, PRECISION,
             )  # fmt: skip
         for block in tl.static_range(BLOCKS - 1, -1, -1):
@@ -294,14 +294,14 @@ def backward(
             i = first + tl.arange(0, D_ROW_TILE)
             inside = (i < sequences * N)[:, None] & (d < D)[None, :]
             at = i[:, None] * D + d[None, :]
-            up = tl.load(carry + at, mask=inside, other=0.0) + tl.load(grad_z + at, mask=inside, other=0.0)
+            grad = tl.load(carry + at, mask=inside, other=0.0) + tl.load(grad_z + at, mask=inside, other=0.0)
             if GATED:
                 squashed = parts.tanh(tl.load(previous + step * (N * D) + at, mask=inside, other=0.0))
-                up += tl.load(by_gates + at, mask=inside, other=0.0) * (1 - squashed * squashed)
+                grad += tl.load(grad_tanh_memory + at, mask=inside, other=0.0) * (1 - squashed * squashed)
             if STARTS:
                 start = (tl.load(starts + step + i // N, mask=i < sequences * N, other=0) != 0)[:, None]
-                to = tl.load(grad_fresh + at, mask=inside, other=0.0)
-                tl.store(grad_fresh + at, to + tl.where(start, up, 0.0), mask=inside)
-                up = tl.where(start, 0.0, up)
-            tl.store(carry + at, up, mask=inside)
+                to = tl.load(grad_initial_state + at, mask=inside, other=0.0)
+                tl.store(grad_initial_state + at, to + tl.where(start, grad, 0.0), mask=inside)
+                grad = tl.where(start, 0.0, grad)
+            tl.store(carry + at, grad, mask=inside)
         tl.debug_barrier()

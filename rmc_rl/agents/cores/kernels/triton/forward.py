@@ -1,12 +1,12 @@
 """
-The Triton kernel of the RMC: all steps in one launch.
+The Triton kernel of the RMC, forward: all steps in one launch.
 
-A program has ``ROWS`` sequences of the batch for itself and goes through all steps without waiting for another, as the
-kernels of TorchRL's LSTM and GRU do (pytorch/rl, pull requests 3738 and 3752). ``triton_rmc.py`` calls it and says what the
-arrays are.
+A program computes all steps of ``ROWS`` sequences of the batch and never waits for another program, as the kernels of
+TorchRL's LSTM and GRU do (pytorch/rl, pull requests 3738 and 3752). ``rmc.py`` launches it.
 
-Shapes: those of ``rmc.py``; ``R = N + n`` rows of a block, ``E = H (2 K + V)`` queries, keys and values of a row. ``Q`` rows
-of a block go on: ``R``, in the last block ``N``. Arrays of one step have no ``T``: they are written anew at each.
+Shapes: those of ``rmc.py`` of the cores. ``R = N + n`` rows of a block, ``E = H (2 K + V)`` queries, keys and values of a row,
+``Q`` rows that a block writes: ``N`` in the last block, ``R`` in the others. Arrays without ``T`` are overwritten at each
+step.
 """
 
 import triton
@@ -38,7 +38,7 @@ def forward_block(
     kept,
     sequences,
     block: tl.constexpr,
-    ASKED: tl.constexpr,
+    PROJECTED: tl.constexpr,
     Q: tl.constexpr,
     N: tl.constexpr,
     R: tl.constexpr,
@@ -64,18 +64,18 @@ def forward_block(
     HEAD_ROW_TILE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One block of one step: from ``z`` to ``z``. ``ASKED`` rows are projected, ``Q`` go on."""
-    raw = kept_qkv + (kept_steps * (0 if block == 0 else N + (block - 1) * R) + kept * ASKED) * E
+    """One block of one step: reads and writes ``z``. It projects ``PROJECTED`` rows and writes ``Q`` rows."""
+    raw = kept_qkv + (kept_steps * (0 if block == 0 else N + (block - 1) * R) + kept * PROJECTED) * E
     read = kept_read + (kept_steps * (block * R) + kept * Q) * D
     out = kept_mlp + (kept_steps * (block * R) + kept * Q) * D
     parts.linear(
         z, qkv_weight + block * E * D, qkv_bias + block * E, z, z, raw, sequences,
-        ASKED, R, 0, ASKED, D, E, 1, D, False, True, False, False, ROWS, ROW_TILE, OUT_TILE, IN_TILE, PRECISION,
+        PROJECTED, R, 0, PROJECTED, D, E, 1, D, False, True, False, False, ROWS, ROW_TILE, OUT_TILE, IN_TILE, PRECISION,
     )  # fmt: skip
     tl.debug_barrier()
     parts.norm(
         raw, qkv_gamma + block * E, qkv_beta + block * E, qkv, sequences,
-        ASKED, R, E, E_TILE, ROWS, E_ROW_TILE, EPSILON,
+        PROJECTED, R, E, E_TILE, ROWS, E_ROW_TILE, EPSILON,
     )  # fmt: skip
     tl.debug_barrier()
     parts.attend(
@@ -114,7 +114,7 @@ def forward(
     input_qkv,  # (T, B, n, E)
     input_rows,  # (T, B, n, D)
     input_gates,  # (T, B, 2D)
-    fresh,  # (B, N, D)
+    initial_state,  # (B, N, D)
     starts,  # (T, B), whole numbers
     qkv_weight,  # (blocks, E, D)
     qkv_bias,  # (blocks, E)
@@ -169,13 +169,13 @@ def forward(
     HEAD_ROW_TILE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """``kept_*`` hold one step unless KEEP."""
+    """Without KEEP, the arrays ``kept_*`` hold one step."""
     batch = B.to(tl.int64)
     begin = tl.program_id(0).to(tl.int64) * ROWS
     sequences = tl.minimum(batch - begin, ROWS)
     kept_steps = batch * (T if KEEP else 1)  # rows of sequences in a kept array
     memory += begin * (N * D)
-    fresh += begin * (N * D)
+    initial_state += begin * (N * D)
     z += begin * (R * D)
     qkv += begin * (R * E)
     normed += begin * (R * D)
@@ -193,13 +193,13 @@ def forward(
             value = tl.load(memory + at, mask=inside, other=0.0)
             if STARTS:
                 start = tl.load(starts + step + i // N, mask=i < sequences * N, other=0)
-                value = tl.where((start != 0)[:, None], tl.load(fresh + at, mask=inside, other=0.0), value)
+                value = tl.where((start != 0)[:, None], tl.load(initial_state + at, mask=inside, other=0.0), value)
                 tl.store(memory + at, value, mask=inside)
-            tl.store(z + parts.place(i, N, R)[:, None] * D + d[None, :], value, mask=inside)
-        # what the first block makes of the input's rows was computed for all steps at once
+            tl.store(z + parts.position(i, N, R)[:, None] * D + d[None, :], value, mask=inside)
+        # queries, keys and values of the input rows in the first block were computed for all steps at once
         for first in range(0, ROWS * n, E_ROW_TILE):
             i = first + tl.arange(0, E_ROW_TILE)
-            to = (parts.place(i, n, R) + N)[:, None]
+            to = (parts.position(i, n, R) + N)[:, None]
             inside = (i < sequences * n)[:, None] & (e < E)[None, :]
             value = tl.load(input_qkv + (step * n + i)[:, None] * E + e[None, :], mask=inside, other=0.0)
             tl.store(qkv + to * E + e[None, :], value, mask=inside)
@@ -227,12 +227,12 @@ def forward(
             i = first + tl.arange(0, D_ROW_TILE)
             inside = (i < sequences * N)[:, None] & (d < D)[None, :]
             at = i[:, None] * D + d[None, :]
-            value = tl.load(z + parts.place(i, N, R)[:, None] * D + d[None, :], mask=inside, other=0.0)
+            value = tl.load(z + parts.position(i, N, R)[:, None] * D + d[None, :], mask=inside, other=0.0)
             if GATED:
                 gate = gates + i[:, None] * (2 * D) + d[None, :]
-                plus = input_gates + (step + i // N)[:, None] * (2 * D) + d[None, :]
-                i_gate = tl.load(gate, mask=inside, other=0.0) + tl.load(plus, mask=inside, other=0.0)
-                f_gate = tl.load(gate + D, mask=inside, other=0.0) + tl.load(plus + D, mask=inside, other=0.0)
+                input_gate_position = input_gates + (step + i // N)[:, None] * (2 * D) + d[None, :]
+                i_gate = tl.load(gate, mask=inside, other=0.0) + tl.load(input_gate_position, mask=inside, other=0.0)
+                f_gate = tl.load(gate + D, mask=inside, other=0.0) + tl.load(input_gate_position + D, mask=inside, other=0.0)
                 i_gate, f_gate = parts.sigmoid(i_gate + INPUT_BIAS), parts.sigmoid(f_gate + FORGET_BIAS)
                 tl.store(gate, i_gate, mask=inside)
                 tl.store(gate + D, f_gate, mask=inside)
