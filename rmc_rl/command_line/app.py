@@ -129,6 +129,7 @@ def _run(verb: Callable[[DictConfig, str | None], int], name: str, schema: type)
         if status:
             sys.exit(status)
 
+    format_before = warnings.formatwarning
     warnings.formatwarning = lambda message, *_args, **_kwargs: f"warning: {message}\n"
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions come out of Hydra instead of being printed there
     try:
@@ -137,6 +138,8 @@ def _run(verb: Callable[[DictConfig, str | None], int], name: str, schema: type)
         if running:
             raise
         raise UsageError(f"Hydra refused the command line: {first_line(error)}") from None
+    finally:
+        warnings.formatwarning = format_before
 
 
 def _command(verb: str) -> str:
@@ -144,7 +147,9 @@ def _command(verb: str) -> str:
     hydra_config = HydraConfig.get()
     folders = [source.path for source in hydra_config.runtime.config_sources if source.provider == "command-line"]
     flags = [f"--config-dir={os.path.relpath(folder)}" for folder in folders]
-    return shlex.join(["python", "-m", f"rmc_rl.{verb}", *flags, *map(as_typed, hydra_config.overrides.task)])
+    lines = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
+    assert isinstance(lines, list)
+    return shlex.join(["python", "-m", f"rmc_rl.{verb}", *flags, *map(as_typed, lines)])
 
 
 def _refuse(message: str) -> NoReturn:

@@ -20,7 +20,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rmc_rl.agents.cores import core_class
-from rmc_rl.command_line.help import CONFIGS, group_options
+from rmc_rl.command_line.help import CONFIGS, GROUPS, group_options
 from rmc_rl.command_line.schema import check_keys
 from rmc_rl.compat import forget_hydra, hydra_overrides_parser
 from rmc_rl.envs.atari import AtariVecEnv, is_atari
@@ -80,6 +80,9 @@ def check_overrides(
     families = sorted({choices["family"] for choices in checked if "family" in choices})
     require(len(families) < 2, "the environments of a sweep must be of one family of worlds", families)
     named = {each.key_or_group for each in overrides}
+    # Hydra first composes a sweep without the swept choices: core.width of -m core=lstm,gru is a new key there
+    swept = {each.key_or_group for each in overrides if each.is_sweep_override()} & set(GROUPS)
+    opened = [f"++{line}" if line.split(".")[0] in swept else line for line in opened]
     if families and "env" in named and "family" not in named:
         opened.append(f"family={families[0]}")
     return Checked(opened, checked[0])
@@ -101,7 +104,7 @@ def as_typed(line: str) -> str:
 
     :param line: ``key=value``, perhaps with the ``++`` that :func:`check_overrides` adds
     """
-    return line.removeprefix("++") if line.removeprefix("++").split(".")[0] in OPEN_KEYS else line
+    return line.removeprefix("++") if line.removeprefix("++").split(".")[0] in (*OPEN_KEYS, *GROUPS) else line
 
 
 def _open(line: str, multirun: bool) -> str:
