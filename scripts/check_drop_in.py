@@ -83,7 +83,7 @@ def zoo(env_id: str) -> str:
         manager.learn(model)
         manager.save_trained_model(model)
         model.env.close()
-        loaded = rmc_rl.RecurrentPPO.load(Path(manager.save_path) / manager.env_name, device="cpu")
+        loaded = rmc_rl.RecurrentPPO.load(Path(manager.save_path) / f"{manager.env_name}.zip", device="cpu")
     return f"built; trained {loaded.num_timesteps:,} steps; saved and loaded"
 
 
