@@ -126,8 +126,9 @@ def algorithm_state(algorithm: Any) -> dict[str, Any]:
     What an on-policy algorithm of SB3 carries from one rollout to the next, without policy, optimizer and environment.
 
     :param algorithm: the algorithm, between two rollouts
-    :return: ``counters`` by name, ``observations`` and ``episode_starts`` of the next step, ``core_states`` (of actor and
-        critic; only the actor's if they are the same; None for policies without), ``episodes`` and ``successes`` of the statistics
+    :return: ``counters`` by name; ``observations`` and ``episode_starts`` of the next step; ``core_states`` of actor and
+        critic (of the actor if they are the same, None if the policy is not recurrent); ``episodes`` and ``successes`` of the
+        statistics
     """
     states = getattr(algorithm, "_last_lstm_states", None)
     if states is not None:
@@ -169,3 +170,18 @@ def set_algorithm_state(algorithm: Any, state: dict[str, Any], observations: Any
     window = algorithm._stats_window_size
     algorithm.ep_info_buffer = collections.deque(state["episodes"], maxlen=window)
     algorithm.ep_success_buffer = collections.deque(state["successes"], maxlen=window)
+
+
+def purge_events(writer: Any, step: int) -> None:
+    """
+    Make TensorBoard drop the events of earlier files from a step on. If the interface is gone, it shows them too.
+
+    :param writer: a ``SummaryWriter`` in the same folder
+    :param step: the first step that is dropped
+    """
+    try:
+        events = importlib.import_module("tensorboard.compat.proto.event_pb2")
+        start = events.SessionLog(status=events.SessionLog.START)
+        writer.file_writer.add_event(events.Event(step=step, session_log=start))
+    except (ImportError, AttributeError):
+        return

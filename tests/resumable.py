@@ -84,7 +84,9 @@ CASES = {
     "copy sequences": lambda: _copy("rims", sequence_length=7),
     "tmaze": lambda: _model(make_vec("rmc_rl/TMaze-v0", 3, seed=1), "rims", batch_size=32),
     "previous": lambda: _model(
-        make_vec("rmc_rl/Copy-v0", 4, seed=1, env_kwargs=COPY, previous_action_reward=True), "rmc", policy=MultiInputMemoryPolicy
+        make_vec("rmc_rl/Copy-v0", 4, seed=1, env_kwargs=COPY, previous_action_reward=True),
+        "rmc",
+        policy=MultiInputMemoryPolicy,
     ),
     "cartpole": lambda: _model(_normalized(), "lstm"),
     "pendulum": lambda: _model(make_vec("Pendulum-v1", 2, seed=1), "rmc", use_sde=True, sde_sample_freq=8),

@@ -29,6 +29,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
@@ -178,7 +179,9 @@ def save_checkpoint(
     manifest = {
         "format": FORMAT,
         "steps": model.num_timesteps,
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": _versions(),
+        "device": str(model.device),
+        "num_threads": torch.get_num_threads(),
         "settings": _settings(model),
         "parts": parts,
         "files": {name: {"bytes": len(data), "sha256": _sha256(data)} for name, data in files.items()},
@@ -216,6 +219,12 @@ def load_checkpoint(
     expected, callbacks = _settings(model), callbacks or {}
     for name, saved in checkpoint.manifest.get("settings", {}).items():
         require(saved == expected.get(name), f"{rule} {name}, {saved}", expected.get(name))
+    saved, present = checkpoint.manifest["versions"], _versions()
+    changed = [f"{name} {saved.get(name)}, now {present[name]}" for name in present if saved.get(name) != present[name]]
+    if changed:
+        warnings.warn(
+            f"numbers may differ from those of a run that was not stopped: it had {'; '.join(changed)}", stacklevel=2
+        )
     contents = {name: _unpacked(checkpoint.path / f"{name}.pt") for name in PARTS}
     shapes = {name: tuple(tensor.shape) for name, tensor in model.policy.state_dict().items()}
     saved_shapes = {name: tuple(tensor.shape) for name, tensor in contents["policy"].items()}
@@ -224,7 +233,7 @@ def load_checkpoint(
         name = different[0]
         raise UsageError(f"{rule} policy, with {name} of shape {saved_shapes.get(name)}, got {shapes.get(name)}")
     names = sorted(contents["callbacks"])
-    require(sorted(callbacks) == names, f"{rule} callbacks, {', '.join(names) or 'none'}", ", ".join(sorted(callbacks)) or "none")
+    require(sorted(callbacks) == names, f"{rule} named callbacks, {names}", sorted(callbacks))
     pickled = (checkpoint.path / PICKLE).read_bytes() if PICKLE in checkpoint.manifest["files"] else None
     env = model.get_env()
     assert env is not None
@@ -269,8 +278,8 @@ class Checkpoints(BaseCallback):
         model.learn(remaining, callback=checkpoints, reset_num_timesteps=False)
 
     :param folder: the folder of checkpoints
-    :param every: steps of the environment, all copies together, between two checkpoints. They are written at the first start of
-        a rollout after so many steps, and at the end of training. None: only when asked to stop, and at the end
+    :param every: steps of the environment, all copies together, between two checkpoints. They are written at the first start
+        of a rollout after so many steps, and at the end of training. None: only when asked to stop, and at the end
     :param keep: how many are kept
     :param callbacks: callbacks that carry something from rollout to rollout, by name. They are put back by :meth:`resume`,
         before ``learn`` initialises them. Those that are not named start afresh
@@ -462,8 +471,7 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+@cache
+def _versions() -> dict[str, str]:
+    """The versions of the packages that decide how numbers are computed."""
+    return {package: metadata.version(package) for package in PACKAGES}

@@ -59,9 +59,10 @@ def take_state(env: VecEnv) -> EnvironmentState:
     pickled, inexact = None, []
     for layer in _layers(env):
         name, state = type(layer).__name__, None
+        stateful: Any = layer
         if hasattr(type(layer), "state_dict"):  # a wrapper has the attributes of what it wraps
             try:
-                state = layer.state_dict()
+                state = stateful.state_dict()
             except UsageError as error:
                 inexact.append(f"episodes are started again: {error}")
         elif type(layer) in _WRAPPERS:
@@ -97,8 +98,9 @@ def put_state(env: VecEnv, state: EnvironmentState, seed: int) -> Any:
         if part is None:
             continue
         try:
+            stateful: Any = layer
             if hasattr(type(layer), "load_state_dict"):
-                layer.load_state_dict(part)
+                stateful.load_state_dict(part)
             else:
                 _WRAPPERS[type(layer)][1](layer, part)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:

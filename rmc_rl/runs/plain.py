@@ -49,7 +49,8 @@ def from_plain(value: Any) -> Any:
     """
     if isinstance(value, dict) and _NUMPY in value:
         try:
-            array = np.frombuffer(value["bytes"].numpy().tobytes(), dtype=np.dtype(value[_NUMPY])).reshape(value["shape"]).copy()
+            flat = np.frombuffer(value["bytes"].numpy().tobytes(), dtype=np.dtype(value[_NUMPY]))
+            array = flat.reshape(value["shape"]).copy()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UsageError(f"an array must be whole, got one that is not: {error}") from None
         return array[()] if value["is_scalar"] else array
