@@ -6,6 +6,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,7 @@ def test_the_state_of_an_environment_comes_back(env_id: str) -> None:
     played(env)
     state = take_state(env)
     assert state.inexact == []
-    kept = state._replace(layers=from_plain(to_plain(state.layers)))
+    kept = from_plain_state(state)
     expected = played(env, seed=1)
     other = make_vec(env_id, 3, seed=2)
     other.reset()
@@ -98,6 +99,19 @@ def test_the_state_of_an_environment_comes_back(env_id: str) -> None:
     for first, second in zip(expected, found, strict=True):
         for one, two in zip(first, second, strict=True):
             np.testing.assert_array_equal(one, two)
+
+
+def test_a_range_that_was_changed_while_training_comes_back() -> None:
+    envs = [make_vec("rmc_rl/Copy-v0", 2, seed=1) for _ in range(2)]
+    for env in envs:
+        env.reset()
+    envs[0].set_attr("delay", (1, 3))
+    put_state(envs[1], from_plain_state(take_state(envs[0])), seed=0)
+    assert envs[1].get_attr("delay") == [(1, 3)] * 2
+
+
+def from_plain_state(state: Any) -> Any:
+    return state._replace(layers=from_plain(to_plain(state.layers)))
 
 
 def test_environments_that_cannot_be_saved_start_their_episodes_again_and_the_manifest_says_so(tmp_path: Path) -> None:
@@ -142,7 +156,7 @@ def test_environments_that_pickle_only_their_arguments_count_as_not_saved() -> N
 
 class Unpicklable(resumable.Masked):
     def __init__(self) -> None:
-        self.function = lambda: None
+        self.lock = threading.Lock()
 
 
 class Unknown(VecEnvWrapper):

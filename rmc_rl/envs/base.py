@@ -202,7 +202,7 @@ class BatchedWorld(VectorEnv[Tensor, Tensor | np.ndarray, Tensor], ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """
-        Everything that the next steps and episodes depend on: the copies' state and the generators.
+        Everything that the next steps and episodes depend on: the copies' state, the present ranges and the generators.
 
         :return: tensors by name; they share memory with the world
         :raises gymnasium.error.ResetNeeded: before the first reset
@@ -211,6 +211,7 @@ class BatchedWorld(VectorEnv[Tensor, Tensor | np.ndarray, Tensor], ABC):
             raise gymnasium.error.ResetNeeded("reset() must be called before state_dict()")
         return {
             "copies": {name: getattr(self, name) for name in self._state_names},
+            "ranges": {name: getattr(self, name) for name in self.ranges},
             "generator": self.generator.get_state(),
             "numpy": self.np_random.bit_generator.state,
         }
@@ -230,6 +231,8 @@ class BatchedWorld(VectorEnv[Tensor, Tensor | np.ndarray, Tensor], ABC):
         require(found == expected, f"the state must be that of {type(self).__name__} with shapes {expected}", found)
         for name, part in copies.items():
             setattr(self, name, part.to(self.device, getattr(self, name).dtype, copy=True))
+        for name in self.ranges:
+            setattr(self, name, state["ranges"][name])
         self.generator.set_state(state["generator"].cpu())
         self.np_random.bit_generator.state = state["numpy"]
 

@@ -226,19 +226,15 @@ def load_checkpoint(
             f"numbers may differ from those of a run that was not stopped: it had {'; '.join(changed)}", stacklevel=2
         )
     contents = {name: _unpacked(checkpoint.path / f"{name}.pt") for name in PARTS}
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.policy.state_dict().items()}
-    saved_shapes = {name: tuple(tensor.shape) for name, tensor in contents["policy"].items()}
-    if shapes != saved_shapes:
-        different = sorted(name for name in shapes | saved_shapes if shapes.get(name) != saved_shapes.get(name))
-        name = different[0]
-        raise UsageError(f"{rule} policy, with {name} of shape {saved_shapes.get(name)}, got {shapes.get(name)}")
-    names = sorted(contents["callbacks"])
+    _check_policy(contents["policy"], model, f"{rule} policy")
+    names = sorted(contents["callbacks"]) if isinstance(contents["callbacks"], dict) else None
     require(sorted(callbacks) == names, f"{rule} named callbacks, {names}", sorted(callbacks))
     pickled = (checkpoint.path / PICKLE).read_bytes() if PICKLE in checkpoint.manifest["files"] else None
     env = model.get_env()
     assert env is not None
     try:
         progress, generators = contents["progress"], contents["random"]
+        recorded, exploration = progress["recorded"], generators["exploration"]
         state = EnvironmentState(contents["environment"], pickled, [])
         seed = int(np.random.SeedSequence([model.seed or 0, checkpoint.steps]).generate_state(1)[0])
         observations = put_state(env, state, seed)
@@ -256,8 +252,8 @@ def load_checkpoint(
 
     def at_rollout_start() -> None:
         _set_generators(generators)
-        _set_exploration(model, generators["exploration"])
-        _set_recorded(model.logger, progress["recorded"])
+        _set_exploration(model, exploration)
+        _set_recorded(model.logger, recorded)
 
     return at_rollout_start
 
@@ -347,6 +343,18 @@ class Checkpoints(BaseCallback):
             if model.use_sde:  # as the next rollout would begin
                 model.policy.reset_noise(model.n_envs)
             self.save()
+
+
+def _check_policy(saved: Any, model: OnPolicyAlgorithm, rule: str) -> None:
+    """Check that saved tensors are those of a policy, by names and shapes."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.policy.state_dict().items()}
+    known = isinstance(saved, dict) and all(isinstance(tensor, torch.Tensor) for tensor in saved.values())
+    require(known, f"{rule}, by name", type(saved).__name__)
+    saved_shapes = {name: tuple(tensor.shape) for name, tensor in saved.items()}
+    different = sorted(name for name in shapes | saved_shapes if shapes.get(name) != saved_shapes.get(name))
+    if different:
+        name = different[0]
+        raise UsageError(f"{rule}, with {name} of shape {saved_shapes.get(name)}, got {shapes.get(name)}")
 
 
 def _settings(model: Any) -> dict[str, Any]:

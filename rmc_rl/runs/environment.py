@@ -17,6 +17,7 @@ import numpy as np
 from gymnasium.utils import EzPickle
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import (
+    CloudpickleWrapper,
     DummyVecEnv,
     VecCheckNan,
     VecEnv,
@@ -148,7 +149,7 @@ def _pickle(env: DummyVecEnv) -> bytes:
                 break
             copy = copy.env
     try:
-        pickled = pickle.dumps(env.envs, protocol=pickle.HIGHEST_PROTOCOL)
+        pickled = pickle.dumps(CloudpickleWrapper(env.envs))  # wrappers of Gymnasium hold lambdas, which pickle refuses
         pickle.loads(pickled)
     except Exception as error:  # whatever a user's class raises
         why = f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -159,7 +160,7 @@ def _pickle(env: DummyVecEnv) -> bytes:
 def _unpickle(env: VecEnv, pickled: bytes) -> None:
     assert isinstance(env, DummyVecEnv)
     try:
-        copies = pickle.loads(pickled)
+        copies = pickle.loads(pickled).var
     except Exception as error:  # whatever a user's class raises
         why = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise UsageError(f"the environment of the checkpoint cannot be unpickled: {why}") from error
