@@ -108,3 +108,80 @@ def forget_hydra() -> None:
         importlib.import_module("hydra.core.global_hydra").GlobalHydra.instance().clear()
     except (ImportError, AttributeError):
         return
+
+
+# attributes of SB3's on-policy algorithms that count steps, updates and the position in a schedule
+_COUNTERS = (
+    "num_timesteps",
+    "_total_timesteps",
+    "_num_timesteps_at_start",
+    "_n_updates",
+    "_episode_num",
+    "_current_progress_remaining",
+)
+
+
+def algorithm_state(algorithm: Any) -> dict[str, Any]:
+    """
+    What an on-policy algorithm of SB3 carries from one rollout to the next, without policy, optimizer and environment.
+
+    :param algorithm: the algorithm, between two rollouts
+    :return: ``counters`` by name; ``observations`` and ``episode_starts`` of the next step; ``core_states`` of actor and
+        critic (of the actor if they are the same, None if the policy is not recurrent); ``episodes`` and ``successes`` of the
+        statistics
+    """
+    states = getattr(algorithm, "_last_lstm_states", None)
+    if states is not None:
+        states = list(states[:1] if states[0] is states[1] else states)
+    return {
+        "counters": {name: getattr(algorithm, name) for name in _COUNTERS if hasattr(algorithm, name)},
+        "observations": algorithm._last_obs,
+        "episode_starts": algorithm._last_episode_starts,
+        "core_states": states,
+        "episodes": list(algorithm.ep_info_buffer or ()),
+        "successes": list(algorithm.ep_success_buffer or ()),
+    }
+
+
+def set_algorithm_state(algorithm: Any, state: dict[str, Any], observations: Any = None) -> None:
+    """
+    Put back what :func:`algorithm_state` returned.
+
+    :param algorithm: an algorithm with the same settings
+    :param state: the state
+    :param observations: the first observations of new episodes, if the environment had to start them again; None: it goes on
+    """
+    torch: Any = importlib.import_module("torch")
+    collections: Any = importlib.import_module("collections")
+    numpy: Any = importlib.import_module("numpy")
+
+    def on_device(value: Any) -> Any:
+        return value.to(algorithm.device) if isinstance(value, torch.Tensor) else value
+
+    for name, value in state["counters"].items():
+        setattr(algorithm, name, value)
+    if observations is None:
+        algorithm._last_obs, algorithm._last_episode_starts = map(on_device, (state["observations"], state["episode_starts"]))
+    else:
+        algorithm._last_obs, algorithm._last_episode_starts = observations, numpy.ones(algorithm.n_envs, dtype=bool)
+    if state["core_states"] is not None:
+        pairs = [tuple(map(on_device, pair)) for pair in state["core_states"]]
+        algorithm._last_lstm_states = type(algorithm._last_lstm_states)(pairs[0], pairs[-1])
+    window = algorithm._stats_window_size
+    algorithm.ep_info_buffer = collections.deque(state["episodes"], maxlen=window)
+    algorithm.ep_success_buffer = collections.deque(state["successes"], maxlen=window)
+
+
+def purge_events(writer: Any, step: int) -> None:
+    """
+    Make TensorBoard drop the events of earlier files from a step on. If the interface is gone, it shows them too.
+
+    :param writer: a ``SummaryWriter`` in the same folder
+    :param step: the first step that is dropped
+    """
+    try:
+        events = importlib.import_module("tensorboard.compat.proto.event_pb2")
+        start = events.SessionLog(status=events.SessionLog.START)
+        writer.file_writer.add_event(events.Event(step=step, session_log=start))
+    except (ImportError, AttributeError):
+        return

@@ -117,6 +117,7 @@ class RecurrentPPO(RolloutCollector):
         check_keywords("argument of RecurrentPPO", sb3_contrib.RecurrentPPO, kwargs)
         super().__init__(policy, *args, _init_setup_model=False, **kwargs)  # type: ignore[misc]
         self.sequence_length, self.use_masking = sequence_length, use_masking
+        self._iterations_before = 0  # rollouts before this call of learn
         self._check_settings()
         if _init_setup_model:
             self._setup_model()
@@ -157,6 +158,7 @@ class RecurrentPPO(RolloutCollector):
         if self._last_episode_starts is not None and len(self._last_episode_starts) != self.n_envs:
             self._last_obs = None  # of another number of environments: start new episodes
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        self._iterations_before = self.num_timesteps // (self.n_steps * self.n_envs)
         self._setup_rollout(self._count_masked())
         self._warn_about_sizes()
         return result
@@ -245,6 +247,14 @@ class RecurrentPPO(RolloutCollector):
                 f"environments) into whole sequences of {length} steps: minibatches have {used}, the last one fewer",
                 stacklevel=4,
             )
+
+    def dump_logs(self, iteration: int = 0) -> None:
+        """
+        Write the log; see SB3's ``dump_logs``. Iterations are counted over all calls of ``learn``.
+
+        :param iteration: of this call of ``learn``
+        """
+        super().dump_logs(iteration + self._iterations_before if iteration > 0 else 0)
 
     def train(self) -> None:
         """

@@ -100,6 +100,7 @@ class BatchedWorld(VectorEnv[Tensor, Tensor | np.ndarray, Tensor], ABC):
         self.render_mode = render_mode
         self.generator = torch.Generator(self.device)
         self._is_seeded = self._is_reset = False
+        self._state_names: tuple[str, ...] = ()  # attributes that hold the copies' state
 
     @abstractmethod
     def _draw(self, count: int) -> dict[str, Tensor]:
@@ -174,8 +175,10 @@ class BatchedWorld(VectorEnv[Tensor, Tensor | np.ndarray, Tensor], ABC):
         if seed is not None or not self._is_seeded:
             self.generator.manual_seed(int(self.np_random.integers(2**62)))
             self._is_seeded = True
-        for name, drawn in self._draw(self.num_envs).items():
+        state = self._draw(self.num_envs)
+        for name, drawn in state.items():
             setattr(self, name, drawn)
+        self._state_names = tuple(state)
         self._is_reset = True
         return self._observe(), {}
 
@@ -196,6 +199,42 @@ class BatchedWorld(VectorEnv[Tensor, Tensor | np.ndarray, Tensor], ABC):
         info = {"final_obs": self._observe(), "_final_obs": done}
         self._begin(done)
         return self._observe(), rewards, terminated, truncated, info
+
+    def state_dict(self) -> dict[str, Any]:
+        """
+        Everything that the next steps and episodes depend on: the copies' state, the present ranges and the generators.
+
+        :return: tensors by name; they share memory with the world
+        :raises gymnasium.error.ResetNeeded: before the first reset
+        """
+        if not self._is_reset:
+            raise gymnasium.error.ResetNeeded("reset() must be called before state_dict()")
+        return {
+            "copies": {name: getattr(self, name) for name in self._state_names},
+            "ranges": {name: getattr(self, name) for name in self.ranges},
+            "generator": self.generator.get_state(),
+            "numpy": self.np_random.bit_generator.state,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """
+        Continue from a state, in a world made with the same keywords.
+
+        :param state: what :meth:`state_dict` returned, on any device
+        :raises UsageError: for the state of another world, or of another number of copies
+        """
+        if not self._is_reset:
+            self.reset()  # names and shapes of the state
+        copies: dict[str, Tensor] = state["copies"]
+        expected = {name: tuple(getattr(self, name).shape) for name in self._state_names}
+        found = {name: tuple(part.shape) for name, part in copies.items()}
+        require(found == expected, f"the state must be that of {type(self).__name__} with shapes {expected}", found)
+        for name, part in copies.items():
+            setattr(self, name, part.to(self.device, getattr(self, name).dtype, copy=True))
+        for name in self.ranges:
+            setattr(self, name, state["ranges"][name])
+        self.generator.set_state(state["generator"].cpu())
+        self.np_random.bit_generator.state = state["numpy"]
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         """

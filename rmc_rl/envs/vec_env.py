@@ -207,6 +207,31 @@ class SameStepVecEnv(VecEnv):
         ends = zip(so_far[:, 0][dones].tolist(), so_far[:, 1][dones].tolist(), strict=True)
         return [{"episode": {"r": r, "l": int(length), "t": seconds}} for r, length in ends]
 
+    def state_dict(self) -> dict[str, Any]:
+        """
+        Everything that the next steps depend on, between two rollouts.
+
+        :raises UsageError: if the environment cannot say it
+        """
+        world: Any = self.vector.unwrapped
+        require(hasattr(world, "state_dict"), "the environment must have state_dict()", type(world).__name__)
+        statistics = {"returns": self.returns, "lengths": self.lengths, "so_far": self._so_far}
+        return {"world": world.state_dict(), "statistics": statistics}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """
+        Continue from a state, in an environment made with the same settings.
+
+        :param state: what :meth:`state_dict` returned
+        :raises UsageError: for the state of another environment
+        """
+        self.reset()
+        world: Any = self.vector.unwrapped
+        world.load_state_dict(state["world"])
+        statistics = state["statistics"]
+        self.returns, self.lengths, so_far = statistics["returns"], statistics["lengths"], statistics["so_far"]
+        self._so_far = None if so_far is None else so_far.to(world.device)
+
     def close(self) -> None:
         self.vector.close()
 

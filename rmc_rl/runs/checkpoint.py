@@ -1,0 +1,485 @@
+"""
+Checkpoints: everything that a training run needs to go on exactly as if it had never been stopped.
+
+A checkpoint is a folder, named after the steps of the environment that were taken before it:
+
+    checkpoints/<steps>/
+      manifest.json      format, versions, and for each part its file's size and SHA-256, whether it is exact, and why not
+      policy.pt          parameters and buffers
+      optimizer.pt       the optimizer's tensors
+      progress.pt        counters, statistics of episodes, numbers that are recorded but not logged yet, last observations,
+                         core states
+      random.pt          generators of Python, NumPy and torch (each device), and gSDE's exploration matrices
+      environment.pt     worlds and wrappers
+      callbacks.pt       what callbacks carry
+      environment.pickle the copies of an environment that has no other way to be saved; only if there are such
+
+The ``.pt`` files hold plain data and load with ``weights_only=True``. The pickle is executed when a run is resumed: resume
+your own runs only. A folder is written under another name, synced to disk and renamed, so that it is whole or not there.
+"""
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import random
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.distributions import StateDependentNoiseDistribution
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+
+from rmc_rl import compat
+from rmc_rl.errors import UsageError, require, require_whole
+from rmc_rl.runs.environment import EnvironmentState, put_state, take_state
+from rmc_rl.runs.plain import from_plain, to_plain
+
+FORMAT = 1  # of the folder; a program reads its own format only
+PACKAGES = ("rmc-rl", "torch", "numpy", "gymnasium", "ale-py", "stable-baselines3", "sb3-contrib")
+PARTS = ("policy", "optimizer", "progress", "random", "environment", "callbacks")
+PICKLE = "environment.pickle"
+MANIFEST = "manifest.json"
+PARTIAL = ".partial-"  # prefix of a folder that is being written
+_LARGEST_MANIFEST = 1 << 20  # bytes
+
+
+class Stateful(Protocol):
+    """A callback that carries something from one rollout to the next."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it carries: plain data and arrays."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what :meth:`state_dict` returned."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """
+    A checkpoint that is whole: each of its files has the size and the checksum that the manifest states.
+
+    :param path: its folder
+    :param manifest: the content of ``manifest.json``
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Checkpoint":
+        """
+        Check a checkpoint.
+
+        :param path: its folder
+        :raises UsageError: in one line, if it is missing, damaged or of another format
+        """
+        path = Path(path)
+        rule = f"checkpoint '{path}' must be whole"
+        try:
+            file = path / MANIFEST
+            require(file.stat().st_size <= _LARGEST_MANIFEST, f"{rule}: {MANIFEST} must be small", file.stat().st_size)
+            manifest = json.loads(file.read_text())
+            require(isinstance(manifest, dict), f"{rule}: {MANIFEST} must hold keys", type(manifest).__name__)
+            rule_of_format = f"checkpoint '{path}' must have format {FORMAT}, that of this version of rmc-rl"
+            require(manifest.get("format") == FORMAT, rule_of_format, manifest.get("format"))
+            require(type(manifest["steps"]) is int, f"{rule}: steps must be a whole number", manifest["steps"])
+            files = dict(manifest["files"])
+            known = {f"{part}.pt" for part in PARTS}
+            require(files.keys() - {PICKLE} == known, f"{rule}: its files must be {', '.join(sorted(known))}", sorted(files))
+            for name, expected in files.items():
+                size = (path / name).stat().st_size
+                require(size == expected["bytes"], f"{rule}: {name} must have {expected['bytes']} bytes", size)
+                found = _sha256((path / name).read_bytes())
+                require(found == expected["sha256"], f"{rule}: {name} must have checksum {expected['sha256']}", found)
+        except OSError as error:
+            raise UsageError(f"{rule}: {error}") from None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            if isinstance(error, UsageError):
+                raise
+            raise UsageError(f"{rule}: {MANIFEST} is damaged ({type(error).__name__}: {error})") from None
+        return cls(path, manifest)
+
+    @property
+    def steps(self) -> int:
+        """Steps of the environment before the checkpoint, all copies together."""
+        return int(self.manifest["steps"])
+
+    @property
+    def inexact(self) -> dict[str, str]:
+        """The parts that cannot be resumed exactly, and why."""
+        return {name: part["why"] for name, part in self.manifest["parts"].items() if not part["exact"]}
+
+
+def find_checkpoints(folder: str | Path) -> list[Checkpoint]:
+    """
+    The whole checkpoints in a folder, the newest first. A damaged one is skipped with a warning.
+
+    :param folder: the folder of checkpoints
+    """
+    found = []
+    for path in sorted(_checkpoint_folders(Path(folder)), key=lambda path: int(path.name), reverse=True):
+        try:
+            found.append(Checkpoint.open(path))
+        except UsageError as error:
+            warnings.warn(f"skipped: {error}", stacklevel=2)
+    return found
+
+
+def save_checkpoint(
+    folder: str | Path, model: OnPolicyAlgorithm, callbacks: Mapping[str, Stateful] | None = None, keep: int = 2
+) -> Path:
+    """
+    Write a checkpoint, whole or not at all, and delete the oldest ones.
+
+    It must be called between two rollouts, after the update: :class:`Checkpoints` does it at the right moment.
+
+    :param folder: the folder of checkpoints; it is made if it is missing
+    :param model: the agent, while it learns or after it has learned
+    :param callbacks: what else the run carries, by name
+    :param keep: how many checkpoints are kept
+    :return: the checkpoint's folder
+    :raises UsageError: in the middle of a rollout, or if a callback carries what is not plain data
+    :raises OSError: if it cannot be written
+    """
+    require_whole("keep", keep)
+    position, size = model.rollout_buffer.pos, model.rollout_buffer.buffer_size
+    require(position in (0, size), "a checkpoint must be written between two rollouts", f"step {position} of {size}")
+    env = model.get_env()
+    assert env is not None
+    environment = take_state(env)
+    contents: dict[str, Any] = {
+        "policy": model.policy.state_dict(),
+        "optimizer": model.policy.optimizer.state_dict(),
+        "progress": {**compat.algorithm_state(model), "recorded": _recorded(model.logger)},
+        "random": {**_generators(), "exploration": _exploration(model)},
+        "environment": environment.layers,
+        "callbacks": {name: callback.state_dict() for name, callback in (callbacks or {}).items()},
+    }
+    files = {f"{name}.pt": _packed(content) for name, content in contents.items()}
+    if environment.pickled is not None:
+        files[PICKLE] = environment.pickled
+    parts = {name: {"exact": True, "why": ""} for name in PARTS}
+    parts["environment"] = {
+        "exact": not environment.inexact,
+        "why": "; ".join(environment.inexact),
+        "pickle": environment.pickled is not None,
+    }
+    manifest = {
+        "format": FORMAT,
+        "steps": model.num_timesteps,
+        "versions": _versions(),
+        "device": str(model.device),
+        "num_threads": torch.get_num_threads(),
+        "settings": _settings(model),
+        "parts": parts,
+        "files": {name: {"bytes": len(data), "sha256": _sha256(data)} for name, data in files.items()},
+    }
+    files[MANIFEST] = json.dumps(manifest, indent=1).encode()
+    folder = Path(folder)
+    path = folder / str(model.num_timesteps)
+    _write_folder(path, files)
+    for old in sorted(_checkpoint_folders(folder), key=lambda old: int(old.name))[:-keep]:
+        if old != path:
+            shutil.rmtree(old, ignore_errors=True)
+    return path
+
+
+def load_checkpoint(
+    checkpoint: Checkpoint | str | Path, model: OnPolicyAlgorithm, callbacks: Mapping[str, Stateful] | None = None
+) -> Callable[[], None]:
+    """
+    Put an agent, its environment and callbacks into the state of a checkpoint.
+
+    Use :meth:`Checkpoints.resume`, which also calls what this function returns.
+
+    The environment's pickle is executed: load checkpoints of your own runs only.
+
+    :param checkpoint: the checkpoint or its folder
+    :param model: an agent made with the settings of the run, with an environment made with the same settings
+    :param callbacks: those that were given when it was saved, by the same names
+    :return: puts the random generators back; to be called when the first rollout starts, because ``learn`` draws before
+    :raises UsageError: in one line, if it is damaged or does not fit; the agent is then unchanged, apart from an environment
+        that does not fit
+    """
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = Checkpoint.open(checkpoint)
+    rule = f"checkpoint '{checkpoint.path}' must be of a run with the same"
+    expected, callbacks = _settings(model), callbacks or {}
+    for name, saved in checkpoint.manifest.get("settings", {}).items():
+        require(saved == expected.get(name), f"{rule} {name}, {saved}", expected.get(name))
+    saved, present = checkpoint.manifest["versions"], _versions()
+    changed = [f"{name} {saved.get(name)}, now {present[name]}" for name in present if saved.get(name) != present[name]]
+    if changed:
+        warnings.warn(
+            f"numbers may differ from those of a run that was not stopped: it had {'; '.join(changed)}", stacklevel=2
+        )
+    contents = {name: _unpacked(checkpoint.path / f"{name}.pt") for name in PARTS}
+    _check_policy(contents["policy"], model, f"{rule} policy")
+    names = sorted(contents["callbacks"]) if isinstance(contents["callbacks"], dict) else None
+    require(sorted(callbacks) == names, f"{rule} named callbacks, {names}", sorted(callbacks))
+    pickled = (checkpoint.path / PICKLE).read_bytes() if PICKLE in checkpoint.manifest["files"] else None
+    env = model.get_env()
+    assert env is not None
+    try:
+        progress, generators = contents["progress"], contents["random"]
+        recorded, exploration = progress["recorded"], generators["exploration"]
+        state = EnvironmentState(contents["environment"], pickled, [])
+        seed = int(np.random.SeedSequence([model.seed or 0, checkpoint.steps]).generate_state(1)[0])
+        observations = put_state(env, state, seed)
+        model.policy.load_state_dict(contents["policy"])
+        model.policy.optimizer.load_state_dict(contents["optimizer"])
+        compat.set_algorithm_state(model, progress, observations)
+        for name, callback in callbacks.items():
+            callback.load_state_dict(contents["callbacks"][name])
+        _set_generators(generators)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+        if isinstance(error, UsageError):
+            raise
+        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UsageError(f"{rule} settings and versions, got one that does not fit ({why})") from error
+
+    def at_rollout_start() -> None:
+        _set_generators(generators)
+        _set_exploration(model, exploration)
+        _set_recorded(model.logger, recorded)
+
+    return at_rollout_start
+
+
+class Checkpoints(BaseCallback):
+    """
+    Writes checkpoints while an agent learns, and goes on from them. It must be the first callback.
+
+    A new run::
+
+        checkpoints = Checkpoints("run/checkpoints", every=100_000)
+        model.learn(1_000_000, callback=checkpoints)
+
+    The same run after it was stopped, in another process, with the model and the environment made as before::
+
+        checkpoints = Checkpoints("run/checkpoints", every=100_000)
+        remaining = checkpoints.resume(model)
+        model.learn(remaining, callback=checkpoints, reset_num_timesteps=False)
+
+    :param folder: the folder of checkpoints
+    :param every: steps of the environment, all copies together, between two checkpoints. They are written at the first start
+        of a rollout after so many steps, and at the end of training. None: only when asked to stop, and at the end
+    :param keep: how many are kept
+    :param callbacks: callbacks that carry something from rollout to rollout, by name. They are put back by :meth:`resume`,
+        before ``learn`` initialises them. Those that are not named start afresh
+    :param should_stop: asked when a rollout starts; if it returns true, a checkpoint is written and training ends
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        every: int | None = 250_000,
+        keep: int = 2,
+        callbacks: Mapping[str, Stateful] | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ):
+        super().__init__()
+        if every is not None:
+            require_whole("every", every)
+        require_whole("keep", keep)
+        self.folder, self.every, self.keep = Path(folder), every, keep
+        self.callbacks, self.should_stop = dict(callbacks or {}), should_stop
+        self.saved_at = 0  # steps at the newest checkpoint
+        self._at_first_rollout: Callable[[], None] | None = None
+        self._is_stopping = False
+
+    def resume(self, model: OnPolicyAlgorithm) -> int:
+        """
+        Put an agent into the state of the newest whole checkpoint.
+
+        :param model: made with the settings of the run, with its environment
+        :return: the steps that remain until the run's ``total_timesteps``
+        :raises UsageError: if there is no whole checkpoint, or it is of other settings
+        """
+        found = find_checkpoints(self.folder)
+        require(len(found) > 0, "there must be a whole checkpoint to resume from", str(self.folder))
+        self._at_first_rollout = load_checkpoint(found[0], model, self.callbacks)
+        self.saved_at = found[0].steps
+        return max(0, model._total_timesteps - model.num_timesteps)
+
+    def save(self) -> Path:
+        """Write a checkpoint now; see :func:`save_checkpoint`."""
+        for output in self.logger.output_formats:
+            if hasattr(output, "sync"):
+                output.sync()
+        path = save_checkpoint(self.folder, self.model, self.callbacks, self.keep)  # type: ignore[arg-type]
+        self.saved_at = self.num_timesteps
+        return path
+
+    def _on_rollout_start(self) -> None:
+        steps = self.model.num_timesteps
+        if self._at_first_rollout is not None:
+            self._at_first_rollout()
+            self._at_first_rollout = None
+        self._is_stopping = self.should_stop()
+        is_due = self.every is not None and steps // self.every > self.saved_at // self.every
+        if steps > self.saved_at and (is_due or self._is_stopping):
+            self.num_timesteps = steps
+            self.save()
+
+    def _on_step(self) -> bool:
+        return not self._is_stopping
+
+    def _on_training_end(self) -> None:
+        model: Any = self.model
+        if model.rollout_buffer.pos == model.rollout_buffer.buffer_size:  # not interrupted in a rollout
+            if model.use_sde:  # as the next rollout would begin
+                model.policy.reset_noise(model.n_envs)
+            self.save()
+
+
+def _check_policy(saved: Any, model: OnPolicyAlgorithm, rule: str) -> None:
+    """Check that saved tensors are those of a policy, by names and shapes."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.policy.state_dict().items()}
+    known = isinstance(saved, dict) and all(isinstance(tensor, torch.Tensor) for tensor in saved.values())
+    require(known, f"{rule}, by name", type(saved).__name__)
+    saved_shapes = {name: tuple(tensor.shape) for name, tensor in saved.items()}
+    different = sorted(name for name in shapes | saved_shapes if shapes.get(name) != saved_shapes.get(name))
+    if different:
+        name = different[0]
+        raise UsageError(f"{rule}, with {name} of shape {saved_shapes.get(name)}, got {shapes.get(name)}")
+
+
+def _settings(model: Any) -> dict[str, Any]:
+    """What may not change between a checkpoint and the run that goes on from it, as text."""
+    names = ("n_envs", "n_steps", "use_sde")
+    return {
+        "policy class": type(model.policy).__name__,
+        "observation space": str(model.observation_space),
+        "action space": str(model.action_space),
+        **{name: getattr(model, name) for name in names},
+    }
+
+
+def _generators() -> dict[str, Any]:
+    version, internal, gauss = random.getstate()
+    return {
+        "python": (version, np.array(internal, dtype=np.uint64), gauss),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def _set_generators(state: dict[str, Any]) -> None:
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal.tolist()), gauss))
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    for index, generator in enumerate(state["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(generator, index)
+
+
+def _exploration(model: Any) -> list[torch.Tensor]:
+    """gSDE's exploration matrices; none without gSDE."""
+    noise = model.policy.action_dist
+    if not (model.use_sde and isinstance(noise, StateDependentNoiseDistribution)):
+        return []
+    return [noise.exploration_mat, noise.exploration_matrices]
+
+
+def _set_exploration(model: Any, matrices: list[torch.Tensor]) -> None:
+    if matrices:
+        noise = model.policy.action_dist
+        noise.exploration_mat, noise.exploration_matrices = (matrix.to(model.device) for matrix in matrices)
+
+
+def _recorded(logger: Logger) -> dict[str, Any]:
+    """What an update recorded: it is logged at the end of the next rollout."""
+    values, excluded = logger.name_to_value, logger.name_to_excluded
+    return {name: (values[name], logger.name_to_count.get(name, 0), excluded[name]) for name in excluded}
+
+
+def _set_recorded(logger: Logger, recorded: dict[str, Any]) -> None:
+    for name, (value, count, excluded) in recorded.items():
+        logger.name_to_value[name], logger.name_to_excluded[name] = value, excluded
+        if count:
+            logger.name_to_count[name] = count
+
+
+def _packed(content: Any) -> bytes:
+    file = io.BytesIO()
+    torch.save(to_plain(content), file)
+    return file.getvalue()
+
+
+def _unpacked(path: Path) -> Any:
+    try:
+        return from_plain(torch.load(path, map_location="cpu", weights_only=True))
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
+        raise UsageError(f"checkpoint '{path.parent}' must be whole: {path.name}: {' '.join(str(error).split())}") from None
+
+
+def _write_folder(path: Path, files: Mapping[str, bytes]) -> None:
+    """Write a folder whole or not at all, synced to disk; one of the same name is replaced."""
+    parent = path.parent
+    parent.mkdir(parents=True, exist_ok=True)
+    for stale in parent.glob(f"{PARTIAL}*"):  # of a process that was killed
+        shutil.rmtree(stale, ignore_errors=True)
+    partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=parent))
+    try:
+        partial.chmod(0o777 & ~_umask())
+        for name, data in files.items():
+            with (partial / name).open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        _sync_folder(partial)
+        if path.exists():
+            path.rename(Path(tempfile.mkdtemp(prefix=PARTIAL, dir=parent)) / path.name)
+        partial.rename(path)
+        _sync_folder(parent)
+    finally:
+        for stale in parent.glob(f"{PARTIAL}*"):
+            shutil.rmtree(stale, ignore_errors=True)
+
+
+def _sync_folder(path: Path) -> None:
+    """Sync the names in a folder to disk, where the system can."""
+    if not hasattr(os, "O_DIRECTORY"):  # Windows
+        return
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _checkpoint_folders(folder: Path) -> list[Path]:
+    """The folders in a folder of checkpoints whose names are steps; none if the folder is missing."""
+    if not folder.is_dir():
+        return []
+    return [path for path in folder.iterdir() if path.name.isascii() and path.name.isdigit() and path.is_dir()]
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@cache
+def _versions() -> dict[str, str]:
+    """The versions of the packages that decide how numbers are computed."""
+    return {package: metadata.version(package) for package in PACKAGES}
