@@ -79,12 +79,11 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
     :param critic: "shared" (one core for actor and critic), "separate" (a core of its own) or "memoryless" (a linear layer)
     :param encoder: sizes of layers between features and core, none by default. A core that normalises its input, as RMC does,
         loses the scale of low-dimensional observations: ``[64]`` helps there
-    :param channels_last: store the weights of convolutions channels-last; the results are equal up to rounding
+    :param channels_last: store the weights of convolutions channels-last
     :param amp: "bf16": the features extractor computes in bfloat16 (three significant digits), faster only on processors with
         bfloat16 instructions; None: in single precision
     :param compile_mode: run features extractors and the layers after the core through ``torch.compile`` in this mode:
-        "default", "reduce-overhead" (CUDA graphs on a GPU) or "max-autotune"; None: no compilation. Compilation needs a C++
-        compiler and half a minute; the results are equal up to rounding. On a CPU we found no gain
+        "default", "reduce-overhead" (CUDA graphs on a GPU) or "max-autotune"; None: no compilation. It needs a C++ compiler
     :param net_arch: layers after the core, as in SB3. Default: two layers of 64 each for actor and critic,
         none after a ``NatureCNN``
     :param activation_fn: Activation function
@@ -99,8 +98,7 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
     :param share_features_extractor: If True, actor and critic share the features extractor
     :param normalize_images: Whether to divide images by 255
     :param optimizer_class: The optimizer to use, ``torch.optim.Adam`` by default
-    :param optimizer_kwargs: Additional keyword arguments, excluding the learning rate, to pass to the optimizer. Default for
-        Adam: eps 1e-5, as in SB3, and torch's fused kernel
+    :param optimizer_kwargs: Additional keyword arguments of the optimizer. Default for Adam: eps 1e-5 and torch's fused kernel
     :raises UsageError: for an unknown argument, core, core argument or critic, a value that breaks the core's rules, a shared
         critic with two features extractors, or a space that SB3's layers do not support
     """
@@ -334,8 +332,7 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
             latent = self.critic(features)
         else:
             latent, _ = unroll_sequences(self.critic_core or self.core, features, lstm_states, episode_starts)
-        values: Tensor = self.value_net(self.mlp_extractor.forward_critic(latent))
-        return values
+        return self.value_net(self.mlp_extractor.forward_critic(latent))  # type: ignore[no-any-return]
 
     def evaluate_actions(  # type: ignore[override]
         self, obs: PyTorchObs, actions: Tensor, lstm_states: RNNStates, episode_starts: Tensor
@@ -347,8 +344,7 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
         :param actions: ``(B * T, *action_shape)``
         :param lstm_states: the states before the first step of each sequence
         :param episode_starts: ``(B * T,)``, not 0 where a step starts an episode
-        :return: values ``(B * T, 1)``, log-probabilities ``(B * T,)`` and entropies ``(B * T,)``; the entropies are None for
-            gSDE with squashed output
+        :return: values ``(B * T, 1)``, log-probabilities ``(B * T,)`` and entropies ``(B * T,)`` (None: gSDE, squashed output)
         """
         unroll = partial(unroll_sequences, episode_starts=episode_starts)
         values, log_prob, entropy = self._evaluate(obs, actions, lstm_states, unroll, None)
@@ -391,8 +387,8 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
         """
         if not isinstance(self.action_space, spaces.Box):
             return actions
-        space = self.action_space
-        return self.unscale_action(actions) if self.squash_output else np.clip(actions, space.low, space.high)
+        low, high = self.action_space.low, self.action_space.high
+        return self.unscale_action(actions) if self.squash_output else np.clip(actions, low, high)
 
     @torch.no_grad()
     def predict(
@@ -415,8 +411,8 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
         :return: actions, and the state to pass with the next observation
         :raises UsageError: for the state of another core or another number of environments
         """
-        rule = "observation must be an array or a dict (unpack a tuple: `obs, info = env.reset()`)"
-        require(not isinstance(observation, tuple), rule, type(observation).__name__)
+        if isinstance(observation, tuple):  # type: ignore[unreachable]
+            raise UsageError("observation must be an array or a dict, got a tuple: unpack it, `obs, info = env.reset()`")
         self.set_training_mode(False)
         obs, is_batch = self.obs_to_tensor(observation)
         n_envs = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
@@ -464,7 +460,7 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
             tensors = {name: part.to(self.device) for name, part in flat.items()}
             obs = tensors if isinstance(observations, dict) else tensors[""]
         features = self._features(obs, self.pi_features_extractor)
-        halves = self.initial_states(batch).pi if state is None else state.pi if isinstance(state, RNNStates) else state
+        halves = self.initial_states(batch).pi if state is None else getattr(state, "pi", state)
         halves = tuple(torch.as_tensor(half, device=self.device) for half in halves)
         before = join_state(halves, self.core.state_size, self.state_layers)
         require(len(before) == batch, f"state must be that of the {batch} environments observed", len(before))
@@ -480,8 +476,8 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
         :return: see :meth:`inspect`, tensors ``(1, B, ...)``
         :raises UsageError: before the first step
         """
-        require(self.acted_on is not None, "inspect_last_step needs a step of the policy", None)
-        assert self.acted_on is not None
+        if self.acted_on is None:
+            raise UsageError("inspect_last_step needs a step of the policy first")
         obs, states, starts = self.acted_on
         steps = {name: part.unsqueeze(0) for name, part in obs.items()} if isinstance(obs, dict) else obs.unsqueeze(0)
         return self.inspect(steps, states, starts.unsqueeze(0))
@@ -497,9 +493,8 @@ class CnnMemoryPolicy(MlpMemoryPolicy):
 
 class MultiInputMemoryPolicy(MlpMemoryPolicy):
     """
-    :class:`MlpMemoryPolicy` for ``Dict`` observations: the core reads the features of a ``CombinedExtractor``.
-
-    Images under 36 pixels are flattened. The parameters are the same.
+    :class:`MlpMemoryPolicy` for ``Dict`` observations: the core reads the features of a ``CombinedExtractor``, in which
+    images under 36 pixels are flattened. The parameters are the same.
     """
 
     default_features_extractor = DictExtractor
