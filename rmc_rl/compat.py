@@ -5,6 +5,10 @@ A new version of a dependency may move or remove them. So each one is looked up 
 that keeps the program correct, although it may be slower or less convenient. ``tests/test_compat.py`` tests both.
 """
 
+from typing import Any, TypeVar
+
+F = TypeVar("F", bound=Any)
+
 
 def torch_is_watching() -> bool:
     """
@@ -15,7 +19,7 @@ def torch_is_watching() -> bool:
     """
     import torch
 
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[no-untyped-call]
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore
         return True
     try:
         return (
@@ -37,3 +41,14 @@ def forward_mode_is_active() -> bool | None:
 
     level = getattr(torch.autograd.forward_ad, "_current_level", None)
     return None if level is None else bool(level >= 0)
+
+
+def constant_for_compiler(function: F) -> F:
+    """
+    Decorator: torch.compile calls the function once and takes its result as a constant.
+
+    It is ``torch.compiler.assume_constant_result`` without the import of the compiler, which takes seconds. If a version of
+    torch does not know the mark, it traces the function.
+    """
+    function._dynamo_marked_constant = True
+    return function

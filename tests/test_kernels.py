@@ -433,7 +433,7 @@ def test_a_method_replaced_on_an_instance_gets_eager(case, part, method, monkeyp
     original = getattr(module, method)
     setattr(module, method, lambda *arguments: replaced.append(True) or original(*arguments))
     core(inputs, state, starts if part != "rnn" else None)
-    assert not calls or method == "forward" and not part  # a replaced forward of the core may call the original one
+    assert not calls or (method == "forward" and not part)  # a replaced forward of the core may call the original one
     assert replaced
     replaced.clear()
     core(inputs[:1], state)  # acting
@@ -493,7 +493,10 @@ class WiderSizes(ctypes.Structure):
             dict(parameters=dict(weight_hh=torch.randn(16, 4), bias_hh=torch.randn(16), more=torch.randn(1))),
             "number of parameters: 3 in Python, 2 in C",
         ),
-        (dict(parameters=dict(weight_hh=torch.randn(16, 3), bias_hh=torch.randn(16))), "elements of parameter 'weight_hh': 48"),
+        (
+            dict(parameters=dict(weight_hh=torch.randn(16, 3), bias_hh=torch.randn(16))),
+            "elements of parameter 'weight_hh': 48",
+        ),
     ],
 )
 def test_python_and_cpp_that_disagree_are_stopped(changes, message):
@@ -521,5 +524,7 @@ def test_layer_sizes_of_another_size_are_stopped():
     inputs, state, _ = data(core, "rims usual")
     sizes = cpu_rims._sizes(core, [core.layer(0)])
     sizes.layer_struct_size -= 8
-    with pytest.raises(RuntimeError, match="kernel rims_lstm disagree about bytes of the structure LayerSizes: 56 in Python, 64"):
+    with pytest.raises(
+        RuntimeError, match="kernel rims_lstm disagree about bytes of the structure LayerSizes: 56 in Python, 64"
+    ):
         calling.unroll(calling.Kernel("rims_lstm", sizes, 1), dict(input_rows=inputs), state, None, None, {})

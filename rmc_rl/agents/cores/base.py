@@ -4,8 +4,8 @@ The Core contract: what a recurrent memory is, and how it is unrolled over episo
 Shapes: ``B`` batch, ``T`` time, ``F`` features read per step, ``O`` features written per step,
 ``S`` numbers carried from step to step.
 
-A core defines one step; the base class adds resets and the loop over time, as Sonnet's ``RNNCore`` and Haiku's ``ResetCore`` do.
-The state is one flat vector per sequence, so code that stores states does not depend on the core.
+A core defines one step; the base class adds resets and the loop over time, as Sonnet's ``RNNCore`` and Haiku's ``ResetCore``
+do. The state is one flat vector per sequence, so code that stores states does not depend on the core.
 """
 
 import functools
@@ -18,13 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from rmc_rl.agents.cores.kernels import dispatch
-from rmc_rl.compat import torch_is_watching
+from rmc_rl.compat import constant_for_compiler, torch_is_watching
 
 # what a subclass or an instance may define although a kernel does not run it: metadata of classes, and what kernels call
 HARMLESS = frozenset({
     *("__module__", "__qualname__", "__doc__", "__init__", "__annotations__", "__annotate__", "__annotate_func__"),
-    *("__annotations_cache__", "__firstlineno__", "__static_attributes__", "__parameters__", "__orig_bases__", "__type_params__"),
-    *("__abstractmethods__", "_abc_impl", "__dict__", "__weakref__", "size_arguments", "extra_repr", "initial_state"),
+    *("__annotations_cache__", "__firstlineno__", "__static_attributes__", "__parameters__", "__orig_bases__"),
+    *("__type_params__", "__abstractmethods__", "_abc_impl", "__dict__", "__weakref__"),
+    *("size_arguments", "extra_repr", "initial_state"),
 })  # fmt: skip
 
 
@@ -32,8 +33,8 @@ class Core(nn.Module, ABC):
     """
     A recurrent memory. At each step it reads ``F`` features and its state, and writes ``O`` features and the next state.
 
-    A new core is a subclass with :meth:`initial_state` and :meth:`step`. It may override :meth:`forward` for speed; the values and
-    gradients must still equal those of a loop over :meth:`step`.
+    A new core is a subclass with :meth:`initial_state` and :meth:`step`. It may override :meth:`forward` for speed; the values
+    and gradients must still equal those of a loop over :meth:`step`.
 
     :param input_size: ``F``, features read per step
     :param output_size: ``O``, features written per step
@@ -78,8 +79,8 @@ class Core(nn.Module, ABC):
 
         :param inputs: features, ``(T, B, F)``
         :param state: ``(B, S)``, before the first step
-        :param starts: ``(T, B)`` bool. If true, row ``b`` starts a new episode at step ``t``: its state becomes the initial state
-            before the step. None: no episode starts
+        :param starts: ``(T, B)`` bool. If true, row ``b`` starts a new episode at step ``t``: its state becomes the initial
+            state before the step. None: no episode starts
         :return: outputs ``(T, B, O)`` and the state after the last step ``(B, S)``
         """
         return self.unroll(self.step, inputs, state, starts)
@@ -117,8 +118,9 @@ class Core(nn.Module, ABC):
 
         :param inputs: the tensor that the kernel would read
         :param state: the state before it
-        :return: the kernel's module. None means eager torch: under :meth:`inspect` and autocast; while torch traces or transforms
-            the operations, see :func:`rmc_rl.compat.torch_is_watching`; for a core that :meth:`is_modified`; and for one without
+        :return: the kernel's module. None means eager torch: under :meth:`inspect` and autocast; while torch traces or
+            transforms the operations, see :func:`rmc_rl.compat.torch_is_watching`; for a core that :meth:`is_modified`; and
+            for one without
             :meth:`has_plain_modules`
         """
         device = inputs.device.type
@@ -130,24 +132,24 @@ class Core(nn.Module, ABC):
             return None
         return kernel
 
-    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    @constant_for_compiler
     def is_modified(self) -> bool:
         """
         Whether this core may compute something else than its class in this package, so that neither a kernel nor a faster
         :meth:`forward` may replace its methods.
 
-        It is modified if a class from outside this package that precedes :class:`Core` in its method resolution order defines a
-        name that the class in this package has as well, or if a method was assigned to the instance. A subclass may define
+        It is modified if a class from outside this package that precedes :class:`Core` in its method resolution order defines
+        a name that the class in this package has as well, or if a method was assigned to the instance. A subclass may define
         ``__init__``, :meth:`initial_state` (kernels call it), ``size_arguments``, and methods with new names.
         """
         cls = type(self)
         return not _methods(cls).isdisjoint(self.__dict__) or any(map(self._has, _names_from_outside(cls)))
 
-    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    @constant_for_compiler
     def has_plain_modules(self) -> bool:
         """
-        Whether the submodules compute what their classes in torch or in this package say: none has hooks, replaced methods, or a
-        class from elsewhere (pruned, quantised, adapted ...).
+        Whether the submodules compute what their classes in torch or in this package say: none has hooks, replaced methods, or
+        a class from elsewhere (pruned, quantised, adapted ...).
         """
         return all(map(_is_plain, self._modules.values()))
 
@@ -197,7 +199,7 @@ def _is_plain(module: nn.Module | None) -> bool:
         return True
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         return False
-    cls = type(module)
+    cls: type = type(module)
     return _is_known(cls) and _methods(cls).isdisjoint(module.__dict__) and all(map(_is_plain, module._modules.values()))
 
 
@@ -226,9 +228,9 @@ def scalars(looks: Mapping[str, Tensor]) -> dict[str, float]:
 
     :param looks: what :meth:`Core.inspect` returned
     :return: for a name that ends with "gate", the mean; for "attention", ``<name>_entropy``, the mean entropy over the last
-        dimension in nats (0: one key has all the weight; log of the number of keys: all keys have the same weight); for "active",
-        ``<name>/<k>``, the fraction of steps at which the ``k``-th entry of the last dimension is active. The number of a layer
-        may follow the name, as in "active_0"
+        dimension in nats (0: one key has all the weight; log of the number of keys: all keys have the same weight); for
+        "active", ``<name>/<k>``, the fraction of steps at which the ``k``-th entry of the last dimension is active. The number
+        of a layer may follow the name, as in "active_0"
     """
     found = {}
     for name, value in looks.items():

@@ -85,7 +85,8 @@ class TorchRNN(Core):
     def forward(self, inputs: Tensor, state: Tensor, starts: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if self.is_modified() or forward_mode_is_active():
             return super().forward(inputs, state, starts)  # torch's networks call no method of ours, and know no forward mode
-        if len(inputs) == 1 and self.has_plain_modules():  # as in acting: it must not wait for the device to say where episodes start
+        # acting: without a copy of `starts` from the device
+        if len(inputs) == 1 and self.has_plain_modules():
             if starts is not None:
                 state = torch.where(starts[0].unsqueeze(-1), self.initial_state(len(state)), state)
             output, state = self.step(inputs[0], state)

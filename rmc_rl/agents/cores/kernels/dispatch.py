@@ -10,8 +10,8 @@ A core with a kernel has an argument ``kernel``:
 All of them compute the same values, and a saved model does not depend on the choice.
 
 A kernel belongs to a family of cores and a type of device. It is a module with three functions: ``why_not()`` says why it is
-unavailable in this process, ``about()`` describes it, and ``unroll(core, ...)`` computes, or returns None if the kernel does not
-support these tensors. ``cpu/rmc.py`` is the first one to read.
+unavailable in this process, ``about()`` describes it, and ``unroll(core, ...)`` computes, or returns None if the kernel does
+not support these tensors. ``cpu/rmc.py`` is the first one to read.
 """
 
 import functools

@@ -126,9 +126,7 @@ def unroll(
     return _forward(kernel, starts, inputs, parameters, save=False).states
 
 
-def takes(
-    inputs: Tensor, state: Tensor, starts: Tensor | None, state_size: int, parameters: Iterable[Tensor]
-) -> bool:
+def takes(inputs: Tensor, state: Tensor, starts: Tensor | None, state_size: int, parameters: Iterable[Tensor]) -> bool:
     """
     Whether a kernel supports these tensors: on the CPU, of one supported dtype, not empty, and of shapes that fit. Otherwise
     eager torch computes with them, or raises its own error.
@@ -186,7 +184,10 @@ class _Unroll(torch.autograd.Function):
         *tensors: Any,
     ) -> Tensor:
         count = len(inputs)
-        of_inputs, of_parameters = dict(zip(inputs, tensors, strict=False)), dict(zip(parameters, tensors[count:], strict=True))
+        of_inputs, of_parameters = (
+            dict(zip(inputs, tensors, strict=False)),
+            dict(zip(parameters, tensors[count:], strict=True)),
+        )
         arguments = _forward(kernel, starts, of_inputs, of_parameters, save=any(ctx.needs_input_grad))
         ctx.kernel, ctx.inputs, ctx.parameters = kernel, inputs, parameters
         ctx.save_for_backward(*arguments[:3], *arguments.inputs.values(), *arguments.parameters.values())

@@ -1,8 +1,8 @@
 """
 The Triton kernel of the RMC, backward: all steps in one launch, from the last step to the first.
 
-Letters: ``forward.py``. Of the parameters' gradients it computes those of the layer norms, a sum in each program. For the other
-parameters it writes the gradients of all steps, which are multiplied afterwards.
+Letters: ``forward.py``. Of the parameters' gradients it computes those of the layer norms, a sum in each program. For the
+other parameters it writes the gradients of all steps, which are multiplied afterwards.
 """
 
 import triton
@@ -149,7 +149,8 @@ def backward_block(
     # only Q rows have a residual connection: in the last block, input rows get a gradient through keys and values alone
     parts.linear(
         grad_qkv + qkv_at, qkv_weight + block * E * D, z, grad_read, z, grad_z, sequences,
-        PROJECTED, PROJECTED, Q, PROJECTED, E, D, D, 1, False, False, False, False, ROWS, ROW_TILE, OUT_TILE, IN_TILE, PRECISION,
+        PROJECTED, PROJECTED, Q, PROJECTED, E, D, D, 1, False, False, False, False, ROWS, ROW_TILE, OUT_TILE, IN_TILE,
+        PRECISION,
     )  # fmt: skip
     tl.debug_barrier()
 

@@ -1,11 +1,12 @@
 """
 The Triton kernel of the RMC, forward: all steps in one launch.
 
-A program computes all steps of ``ROWS`` sequences of the batch and never waits for another program, as the kernels of TorchRL's
-LSTM and GRU do (pytorch/rl, pull requests 3738 and 3752). ``rmc.py`` launches it.
+A program computes all steps of ``ROWS`` sequences of the batch and never waits for another program, as the kernels of
+TorchRL's LSTM and GRU do (pytorch/rl, pull requests 3738 and 3752). ``rmc.py`` launches it.
 
 Shapes: those of ``rmc.py`` of the cores. ``R = N + n`` rows of a block, ``E = H (2 K + V)`` queries, keys and values of a row,
-``Q`` rows that a block writes: ``N`` in the last block, ``R`` in the others. Arrays without ``T`` are overwritten at each step.
+``Q`` rows that a block writes: ``N`` in the last block, ``R`` in the others. Arrays without ``T`` are overwritten at each
+step.
 """
 
 import triton

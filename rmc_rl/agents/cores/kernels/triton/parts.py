@@ -5,9 +5,9 @@ Each function processes the rows of one program in tiles of fixed size, so any w
 memory, but they were written shortly before and are still in the cache. A function does not wait until its own writes are
 visible: the caller puts ``tl.debug_barrier()`` between two functions.
 
-Rows are numbered ``i = s COUNT + r``: row ``r`` of the ``COUNT`` rows that a function processes in sequence ``s`` of the program.
-An array may have more rows per sequence (``X_COUNT``, ``OUT_COUNT`` ...); the function does not touch the others. Constants in
-capitals are known when a kernel is compiled. Those that end with ``TILE`` are powers of two.
+Rows are numbered ``i = s COUNT + r``: row ``r`` of the ``COUNT`` rows that a function processes in sequence ``s`` of the
+program. An array may have more rows per sequence (``X_COUNT``, ``OUT_COUNT`` ...); the function does not touch the others.
+Constants in capitals are known when a kernel is compiled. Those that end with ``TILE`` are powers of two.
 """
 
 import triton
@@ -91,7 +91,9 @@ def linear(
                 residual_at = residual + position(i, COUNT, RESIDUAL_COUNT)[:, None] * OUTPUTS + column[None, :]
                 total += tl.load(residual_at, mask=has_residual, other=0.0)
             if MASK:
-                mask_value = tl.load(mask + position(i, COUNT, COUNT)[:, None] * OUTPUTS + column[None, :], mask=inside, other=0.0)
+                mask_value = tl.load(
+                    mask + position(i, COUNT, COUNT)[:, None] * OUTPUTS + column[None, :], mask=inside, other=0.0
+                )
                 total = tl.where(mask_value > 0, total, 0.0)
             tl.store(out + position(i, COUNT, OUT_COUNT)[:, None] * OUTPUTS + column[None, :], total, mask=inside)
 
@@ -248,8 +250,8 @@ def attend_backward_queries(
     """
     The gradient of the queries, from that of the values read.
 
-    Writes for :func:`attend_backward_keys`, for each row and head, the logarithm of the softmax's denominator and the product of
-    the values read with their gradient. Rows without a query get a gradient of 0.
+    Writes for :func:`attend_backward_keys`, for each row and head, the logarithm of the softmax's denominator and the product
+    of the values read with their gradient. Rows without a query get a gradient of 0.
     """
     SIZE: tl.constexpr = 2 * KEY + HEAD
     heads = tl.arange(0, HEADS_TILE)
@@ -333,7 +335,9 @@ def attend_backward_keys(
             query_row = sequence * COUNT + j
             key_position = ((sequence * KEYS + j)[:, None, None] * HEADS + h) * SIZE
             query = tl.load(qkv + key_position + k, mask=valid & (k < KEY), other=0.0) * SCALE
-            grad_out = tl.load(grad + query_row[:, None, None] * (HEADS * HEAD) + h * HEAD + v, mask=valid & (v < HEAD), other=0.0)
+            grad_out = tl.load(
+                grad + query_row[:, None, None] * (HEADS * HEAD) + h * HEAD + v, mask=valid & (v < HEAD), other=0.0
+            )
             stat_position = query_row[:, None] * HEADS + heads[None, :]
             probability = tl.exp(tl.sum(query * key, 2) - tl.load(log_total + stat_position, mask=flat, other=0.0))
             weighted_product = tl.load(product + stat_position, mask=flat, other=0.0)

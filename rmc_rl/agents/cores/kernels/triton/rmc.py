@@ -1,9 +1,10 @@
 """
 The fused RMC in Triton for NVIDIA GPUs: whether it is available, and its place in torch's autograd.
 
-One launch computes a whole sequence (``forward.py``), another one its gradients (``backward.py``); the gradients of the weights
-are one product each afterwards. The backward pass computes the outputs of the layer norms again instead of saving them. Triton
-is imported at the first call. If ``TRITON_INTERPRET=1`` was set before, the kernels run on tensors of the CPU: slow, for tests.
+One launch computes a whole sequence (``forward.py``), another one its gradients (``backward.py``); the gradients of the
+weights are one product each afterwards. The backward pass computes the outputs of the layer norms again instead of saving
+them. Triton is imported at the first call. If ``TRITON_INTERPRET=1`` was set before, the kernels run on tensors of the CPU:
+slow, for tests.
 
 Products use full float32, or TF32 if torch does (``torch.backends.cuda.matmul.allow_tf32``).
 
@@ -307,7 +308,9 @@ def _backward(sizes: _Sizes, saved: _Saved, grad: Tensor) -> dict[str, Tensor | 
         **{f"grad_{name}": gradients[name] for name in ("input_qkv", "input_rows", "initial_state")},
         **{f"grad_{name}": grad_kept[f"kept_{name}"] for name in ("qkv", "hidden", "mlp", "gates")},
         **{f"grad_{name}": array for name, array in grad_norms.items()},
-        **dict(input_qkv=input_qkv, starts=flags, previous=previous, grad_memories=grad.contiguous(), carry=gradients["state"]),
+        **dict(
+            input_qkv=input_qkv, starts=flags, previous=previous, grad_memories=grad.contiguous(), carry=gradients["state"]
+        ),
         **dict(grad_tanh_memory=new(batch, N, D), z=new(batch, R, D), grad_z=new(batch, R, D)),
         **dict(grad_normed=new(batch, R, D), grad_read=new(batch, R, D), qkv=new(batch, R, E)),
         **dict(grad_qkv_normed=new(batch, R, E), log_total=new(batch, R, sizes.HEADS), product=new(batch, R, sizes.HEADS)),
@@ -340,7 +343,10 @@ def _linear_gradients(
     )
     hidden_lengths = [length * (sizes.LAYERS - 1) for length in lengths]
     hidden, grad_hidden = (
-        [part.view(sizes.LAYERS - 1, -1, D) if sizes.LAYERS > 1 else part.view(0, 1, D) for part in torch.split(x, hidden_lengths)]
+        [
+            part.view(sizes.LAYERS - 1, -1, D) if sizes.LAYERS > 1 else part.view(0, 1, D)
+            for part in torch.split(x, hidden_lengths)
+        ]
         for x in (kept["kept_hidden"], grad_kept["kept_hidden"])
     )
     qkv_weights: list[Tensor] = []
