@@ -6,7 +6,9 @@ that keeps the program correct, although it may be slower or less convenient. ``
 """
 
 import importlib
-from typing import Any
+from typing import Any, TypeVar
+
+F = TypeVar("F", bound=Any)
 
 
 def cpu_has_bfloat16() -> bool:

@@ -128,3 +128,17 @@ def test_forward_mode_is_unknown_without_its_private_name(monkeypatch):
         assert compat.forward_mode_is_active() is True
     monkeypatch.delattr(torch.autograd.forward_ad, "_current_level")
     assert compat.forward_mode_is_active() is None
+
+
+def test_the_compiler_takes_the_result_of_a_marked_function_as_a_constant():
+    calls = []
+
+    @compat.constant_for_compiler
+    def function():
+        calls.append(len(calls))
+        return 3.0
+
+    compiled = torch.compile(lambda x: x * function(), backend="eager", fullgraph=True)
+    for _ in range(3):
+        assert compiled(torch.ones(1)).item() == 3
+    assert calls == [0]

@@ -124,10 +124,10 @@ def test_an_acting_step_equals_eager(case, monkeypatch):
     inputs, state, _ = data(core, case)
     with torch.no_grad():
         core.kernel = "native"
-        found = core(inputs[:1], state)
+        found = core.step(inputs[0], state)
         assert len(calls) == 1
         core.kernel = "eager"
-        torch.testing.assert_close(found, core(inputs[:1], state), rtol=0, atol=1e-12)
+        torch.testing.assert_close(found, core.step(inputs[0], state), rtol=0, atol=1e-12)
     assert len(calls) == 1
 
 
@@ -524,5 +524,7 @@ def test_layer_sizes_of_another_size_are_stopped():
     inputs, state, _ = data(core, "rims usual")
     sizes = cpu_rims._sizes(core, [core.layer(0)])
     sizes.layer_struct_size -= 8
-    with pytest.raises(RuntimeError, match="rims_lstm disagree about bytes of the structure LayerSizes: 56 in Python, 64"):
+    with pytest.raises(
+        RuntimeError, match="kernel rims_lstm disagree about bytes of the structure LayerSizes: 56 in Python, 64"
+    ):
         calling.unroll(calling.Kernel("rims_lstm", sizes, 1), dict(input_rows=inputs), state, None, None, {})

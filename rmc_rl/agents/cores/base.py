@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from rmc_rl.agents.cores.kernels import dispatch
-from rmc_rl.compat import torch_is_watching
+from rmc_rl.compat import constant_for_compiler, torch_is_watching
 
 # what a subclass or an instance may define although a kernel does not run it: metadata of classes, and what kernels call
 HARMLESS = frozenset({
@@ -132,7 +132,7 @@ class Core(nn.Module, ABC):
             return None
         return kernel
 
-    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    @constant_for_compiler
     def is_modified(self) -> bool:
         """
         Whether this core may compute something else than its class in this package, so that neither a kernel nor a faster
@@ -145,7 +145,7 @@ class Core(nn.Module, ABC):
         cls = type(self)
         return not _methods(cls).isdisjoint(self.__dict__) or any(map(self._has, _names_from_outside(cls)))
 
-    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    @constant_for_compiler
     def has_plain_modules(self) -> bool:
         """
         Whether the submodules compute what their classes in torch or in this package say: none has hooks, replaced methods, or
@@ -199,18 +199,14 @@ def _is_plain(module: nn.Module | None) -> bool:
         return True
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         return False
-    cls = type(module)
-    return (
-        _is_known(cls.__module__)
-        and _methods(cls).isdisjoint(module.__dict__)  # type: ignore[arg-type]  # a class is hashable
-        and all(map(_is_plain, module._modules.values()))
-    )
+    cls: type = type(module)
+    return _is_known(cls) and _methods(cls).isdisjoint(module.__dict__) and all(map(_is_plain, module._modules.values()))
 
 
 @functools.cache
-def _is_known(module: str) -> bool:
-    """Whether a class in a Python module is one of torch's modules or of this package."""
-    return module.startswith(("torch.nn.modules.", "rmc_rl."))
+def _is_known(cls: type) -> bool:
+    """Whether a class is one of torch's modules or of this package."""
+    return cls.__module__.startswith(("torch.nn.modules.", "rmc_rl."))
 
 
 @functools.cache
@@ -223,7 +219,7 @@ def _methods(cls: type) -> frozenset[str]:
 def _names_from_outside(cls: type[Core]) -> frozenset[str]:
     """The names, without harmless ones, that classes from outside this package define before :class:`Core`."""
     classes = cls.__mro__[: cls.__mro__.index(Core)]
-    return frozenset(name for outside in classes if not _is_known(outside.__module__) for name in vars(outside)) - HARMLESS
+    return frozenset(name for outside in classes if not _is_known(outside) for name in vars(outside)) - HARMLESS
 
 
 def scalars(looks: Mapping[str, Tensor]) -> dict[str, float]:

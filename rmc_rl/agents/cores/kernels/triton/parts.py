@@ -91,8 +91,9 @@ def linear(
                 residual_at = residual + position(i, COUNT, RESIDUAL_COUNT)[:, None] * OUTPUTS + column[None, :]
                 total += tl.load(residual_at, mask=has_residual, other=0.0)
             if MASK:
-                mask_position = position(i, COUNT, COUNT)[:, None] * OUTPUTS + column[None, :]
-                mask_value = tl.load(mask + mask_position, mask=inside, other=0.0)
+                mask_value = tl.load(
+                    mask + position(i, COUNT, COUNT)[:, None] * OUTPUTS + column[None, :], mask=inside, other=0.0
+                )
                 total = tl.where(mask_value > 0, total, 0.0)
             tl.store(out + position(i, COUNT, OUT_COUNT)[:, None] * OUTPUTS + column[None, :], total, mask=inside)
 
@@ -334,8 +335,9 @@ def attend_backward_keys(
             query_row = sequence * COUNT + j
             key_position = ((sequence * KEYS + j)[:, None, None] * HEADS + h) * SIZE
             query = tl.load(qkv + key_position + k, mask=valid & (k < KEY), other=0.0) * SCALE
-            grad_position = query_row[:, None, None] * (HEADS * HEAD) + h * HEAD + v
-            grad_out = tl.load(grad + grad_position, mask=valid & (v < HEAD), other=0.0)
+            grad_out = tl.load(
+                grad + query_row[:, None, None] * (HEADS * HEAD) + h * HEAD + v, mask=valid & (v < HEAD), other=0.0
+            )
             stat_position = query_row[:, None] * HEADS + heads[None, :]
             probability = tl.exp(tl.sum(query * key, 2) - tl.load(log_total + stat_position, mask=flat, other=0.0))
             weighted_product = tl.load(product + stat_position, mask=flat, other=0.0)

@@ -48,7 +48,8 @@ inline T layer_norm(size_t width, const T* x, const T* residual, T epsilon, cons
 
 // dx from dy; dx may be dy. scale: 1 / deviation. Adds to dgamma and dbeta
 template <class T>
-inline void layer_norm_backward(size_t width, const T* dy, const T* normed, const T* gamma, T scale, T* dx, T* dgamma, T* dbeta) {
+inline void layer_norm_backward(size_t width, const T* dy, const T* normed, const T* gamma, T scale, T* dx, T* dgamma,
+                                T* dbeta) {
   Vector<T> sums[4] = {}, products[4] = {};
   for_vectors_in_four<T>(width, [&](size_t i, int k, auto get, auto put) {
     const Vector<T> d = get(dy + i), n = get(normed + i);
@@ -158,7 +159,8 @@ void attend_backward(const Heads& h, const T* const* rows, const T* weights, con
     for (size_t i = 0; i < h.rows; ++i) {
       T* d = drows[i] + offset;
       const T *dscore = dscores + k * h.queries, *weight = weights + i * columns + k * h.queries;
-      weighted_sum<T>(key, i < h.queries ? h.rows : 0, dscore + i, columns, [&](size_t j) { return rows[j] + offset + key; }, d);
+      weighted_sum<T>(
+          key, i < h.queries ? h.rows : 0, dscore + i, columns, [&](size_t j) { return rows[j] + offset + key; }, d);
       weighted_sum<T>(key, h.queries, dscore + i * columns, 1, [&](size_t j) { return rows[j] + offset; }, d + key);
       weighted_sum<T>(value, h.queries, weight, 1, [&](size_t j) { return dread + (j * h.count + k) * value; }, d + 2 * key);
     }

@@ -79,10 +79,11 @@ template <class T> class TensorReader {
     if (index_ >= tensors_.count) throw Mismatch(std::string(kind_) + " '" + name + "' is missing");
     const char* end = name_ + std::strcspn(name_, "\n");
     if (name.compare(0, std::string::npos, name_, static_cast<size_t>(end - name_)) != 0)
-      throw Mismatch(std::string(kind_) + " " + std::to_string(index_) + ": '" + std::string(name_, end) + "' in Python, '" + name +
-                     "' in C++");
+      throw Mismatch(std::string(kind_) + " " + std::to_string(index_) + ": '" + std::string(name_, end) + "' in Python, '" +
+                     name + "' in C++");
     if (tensors_.lengths[index_] != static_cast<std::int64_t>(length))
-      check_equal("elements of " + std::string(kind_) + " '" + name + "'", tensors_.lengths[index_], static_cast<std::int64_t>(length));
+      check_equal("elements of " + std::string(kind_) + " '" + name + "'", tensors_.lengths[index_],
+                  static_cast<std::int64_t>(length));
     name_ = *end ? end + 1 : end;
     return static_cast<const T*>(tensors_.data[index_++]);
   }

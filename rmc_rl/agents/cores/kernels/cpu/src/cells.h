@@ -41,7 +41,8 @@ struct Lstm {
   // d: on entry the gradient of the state after the step; on return that of the state before it, without the part that passes
   // through the product of h with the weight. d_from_input, d_from_h: gradients of the two parts of the gates
   template <class T>
-  static void backward(size_t W, size_t C, const T* saved, const T* before, const T* after, T* d, T* d_from_input, T* d_from_h) {
+  static void backward(size_t W, size_t C, const T* saved, const T* before, const T* after, T* d, T* d_from_input,
+                       T* d_from_h) {
     for_vectors<T>(W, [&](size_t i, auto get, auto put) {
       const Vector<T> input_gate = get(saved + i), forget_gate = get(saved + W + i);
       const Vector<T> candidate = get(saved + 2 * W + i), output_gate = get(saved + 3 * W + i);

@@ -28,7 +28,8 @@ enum class Into { set, set_relu, add };
 
 // One tile of C. A(m, k) = a[m * a_row + k * a_k], B(k, n) = b[k * ldb + n]
 template <class T, size_t Rows, size_t Vectors, Into into>
-inline void tile(size_t K, const T* a, size_t a_row, size_t a_k, const T* b, size_t ldb, const T* bias, T* c, size_t ldc, size_t columns) {
+inline void tile(size_t K, const T* a, size_t a_row, size_t a_k, const T* b, size_t ldb, const T* bias, T* c, size_t ldc,
+                 size_t columns) {
   constexpr size_t L = kLanes<T>;
   Vector<T> sums[Rows][Vectors];
   for (size_t m = 0; m < Rows; ++m)
@@ -54,7 +55,8 @@ inline void tile(size_t K, const T* a, size_t a_row, size_t a_k, const T* b, siz
 }
 
 template <class T, size_t Vectors, Into into>
-inline void tile_of(size_t rows, size_t K, const T* a, size_t a_row, size_t a_k, const T* b, size_t ldb, const T* bias, T* c, size_t ldc, size_t columns) {
+inline void tile_of(size_t rows, size_t K, const T* a, size_t a_row, size_t a_k, const T* b, size_t ldb, const T* bias, T* c,
+                    size_t ldc, size_t columns) {
 #define RMC_RL_ROWS(n) \
   case n: return tile<T, n, Vectors, into>(K, a, a_row, a_k, b, ldb, bias, c, ldc, columns);
   switch (rows) {
@@ -68,7 +70,8 @@ inline void tile_of(size_t rows, size_t K, const T* a, size_t a_row, size_t a_k,
 
 // All tiles. `b_panel_stride`: distance between the panels of B; `bias` may be null
 template <class T, Into into>
-void product(size_t M, size_t N, size_t K, const T* a, size_t a_row, size_t a_k, const T* b, size_t ldb, size_t b_panel_stride, const T* bias, T* c, size_t ldc) {
+void product(size_t M, size_t N, size_t K, const T* a, size_t a_row, size_t a_k, const T* b, size_t ldb, size_t b_panel_stride,
+             const T* bias, T* c, size_t ldc) {
   for (size_t n = 0; n < N; n += kPanel<T>, b += b_panel_stride) {
     const size_t columns = N - n < kPanel<T> ? N - n : kPanel<T>;
     for (size_t m = 0; m < M; m += kTileRows) {
@@ -145,7 +148,8 @@ void times_packed(size_t M, size_t N, size_t K, const T* a, size_t lda, const T*
 }
 
 // C += A^T B with A (K x M) and B (K x N). Reads rows of B up to the next whole vector
-template <class T> void add_transposed_times(size_t M, size_t N, size_t K, const T* a, size_t lda, const T* b, size_t ldb, T* c, size_t ldc) {
+template <class T>
+void add_transposed_times(size_t M, size_t N, size_t K, const T* a, size_t lda, const T* b, size_t ldb, T* c, size_t ldc) {
   product<T, Into::add>(M, N, K, a, 1, lda, b, ldb, kPanel<T>, nullptr, c, ldc);
 }
 

@@ -1,9 +1,9 @@
 // Layers of recurrent modules over a sequence, as in RIMs and BRIMs: sizes, tensors and the values that forward saves for
 // backward.
 //
-// Equations and letters: cores/rims_layer.py and cores/brims.py. T time, B batch, S numbers of a state, H heads and d key size of
-// the input attention. Of a layer: K modules, k active modules, s module size, a numbers that a module reads, R rows of the input
-// attention, E numbers of queries, keys and values of a module in the communication, G gate numbers of a module.
+// Equations and letters: cores/rims_layer.py and cores/brims.py. T time, B batch, S numbers of a state, H heads and d key size
+// of the input attention. Of a layer: K modules, k active modules, s module size, a numbers that a module reads, R rows of the
+// input attention, E numbers of queries, keys and values of a module in the communication, G gate numbers of a module.
 //
 // A row of the input attention holds keys, (H d), and values, (a). The rows of a layer, in this order: the null row, if the
 // variant has one; the input rows, in the first layer only; and the step row, which depends on a state and is computed at each
@@ -274,7 +274,8 @@ template <class T> T sparsify(size_t n, size_t stride, size_t num_kept, const T*
 }
 
 // From the gradient of the sparse weights to that of the weights, in place. total, threshold_index: as sparsify returned them
-template <class T> void sparsify_backward(size_t n, size_t stride, T total, size_t threshold_index, const T* sparse, T* gradient) {
+template <class T>
+void sparsify_backward(size_t n, size_t stride, T total, size_t threshold_index, const T* sparse, T* gradient) {
   if (total == 0) return;
   T mean = 0, dthreshold = 0;
   for (size_t i = 0; i < n; ++i) mean += gradient[i * stride] * sparse[i * stride];
@@ -313,7 +314,8 @@ template <class T> struct Tensors : States<T> {
 };
 
 // What module m reads from the rows, (a): each head reads its part of the values. weights: sparse, (R, H, K)
-template <class T> void read_rows(const Shape& shape, const Layer& l, const T* weights, const T* const* rows, size_t m, T* read) {
+template <class T>
+void read_rows(const Shape& shape, const Layer& l, const T* weights, const T* const* rows, size_t m, T* read) {
   const size_t part = l.a / shape.H;
   const size_t first = shape.variant == official;  // the values of its null row are 0
   for (size_t h = 0; h < shape.H; ++h) {

@@ -1,4 +1,5 @@
-// Layers of recurrent modules, backward: gradients of a group of batch entries, from the last step to the first. Letters: rims.h.
+// Layers of recurrent modules, backward: gradients of a group of batch entries, from the last step to the first. Letters:
+// rims.h.
 
 #pragma once
 
@@ -63,7 +64,8 @@ template <class T, class Cell> class Backward {
 
  private:
   // From the output gradients of the last append to the gradients of the inputs
-  template <Into into> void linear_backward(size_t index, Linears which, size_t count, T* to, size_t group_stride, size_t stride) {
+  template <Into into>
+  void linear_backward(size_t index, Linears which, size_t count, T* to, size_t group_stride, size_t stride) {
     const auto& w = packed.layers[index][which];
     for (size_t group = 0; group < w.sizes.groups; ++group) {
       const auto& from = linears[index][which][group];
@@ -96,14 +98,15 @@ template <class T, class Cell> class Backward {
     if (l.communicates) communicate_backward(t, index, first, end);
     auto &reads = linears[index][from_read], &states = linears[index][from_state];
     for (size_t b = 0; b < count; ++b) {
-      const T *h = x.before(t, first + b) + l.h, *provisional = save.provisional.at(t, first + b), *cell = save.cell.at(t, first + b);
+      const T *h = x.before(t, first + b) + l.h, *provisional = save.provisional.at(t, first + b),
+              *cell = save.cell.at(t, first + b);
       T* dnew = dprovisional + b * state_size;
       for (size_t m = 0; m < l.K; ++m) {
         T *d_from_read = reads[m].output_gradient(b), *d_from_h = states[m].output_gradient(b);
         std::memcpy(states[m].input(b), h + m * l.s, l.s * sizeof(T));
         if (active[b * l.K + m] != 0) {
-          Cell::template backward<T>(l.s, W, cell + m * kSavedPerUnit * l.s, h + m * l.s, provisional + m * l.s, dnew + m * l.s,
-                                     d_from_read, d_from_h);
+          Cell::template backward<T>(l.s, W, cell + m * kSavedPerUnit * l.s, h + m * l.s, provisional + m * l.s,
+                                     dnew + m * l.s, d_from_read, d_from_h);
         } else {
           std::memset(d_from_read, 0, l.G * sizeof(T));
           std::memset(d_from_h, 0, l.G * sizeof(T));
@@ -180,7 +183,8 @@ template <class T, class Cell> class Backward {
     for (size_t b = 0; b < count; ++b) {
       const T* active = save.active.at(t, first + b);
       for (size_t m = 0; m < l.K; ++m)  // inactive modules get no gradient from modules that read them
-        if (active[m] != 0) add_scaled<T>(l.s, T(1), dvisible + b * l.width() + m * l.s, dprovisional + b * state_size + m * l.s);
+        if (active[m] != 0)
+          add_scaled<T>(l.s, T(1), dvisible + b * l.width() + m * l.s, dprovisional + b * state_size + m * l.s);
     }
   }
 

@@ -1,4 +1,5 @@
-// Layers of recurrent modules, forward: a group of batch entries through all steps. Equations: cores/brims.py. Letters: rims.h.
+// Layers of recurrent modules, forward: a group of batch entries through all steps. Equations: cores/brims.py. Letters:
+// rims.h.
 
 #pragma once
 
@@ -10,16 +11,21 @@ namespace {
 template <class T, class Cell> class Forward {
  public:
   Forward(const Shape& shape, const Tensors<T>& tensors, const PackedWeights<T>& packed, size_t group)
-      : shape(shape), x(tensors), packed(packed), one_step(tensors.saved ? 0 : Saved<T>(shape, nullptr, 1, group).length),
+      : shape(shape),
+        x(tensors),
+        packed(packed),
+        one_step(tensors.saved ? 0 : Saved<T>(shape, nullptr, 1, group).length),
         saved(shape, tensors.saved ? tensors.saved : one_step, tensors.saved ? shape.T : 1, tensors.saved ? shape.B : group),
-        before(group * shape.S), visible(group * shape.largest([](const Layer& l) { return l.step_row_inputs; })),
+        before(group * shape.S),
+        visible(group * shape.largest([](const Layer& l) { return l.step_row_inputs; })),
         sparse(shape.largest([&](const Layer& l) { return l.R * shape.H * l.K; })),
         scores(shape.largest([](const Layer& l) { return l.K; })),
         read(group * shape.largest([](const Layer& l) { return l.K * l.a; })),
         gates(group * shape.largest([](const Layer& l) { return l.K * l.G; })),
         comm_read(group * shape.largest([](const Layer& l) { return l.K * l.comm_read; })),
         messages(group * shape.largest([](const Layer& l) { return l.K * l.message; })),
-        rows(shape.largest([](const Layer& l) { return l.R; })), module_qkv(shape.largest([](const Layer& l) { return l.K; })) {}
+        rows(shape.largest([](const Layer& l) { return l.R; })),
+        module_qkv(shape.largest([](const Layer& l) { return l.K; })) {}
 
   // Batch entries first <= b < end, at most `group` of them, through all steps
   void run(size_t first, size_t end) {
@@ -76,7 +82,8 @@ template <class T, class Cell> class Forward {
           const T* from = is_active ? provisional + b * l.state_parts * W : h + b * S;
           std::memcpy(after + offset, from + offset, l.s * sizeof(T));
         }
-        if (is_active && l.communicates) add_message(l, messages + (b * l.K + m) * l.message, save, t, entry + b, m, after + m * l.s);
+        if (is_active && l.communicates)
+          add_message(l, messages + (b * l.K + m) * l.message, save, t, entry + b, m, after + m * l.s);
       }
     }
   }

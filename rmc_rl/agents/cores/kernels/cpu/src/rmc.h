@@ -1,7 +1,7 @@
 // The Relational Memory Core over a sequence: sizes, tensors and the values that forward saves for backward.
 //
-// Equations and letters: cores/rmc.py. T time, B batch, N slots, n input rows, D width, H heads, K key size, V value size, G gate
-// numbers per slot (0: no gates), E = H (2K + V) numbers of queries, keys and values of a row, R = N + n rows.
+// Equations and letters: cores/rmc.py. T time, B batch, N slots, n input rows, D width, H heads, K key size, V value size, G
+// gate numbers per slot (0: no gates), E = H (2K + V) numbers of queries, keys and values of a row, R = N + n rows.
 //
 // Mirrored by cpu/rmc.py: the structure Sizes, the names of the inputs and the names of the parameters. The states are the
 // memories, (T, B, N, D).
@@ -36,8 +36,8 @@ struct Shape {
         input_bias(s.input_bias), forget_bias(s.forget_bias), epsilon(s.epsilon) {}
 
   bool is_last(size_t block) const { return block + 1 == num_blocks; }
-  // Rows of a batch entry whose queries, keys and values are computed at each step. (Those of the input rows in the first block
-  // are an input.)
+  // Rows of a batch entry whose queries, keys and values are computed at each step. (Those of the input rows in the first
+  // block are an input.)
   size_t projected(size_t block) const { return block == 0 ? N : R; }
   // Rows with a query, which are the rows that a block writes
   size_t queries(size_t block) const { return is_last(block) ? N : R; }
@@ -73,7 +73,8 @@ template <class P> struct Parameters {
       block.mlp_norm = linear(prefix + ".mlp_norm", s.D, s.D);
       blocks.push_back(block);
     }
-    for (size_t layer = 0; layer < s.mlp_layers; ++layer) mlp.push_back(linear("mlp." + std::to_string(layer), s.D * s.D, s.D));
+    for (size_t layer = 0; layer < s.mlp_layers; ++layer)
+      mlp.push_back(linear("mlp." + std::to_string(layer), s.D * s.D, s.D));
     if (s.G) gate_from_memory = next("gate_from_memory.weight", 2 * s.G * s.D);
   }
 };

@@ -1,4 +1,5 @@
-// The Relational Memory Core, backward: gradients of a group of batch entries, from the last step to the first. Letters: rmc.h.
+// The Relational Memory Core, backward: gradients of a group of batch entries, from the last step to the first. Letters:
+// rmc.h.
 
 #pragma once
 
@@ -37,11 +38,24 @@ template <class T> struct InputGradients : StateGradients<T> {
 template <class T> class Backward {
  public:
   // parameters: where this thread adds up the gradients
-  Backward(const Shape& shape, const Tensors<T>& tensors, const InputGradients<T>& gradients, const BackwardWeights<T>& weights,
-           size_t group, const Parameters<T*>& parameters)
-      : s(shape), x(tensors), g(gradients), w(weights), d(parameters), saved(s, x.saved, s.T, s.B), dmemory(group * s.N * s.D),
-        drows(group * s.R * s.D), dread(group * s.R * s.D), dtanh_memory(group * s.N * s.D), tanh_update(s.D),
-        dscores(s.H * s.R * s.R), projected_qkv(s.R * s.E), dprojected_qkv(s.R * s.E), qkv_rows(s.R), dqkv_rows(s.R),
+  Backward(const Shape& shape, const Tensors<T>& tensors, const InputGradients<T>& gradients,
+           const BackwardWeights<T>& weights, size_t group, const Parameters<T*>& parameters)
+      : s(shape),
+        x(tensors),
+        g(gradients),
+        w(weights),
+        d(parameters),
+        saved(s, x.saved, s.T, s.B),
+        dmemory(group * s.N * s.D),
+        drows(group * s.R * s.D),
+        dread(group * s.R * s.D),
+        dtanh_memory(group * s.N * s.D),
+        tanh_update(s.D),
+        dscores(s.H * s.R * s.R),
+        projected_qkv(s.R * s.E),
+        dprojected_qkv(s.R * s.E),
+        qkv_rows(s.R),
+        dqkv_rows(s.R),
         gate(2 * s.G, s.D, group * s.N, d.gate_from_memory, nullptr) {
     for (size_t block = 0; block < s.num_blocks; ++block)
       qkv.emplace_back(s.E, s.D, group * s.projected(block), d.blocks[block].qkv.weight, d.blocks[block].qkv.bias);
@@ -136,7 +150,8 @@ template <class T> class Backward {
     const T *normed = save.mlp_normed.at(t, first), *scale = save.mlp_scale.at(t, first);
     for (size_t r = 0; r < count; ++r) {
       T* dsum = dread + r * s.D;
-      layer_norm_backward<T>(s.D, drows + r * s.D, normed + r * s.D, p.mlp_norm.weight, scale[r], dsum, dnorm.weight, dnorm.bias);
+      layer_norm_backward<T>(s.D, drows + r * s.D, normed + r * s.D, p.mlp_norm.weight, scale[r], dsum, dnorm.weight,
+                             dnorm.bias);
       std::memcpy(mlp.back().output_gradient(r), dsum, s.D * sizeof(T));
     }
     for (size_t layer = s.mlp_layers - 1; layer > 0; --layer) {
@@ -175,7 +190,8 @@ template <class T> class Backward {
       T* dsum = dread + (b - first) * queries * s.D;
       for (size_t r = 0; r < queries; ++r)
         layer_norm_backward<T>(s.D, dsum + r * s.D, save.attention_normed.at(t, b) + r * s.D, p.attention_norm.weight,
-                               save.attention_scale.at(t, b)[r], dsum + r * s.D, dp.attention_norm.weight, dp.attention_norm.bias);
+                               save.attention_scale.at(t, b)[r], dsum + r * s.D, dp.attention_norm.weight,
+                               dp.attention_norm.bias);
       const T* normed = save.qkv_normed.at(t, b);
       for (size_t r = 0; r < projected; ++r)
         affine<T>(s.E, normed + r * s.E, p.qkv_norm.weight, p.qkv_norm.bias, projected_qkv + r * s.E);
@@ -194,7 +210,8 @@ template <class T> class Backward {
           std::memcpy(layer.input(first_row + r), x.before(t, b) + r * s.D, s.D * sizeof(T));
         } else {
           const auto& norm = x.parameters.blocks[block - 1].mlp_norm;
-          affine<T>(s.D, saved.blocks[block - 1].mlp_normed.at(t, b) + r * s.D, norm.weight, norm.bias, layer.input(first_row + r));
+          affine<T>(s.D, saved.blocks[block - 1].mlp_normed.at(t, b) + r * s.D, norm.weight, norm.bias,
+                    layer.input(first_row + r));
         }
       }
       for (size_t r = 0; r < queries; ++r) {  // the residual connection

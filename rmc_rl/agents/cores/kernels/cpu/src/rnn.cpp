@@ -1,7 +1,7 @@
 // LSTM and GRU over a sequence: one layer, one product per step. Equations: cores/rnn.py.
 //
-// Letters: T time, B batch, W width, S numbers of a state, G numbers of all gates. Mirrored by cpu/rnn.py: the structure Sizes,
-// the names of the inputs and the names of the parameters.
+// Letters: T time, B batch, W width, S numbers of a state, G numbers of all gates. Mirrored by cpu/rnn.py: the structure
+// Sizes, the names of the inputs and the names of the parameters.
 
 #include "cells.h"
 #include "product.h"
@@ -78,7 +78,8 @@ template <class T, class Cell> struct Kernel {
       for (size_t b = first; b < end; ++b) std::memcpy(h + (b - first) * W, x.before(t, b), W * sizeof(T));
       times_packed<T>(end - first, x.G, W, h, W, packed, x.bias, saved, kSavedPerUnit * W);
       for (size_t b = first; b < end; ++b, saved += kSavedPerUnit * W)
-        Cell::template forward<T>(W, W, x.from_input + (t * x.B + b) * x.G, saved, x.before(t, b), x.after + (t * x.B + b) * x.S);
+        Cell::template forward<T>(W, W, x.from_input + (t * x.B + b) * x.G, saved, x.before(t, b),
+                                  x.after + (t * x.B + b) * x.S);
     }
   }
 

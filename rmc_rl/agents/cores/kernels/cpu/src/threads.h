@@ -1,9 +1,9 @@
 // The batch split over threads.
 //
 // Each thread takes its batch entries through all steps and never waits for another thread. Within a thread, the entries are
-// processed in groups, so that the numbers of a step fit the cache. The threads are those of torch's OpenMP runtime where it can
-// be called: they keep spinning for milliseconds after torch's last parallel region, and threads of our own would compete with
-// them for the same cores.
+// processed in groups, so that the numbers of a step fit the cache. The threads are those of torch's OpenMP runtime where it
+// can be called: they keep spinning for milliseconds after torch's last parallel region, and threads of our own would compete
+// with them for the same cores.
 
 #pragma once
 

@@ -73,8 +73,8 @@ template <class T> inline Vector<T> load_some(const T* from, size_t count) {
 
 template <class T> inline void store_some(T* to, Vector<T> v, size_t count) { std::memcpy(to, &v, count * sizeof(T)); }
 
-// Calls f(i, load, store) for i = 0, L, 2 L, ... < n, with L the lanes of a vector. For the last, partial vector, load fills the
-// missing lanes with 0 and store writes only the lanes below n.
+// Calls f(i, load, store) for i = 0, L, 2 L, ... < n, with L the lanes of a vector. For the last, partial vector, load fills
+// the missing lanes with 0 and store writes only the lanes below n.
 template <class T, class F> inline void for_vectors(size_t n, F f) {
   size_t i = 0;
   for (; i + kLanes<T> <= n; i += kLanes<T>)

@@ -10,8 +10,8 @@
 namespace rmc_rl {
 namespace {
 
-// Rows that are collected before each product: enough to amortise reading and writing the weight's gradient, few enough to stay
-// in the cache
+// Rows that are collected before each product: enough to amortise reading and writing the weight's gradient, few enough to
+// stay in the cache
 constexpr size_t kCollectedRows = 256;
 
 // Layout of the weight of a linear layer
