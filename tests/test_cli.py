@@ -18,6 +18,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.logger import configure
@@ -291,7 +292,7 @@ MISTAKES = {
     "algo.batch_size=0": "batch_size must be a whole number of at least 1, got 0",
     "algo.batch_size=many": "algo.batch_size must be a whole number or null, got 'many'",
     "algo.n_steps=0": "n_steps must be a whole number of at least 1, got 0",
-    "algo.target_kl=-1": "target_kl must be a finite number above 0, got -1",
+    "algo.target_kl=-1": "target_kl must be a finite number at least 0, got -1",
     "algo=3": "unknown algo '3'; valid: ppo, stock",
     "algo.name=sac": "unknown algo.name 'sac'; valid: ppo, stock",
     "algo.learning_rate_schedule=cosine": "unknown algo.learning_rate_schedule 'cosine'; valid: constant, linear",
@@ -317,7 +318,7 @@ MISTAKES = {
     "runs_dir=null": "runs_dir must be text, got None",
     "runs_dir=/dev/null": "runs_dir must be a folder that can be written to, got '/dev/null'",
     "~core.name": "core must be a registered name or a subclass of Core, got None",
-    "env=MyEnv-v0": "unknown env 'MyEnv-v0'; did you mean 'Alien-v0'?; an environment of your own needs its module as well",
+    "env=MyEnv-v0": "unknown env 'MyEnv-v0'; to import the module that registers it, write 'module:MyEnv-v0'",
     "delay=5": "unknown key 'delay'; did you mean 'env_kwargs.delay'?",
     "num_slots=5": "unknown key 'num_slots'; did you mean 'core.num_slots'?",
     "gamma=0.5": "unknown key 'gamma'; did you mean 'algo.gamma'?",
@@ -427,6 +428,8 @@ def make_own_module(tmp_path, monkeypatch):
     (tmp_path / "own.py").write_text(OWN)
     yield
     gymnasium.registry.pop("Own-v0", None)
+    for name in [name for name in ConfigStore.instance().repo.get("core", {}) if name.startswith("own:")]:
+        del ConfigStore.instance().repo["core"][name]
 
 
 @pytest.mark.usefixtures("own_module")

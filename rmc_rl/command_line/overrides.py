@@ -23,6 +23,7 @@ from rmc_rl.agents.cores import core_class
 from rmc_rl.command_line.help import CONFIGS, GROUPS, group_options
 from rmc_rl.command_line.schema import check_keys
 from rmc_rl.compat import forget_hydra, hydra_overrides_parser
+from rmc_rl.envs import WORLDS
 from rmc_rl.envs.atari import AtariVecEnv, is_atari
 from rmc_rl.envs.make_vec import find_spec
 from rmc_rl.errors import UsageError, require, unknown
@@ -180,7 +181,7 @@ def _check_job(
     env = next((each.value() for each in reversed(overrides) if each.key_or_group == "env"), None)
     if family_of is not None and "family" not in choices and (env is not None or any(line == "env=null" for line in lines)):
         env = OmegaConf.create({"env": env}).env  # may be a ${...}
-        choices["family"] = _family(family_of, env)
+        choices["family"] = family_of(env)
     if own_files:
         return choices
     family = [f"family={choices['family']}"] if "family" in choices else []
@@ -202,15 +203,6 @@ def _check_job(
 def _looks_up_hydra(lines: list[str]) -> bool:
     """Whether values depend on the job's number or the like, which is unknown before Hydra runs the job."""
     return any("${hydra:" in line for line in lines)
-
-
-def _family(family_of: Callable[[str], str], env: str) -> str:
-    try:
-        return family_of(env)
-    except UsageError as error:
-        if ":" in str(env) or "unknown env" not in str(error):
-            raise
-        raise UsageError(f"{error}; an environment of your own needs its module as well: env=module:{env}") from None
 
 
 def _register_core(name: str) -> None:
@@ -258,10 +250,8 @@ def _env_keywords(env: str | None) -> set[str]:
         return found
     with suppress(Exception):  # a hint is not worth an error
         spec = find_spec(env)
-        creators = [AtariVecEnv] if is_atari(spec) else [spec.vector_entry_point, spec.entry_point]
-        for creator in creators:
-            if creator is not None:
-                found |= set(inspect.signature(load_env_creator(creator) if isinstance(creator, str) else creator).parameters)
+        creator: Any = AtariVecEnv if is_atari(spec) else WORLDS.get(spec.id, spec.entry_point)
+        found |= set(inspect.signature(load_env_creator(creator) if isinstance(creator, str) else creator).parameters)
     return found - {"self", "spec", "num_envs", "device", "kwargs"}
 
 
