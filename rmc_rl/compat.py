@@ -6,6 +6,8 @@ that keeps the program correct, although it may be slower or less convenient. ``
 """
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -185,3 +187,15 @@ def purge_events(writer: Any, step: int) -> None:
         writer.file_writer.add_event(events.Event(step=step, session_log=start))
     except (ImportError, AttributeError):
         return
+
+
+@contextmanager
+def unchecked_distributions() -> Iterator[None]:
+    """Let torch's distributions be made without a look at their parameters, which have no values on the "meta" device."""
+    distribution: Any = importlib.import_module("torch.distributions").Distribution
+    before = getattr(distribution, "_validate_args", __debug__)  # torch's own default
+    distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        distribution.set_default_validate_args(before)

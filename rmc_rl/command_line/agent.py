@@ -13,8 +13,9 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from rmc_rl.agents import CnnMemoryPolicy, Imitation, MlpMemoryPolicy, MultiInputMemoryPolicy, RecurrentPPO, match_parameters
-from rmc_rl.agents.encoder import check_spaces, fits_cnn
+from rmc_rl.agents import Imitation, MlpMemoryPolicy, RecurrentPPO, match_parameters
+from rmc_rl.agents.encoder import check_spaces
+from rmc_rl.agents.policies import choose_policy
 from rmc_rl.command_line.devices import find_device, require_memory
 from rmc_rl.command_line.progress import EPISODES_FOR_BEST
 from rmc_rl.compat import wrap_env
@@ -135,19 +136,6 @@ def make_model(config: DictConfig, env: VecEnv) -> sb3_contrib.RecurrentPPO:
         if isinstance(error, UsageError) or not refused:
             raise
         raise UsageError(f"an agent cannot be built from these settings: {' '.join(str(error).split())}") from error
-
-
-def choose_policy(space: spaces.Space[Any]) -> type[MlpMemoryPolicy]:
-    """
-    The policy for an observation space.
-
-    :param space: the space; images may have their channels first or last
-    :return: ``MultiInputMemoryPolicy`` for ``Dict``, ``CnnMemoryPolicy`` for images that are large enough for its
-        convolutions, ``MlpMemoryPolicy`` for everything else, small images included
-    """
-    if isinstance(space, spaces.Dict):
-        return MultiInputMemoryPolicy
-    return CnnMemoryPolicy if fits_cnn(space) else MlpMemoryPolicy
 
 
 def parameter_counts(model: BaseAlgorithm) -> dict[str, int]:

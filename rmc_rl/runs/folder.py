@@ -34,6 +34,7 @@ from rmc_rl.runs.normalization import normalization_path, statistics
 
 PACKAGES = ("rmc-rl", "torch", "numpy", "gymnasium", "ale-py", "stable-baselines3", "sb3-contrib", "hydra-core")
 MODELS = ("last", "best")
+LARGEST_CONFIG = 1 << 20  # bytes
 
 
 def stamp() -> str:
@@ -180,6 +181,8 @@ class Run:
         """
         path = self.config_path
         try:
+            size = path.stat().st_size
+            require(size <= LARGEST_CONFIG, f"it must have at most {LARGEST_CONFIG:,} bytes", size)
             text = path.read_text()
             # a few nested aliases can stand for billions of values
             require(not any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)), "it must have no aliases", path)
