@@ -76,7 +76,7 @@ def test_a_loaded_policy_acts_as_the_saved_one(run: Path) -> None:
         for first, second in zip(acted(saved, saved.observation_space), acted(policy, saved.observation_space), strict=True):
             for one, two in zip(first, second, strict=True):
                 np.testing.assert_array_equal(one, two)
-    assert read_policy(str(run), "best").num_timesteps == 8
+    assert read_policy(Run(run), run / "model.zip").num_timesteps == 8
 
 
 def test_gsde_and_previous_actions_and_images_load(tmp_path: Path) -> None:
@@ -300,7 +300,7 @@ def test_pickled_values_of_a_zip_are_never_read(run: Path, tmp_path: Path) -> No
     replace(
         path / "model.zip", data=json.dumps(every).encode(), policy__optimizer__pth=foreign, pytorch_variables__pth=foreign
     )
-    assert read_policy(str(path), "last").num_timesteps is None
+    assert read_policy(Run(path), path / "model.zip").num_timesteps is None
     assert not (path / "created").exists()
 
 

@@ -25,7 +25,8 @@ from rmc_rl.agents.policies import choose_policy
 from rmc_rl.compat import unchecked_distributions, wrap_env
 from rmc_rl.envs import make_vec
 from rmc_rl.errors import UsageError, require
-from rmc_rl.runs.folder import find_model
+from rmc_rl.runs.folder import Run, find_model
+from rmc_rl.runs.normalization import load_normalization, normalization_path
 
 MOST_GROWTH = 50  # times a file may grow when it is unpacked; a saved model hardly does, its parts are not compressed
 LEAST_REFUSED = 100_000_000  # bytes that may be unpacked in any case
@@ -68,24 +69,24 @@ def load_policy(
     """
     path = Path(run)
     is_zip = path.suffix == ".zip" and not path.is_dir()
-    return read_policy(None if is_zip else str(run), str(run) if is_zip else model, trust, device).policy
+    folder, file = find_model(None if is_zip else str(run), str(run) if is_zip else model)
+    return read_policy(folder, file, trust, device).policy
 
 
-def read_policy(run: str | None, model: str, trust: bool = False, device: torch.device | str = "cpu") -> LoadedPolicy:
+def read_policy(run: Run, path: Path, trust: bool = False, device: torch.device | str = "cpu") -> LoadedPolicy:
     """
     :func:`load_policy`, with what else is known of the policy.
 
-    :param run: the folder of a run; None: the one around the model's file
-    :param model: "last", "best" or the path of a model's file
+    :param run: the run
+    :param path: the file of one of its models
     :param trust: see :func:`load_policy`
     :param device: where the policy lies
     :raises UsageError: see :func:`load_policy`
     """
-    folder, path = find_model(run, model)
-    config = folder.read_config()
+    config = run.read_config()
     if not trust:
         _check_names(config)
-    rule = f"the run '{folder.path}' must be one that this version can rebuild"
+    rule = f"the run '{run.path}' must be one that this version can rebuild"
     try:
         observation_space, action_space = _spaces(config)
         arguments = _policy_arguments(config)
@@ -103,6 +104,25 @@ def read_policy(run: str | None, model: str, trust: bool = False, device: torch.
         policy.reset_noise()
     policy.set_training_mode(False)
     return LoadedPolicy(policy, num_timesteps, config)
+
+
+def load_weights(path: Path, model: Any) -> None:
+    """
+    Start an agent from the weights of another one, without executing anything that the file holds.
+
+    :param path: a zip that ``save`` has written, of a policy with the same tensors. The statistics of normalised observations
+        that lie beside it are loaded too, if the agent's environment normalises
+    :param model: the agent
+    :raises UsageError: if the file is damaged, or its tensors are others
+    """
+    tensors, _ = _read_zip(path, model.policy.state_dict())
+    model.policy.load_state_dict(tensors)
+    normalized = model.get_vec_normalize_env()
+    if normalized is not None and (statistics := normalization_path(path)).is_file():
+        saved = load_normalization(statistics, normalized.venv)
+        normalized.ret_rms = saved.ret_rms
+        if normalized.norm_obs and saved.norm_obs:
+            normalized.obs_rms = saved.obs_rms
 
 
 def load_model(path: Path, device: torch.device) -> RecurrentPPO:
@@ -148,11 +168,12 @@ def _check_names(config: DictConfig) -> None:
     if spec is not None and isinstance(spec.entry_point, str):
         module = spec.entry_point.partition(":")[0]
         rule = "env of the run must come from rmc_rl or gymnasium; trust=true imports the module of its entry point"
-        require(_is_trusted(module) or module in sys.modules, rule, spec.entry_point)
+        require(_is_trusted(module), rule, spec.entry_point)
 
 
 def _is_trusted(module: str) -> bool:
-    return module.partition(".")[0] in TRUSTED
+    """Whether a module belongs to a known package, or is imported already, so that naming it executes nothing."""
+    return module.partition(".")[0] in TRUSTED or module in sys.modules
 
 
 def _spaces(config: DictConfig) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
@@ -232,7 +253,9 @@ def _read_zip(path: Path, expected: Mapping[str, torch.Tensor]) -> tuple[dict[st
         raise
     except (OSError, zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, EOFError, RuntimeError) as error:
         raise UsageError(f"{rule}: {' '.join(str(error).split())}") from None
-    except (ValueError, KeyError, TypeError, RecursionError, pickle.UnpicklingError, AttributeError) as error:
+    except pickle.UnpicklingError:
+        raise UsageError(f"{rule}: policy.pth must hold tensors by name and nothing else") from None
+    except (ValueError, KeyError, TypeError, RecursionError, AttributeError) as error:
         raise UsageError(f"{rule}: {type(error).__name__}: {' '.join(str(error).split())}") from None
     _check_tensors(tensors, expected, rule)
     num_timesteps = numbers.get("num_timesteps") if isinstance(numbers, dict) else None
@@ -248,6 +271,6 @@ def _check_tensors(tensors: Any, expected: Mapping[str, torch.Tensor], rule: str
     for name, tensor in expected.items():
         found = tensors[name]
         same = found.shape == tensor.shape and found.dtype == tensor.dtype and found.layout == tensor.layout
-        shape = f"{tuple(tensor.shape)} {tensor.dtype}"
-        require(same, f"{rule}: {name} must have shape and type {shape}", f"{tuple(found.shape)} {found.dtype}")
+        expectation, present = (f"{tuple(each.shape)} {each.dtype} {each.layout}" for each in (tensor, found))
+        require(same, f"{rule}: {name} must be {expectation}", present)
         require(bool(torch.isfinite(found).all()), f"{rule}: {name} must be finite", "a number that is not")
