@@ -23,8 +23,11 @@ from rmc_rl.agents import (
 )
 from rmc_rl.agents.cores import Core, register_core
 from rmc_rl.envs import make_vec
+from rmc_rl.runs.checkpoint import Checkpoints
+from rmc_rl.runs.loading import load_policy
 
 __all__ = [
+    "Checkpoints",
     "CnnMemoryPolicy",
     "Core",
     "CoreScalars",
@@ -34,6 +37,7 @@ __all__ = [
     "MultiInputMemoryPolicy",
     "RecurrentPPO",
     "__version__",
+    "load_policy",
     "make_vec",
     "match_parameters",
     "register_core",

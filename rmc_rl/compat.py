@@ -6,6 +6,7 @@ that keeps the program correct, although it may be slower or less convenient. ``
 """
 
 import importlib
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 F = TypeVar("F", bound=Any)
@@ -76,6 +77,19 @@ def forward_mode_is_active() -> bool | None:
     torch: Any = importlib.import_module("torch")
     level = getattr(torch.autograd.forward_ad, "_current_level", None)
     return None if level is None else bool(level >= 0)
+
+
+def constant_for_compiler(function: F) -> F:
+    """
+    Decorator: torch.compile calls the function once and takes its result as a constant.
+
+    It is ``torch.compiler.assume_constant_result`` without the import of the compiler, which takes seconds. If a version of
+    torch does not know the mark, it traces the function.
+
+    :param function: the function
+    """
+    function._dynamo_marked_constant = True
+    return function
 
 
 def hydra_arguments() -> Any:
@@ -187,3 +201,15 @@ def purge_events(writer: Any, step: int) -> None:
         writer.file_writer.add_event(events.Event(step=step, session_log=start))
     except (ImportError, AttributeError):
         return
+
+
+@contextmanager
+def unchecked_distributions() -> Iterator[None]:
+    """Let torch's distributions be made without a look at their parameters, which have no values on the "meta" device."""
+    distribution: Any = importlib.import_module("torch.distributions").Distribution
+    before = getattr(distribution, "_validate_args", __debug__)  # torch's own default
+    distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        distribution.set_default_validate_args(before)

@@ -3,7 +3,10 @@ Play episodes with a trained agent and print return and length: python -m rmc_rl
 
   python -m rmc_rl.evaluate run=runs/ALE-Pong-v5/rmc/20261120-210000-seed0 episodes=20
   python -m rmc_rl.evaluate run=<folder of a run on the copy task> env_kwargs.delay=20   a longer delay than in training
-  python -m rmc_rl.evaluate model=<any model.zip> env=CartPole-v1                        a model that was trained in Python
+  python -m rmc_rl.evaluate model=<any model.zip> env=CartPole-v1 trust=true             a model that was trained in Python
+
+A run is read as data: nothing in its folder is executed. trust=true is needed for a model without a config.yaml, and for a
+run that names a module of your own, as in core=module:name.
 
 The interval printed is a 95 % percentile bootstrap of the mean over the episodes. The result is kept as JSON in evaluations/
 of the run's folder, or of the model's folder if it belongs to no run.
@@ -24,7 +27,7 @@ from rmc_rl.command_line.progress import progress_bar, say
 from rmc_rl.command_line.schema import EvaluateKeys
 from rmc_rl.errors import require
 from rmc_rl.runs.folder import find_model
-from rmc_rl.runs.loading import load_model
+from rmc_rl.runs.loading import load_model, read_policy
 from rmc_rl.studies.statistics import summarise
 
 
@@ -47,7 +50,15 @@ def evaluate(config: DictConfig, command: str | None = None) -> int:
     rule = f"env must be an environment's id, as in env=CartPole-v1, for there is no {run.config_path}"
     require(env_id is not None, rule, env_id)
     run.check_writable()
-    model = load_model(model_path, device)
+    if run.config_path.is_file():
+        loaded = read_policy(run, model_path, config.trust, device)
+        model: Any = loaded.policy
+        timesteps = loaded.num_timesteps
+    else:
+        rule = "model must lie in the folder of a run, with a config.yaml; trust=true loads it and executes what it holds"
+        require(config.trust, rule, str(model_path))
+        model = load_model(model_path, device)
+        timesteps = model.num_timesteps
     num_copies = min(config.n_envs, config.episodes)
     started = time.monotonic()
     env = make_playing_env(env_id, env_kwargs, num_copies, config.seed, model, model_path)
@@ -63,7 +74,7 @@ def evaluate(config: DictConfig, command: str | None = None) -> int:
         "episodes": config.episodes,
         "deterministic": config.deterministic,
         "seed": config.seed,
-        "timesteps_trained": model.num_timesteps,
+        "timesteps_trained": timesteps,
         "seconds": seconds,
         "return": summarise(returns),
         "length": summarise(lengths),

@@ -7,10 +7,14 @@ Train an agent with a memory by recurrent PPO: python -m rmc_rl.train key=value 
   python -m rmc_rl.train env=my_module:MyEnv-v0 core=my_module:my_core                   your own
   python -m rmc_rl.train -m seed=0,1,2 core=rmc,lstm,memoryless params=50000             a sweep over cores of the same size
 
+  python -m rmc_rl.train resume=<folder of a run>                                        go on with a run that was stopped
+  python -m rmc_rl.train name=first resume=auto                                          start the run called first, or go on
+  python -m rmc_rl.train init=<folder of a run> env_kwargs.delay=50                      a new run from the weights of another
+
 The run's folder is runs/<env>/<core>/<stamp>-seed<k>. It holds config.yaml, model.zip, best/model.zip, checkpoints/,
-TensorBoard's events and progress.csv. Ctrl-C (status 130), SIGTERM (143), SIGHUP (129) and SIGUSR1 (138) save the model
-and end the run. A mistake on the command line gets one line and status 2, a number
-that is not finite one line and status 3.
+TensorBoard's events and progress.csv. Ctrl-C (status 130), SIGTERM (143), SIGHUP (129) and SIGUSR1 (138) end the run after
+the present update, with a checkpoint; a second one ends it at once. A mistake on the command line gets one line and status 2,
+a number that is not finite one line and status 3, a disk that is full or a worker process that died one line and status 1.
 """
 
 import shlex
@@ -20,77 +24,121 @@ from contextlib import suppress
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
-from stable_baselines3.common.logger import configure
+from stable_baselines3.common.base_class import BaseAlgorithm
 
 from rmc_rl.agents import CoreScalars
 from rmc_rl.agents.cores import core_class
 from rmc_rl.agents.cores.kernels.dispatch import report
 from rmc_rl.command_line.agent import make_env, make_model, parameter_counts
-from rmc_rl.command_line.app import NOT_FINITE, how_to_run, run_verb, tell
+from rmc_rl.command_line.app import FAILED, NOT_FINITE, how_to_run, run_verb, tell
 from rmc_rl.command_line.devices import check_threads, keep_freed_memory
 from rmc_rl.command_line.progress import RunCallback, episode_returns, say
+from rmc_rl.command_line.resuming import find_run, given_keys, initial_model, say_what_changes
 from rmc_rl.command_line.schema import TrainKeys
-from rmc_rl.command_line.signals import StopSignals
+from rmc_rl.command_line.signals import Stopped, StopSignals
 from rmc_rl.envs.make_vec import env_family
 from rmc_rl.errors import NonFiniteError
+from rmc_rl.runs.checkpoint import Checkpoints, find_checkpoints
+from rmc_rl.runs.curves import make_logger
 from rmc_rl.runs.folder import Run, save_model
+from rmc_rl.runs.loading import load_weights
 
 
 def train(config: DictConfig, command: str | None = None) -> int:
     """
-    Train an agent as the configuration says.
+    Train an agent as the configuration says, or go on with a run.
 
     :param config: checked; see ``configs/train.yaml``
     :param command: the command line that repeats the run; None: it was started from Python
-    :return: exit status: 0; 3 if a number was not finite; 128 and the number of the signal that stopped the training
+    :return: exit status: 0; 1 if training failed; 3 if a number was not finite; 128 and the number of the signal that
+        stopped it
     :raises UsageError: for a mistake in the configuration, before anything is written
     """
+    old_run, config = find_run(config, given_keys())
+    initial = None if config.init is None or old_run is not None else initial_model(config.init)
     check_threads(config.num_threads)
     keep_freed_memory()
     model = make_model(config, make_env(config))
+    if initial is not None:
+        load_weights(initial, model)
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    run = Run.create(config.runs_dir, config.env, config.core.name, config.seed)
-    run.write_config(config, command)
+    run = old_run or Run.create(config.runs_dir, config.env, config.core.name, config.seed, config.name)
+    callback, signals = RunCallback(run, config), StopSignals()
+    checkpoints = Checkpoints(
+        run.checkpoints_path,
+        config.checkpoint_every,
+        config.keep_checkpoints,
+        callbacks={"best": callback},
+        should_stop=signals.should_stop,
+        after_save=lambda: save_model(model, run.model_path("last")),
+    )
+    # a run that was stopped before its first checkpoint starts again: its seed gives the same numbers
+    found = find_checkpoints(run.checkpoints_path) if old_run is not None else []
+    if found:
+        checkpoints.resume(model, found[0])
+        say_what_changes(run, config, model.num_timesteps)
+    first_step = model.num_timesteps
+    remaining = config.total_timesteps - first_step
+    if old_run is None or config.total_timesteps != run.read_config().total_timesteps:
+        run.write_config(config, command)
+    _say_what_runs(run, config, model)
+    if remaining <= 0:
+        say(f"the run has taken its {model.num_timesteps:,} steps; total_timesteps=... goes on for longer")
+        return 0
+
+    started = time.monotonic()
+    model.set_logger(make_logger(run.path, first_step if found else None))
+    status, again = 0, f"to go on: {how_to_run('train')} {shlex.quote(f'resume={run.path}')}"
+    with signals:
+        try:
+            model.learn(remaining, callback=[checkpoints, callback, CoreScalars()], reset_num_timesteps=not found)
+        except NonFiniteError as error:
+            status = tell(error, NOT_FINITE)
+        except Stopped:  # by a second signal
+            pass
+        except Exception as error:
+            say(f"training failed after {model.num_timesteps:,} steps; {again}")
+            if not isinstance(error, OSError | EOFError):
+                raise
+            died = config.processes and isinstance(error, EOFError | ConnectionError)
+            status = tell(OSError("a process of the environment has died") if died else error, FAILED)
+        finally:  # after a crash as well
+            signals.ignore()  # a Ctrl-C from here on must not lose the model
+            callback.close()
+            with suppress(OSError):  # the disk may be full, and worker processes may have died
+                _save_if_finite(model, run)
+                model.logger.close()
+            with suppress(OSError, EOFError):
+                model.get_env().close()  # type: ignore[union-attr]
+    if signals.received is not None:
+        status = 128 + signals.received
+        say(f"stopped by {signals.name} after {model.num_timesteps:,} steps; {again}")
+    seconds = time.monotonic() - started
+    say(f"time: {seconds:,.1f} seconds, {(model.num_timesteps - first_step) / seconds:,.0f} steps per second")
+    returns = episode_returns(model)
+    if returns:
+        say(f"return: {np.mean(returns):.3f}, mean of the last {len(returns)} training episodes")
+    say(f"model: {run.model_path('last')}")
+    trust = " trust=true" if ":" in f"{config.env}{config.core.name}" else ""  # modules of the user's own
+    say(f"next: {how_to_run('evaluate')} {shlex.quote(f'run={run.path}')}{trust}")
+    return status
+
+
+def _say_what_runs(run: Run, config: DictConfig, model: BaseAlgorithm) -> None:
     counts = parameter_counts(model)
     say(OmegaConf.to_yaml(config).rstrip())
     say(f"parameters: {sum(counts.values()):,} ({', '.join(f'{name} {count:,}' for name, count in counts.items())})")
     say(f"device: {model.device}")
     if config.core.get("kernel") is not None:
         say(f"kernel: {report(config.core.kernel, core_class(config.core.name).kernel_family, model.device.type)}")
-    say(f"run: {run.path}")
+    say(f"run: {run.path}" + (f" (goes on at {model.num_timesteps:,} steps)" if model.num_timesteps else ""))
 
-    model.set_logger(configure(str(run.path), ["csv", "tensorboard"]))
-    started, status = time.monotonic(), 0
-    with StopSignals() as signals:
-        callback = RunCallback(run, config, signals.check)
-        model.policy.optimizer.register_step_post_hook(signals.check)
-        try:
-            model.learn(config.total_timesteps, callback=[callback, CoreScalars()])
-        except NonFiniteError as error:
-            status = tell(error, NOT_FINITE)
-        except Exception:
-            if signals.received is None:
-                raise
-            # Stopped, or an error in a worker process that received the same signal
-            status = 128 + signals.received
-            callback.close()
-            say(f"stopped by {signals.name} after {model.num_timesteps:,} steps")
-        finally:  # after a crash as well
-            signals.ignore()  # a Ctrl-C from here on must not lose the model
-            callback.close()
-            save_model(model, run.model_path("last"))
-            model.logger.close()
-            with suppress(OSError, EOFError):  # the same signal may have ended the worker processes
-                model.get_env().close()  # type: ignore[union-attr]
-    seconds = time.monotonic() - started
-    say(f"time: {seconds:,.1f} seconds, {model.num_timesteps / seconds:,.0f} steps per second")
-    returns = episode_returns(model)
-    if returns:
-        say(f"return: {np.mean(returns):.3f}, mean of the last {len(returns)} training episodes")
-    say(f"model: {run.model_path('last')}")
-    say(f"next: {how_to_run('evaluate')} {shlex.quote(f'run={run.path}')}")
-    return status
+
+def _save_if_finite(model: BaseAlgorithm, run: Run) -> None:
+    """Save the last model, but not over a better one if it holds a number that is not finite."""
+    if all(bool(torch.isfinite(parameter).all()) for parameter in model.policy.parameters()):
+        save_model(model, run.model_path("last"))
 
 
 def main() -> None:

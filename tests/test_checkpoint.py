@@ -296,7 +296,7 @@ def test_a_checkpoint_of_other_settings_gets_one_line_that_names_the_setting(sto
 
 def test_other_versions_of_packages_get_a_warning(stopped: Path, tmp_path: Path) -> None:
     shutil.copytree(stopped / "128", tmp_path / "128")
-    edit(tmp_path / "128", versions=dict(torch="1.0"))
+    edit(tmp_path / "128", made_with=dict(torch="1.0"))
     with pytest.warns(UserWarning, match=r"torch 1\.0"):
         load_checkpoint(tmp_path / "128", resumable.CASES["copy lstm"]())
 

@@ -82,7 +82,7 @@ def test_a_run_and_its_evaluation(call):
     assert config.env_kwargs == dict(n_symbols=4, length=3, delay=5)
     assert config.n_envs == 4
     assert config.run.versions.torch
-    assert {path.name for path in (run.path / "checkpoints").iterdir()} == {f"model_{n}_steps.zip" for n in (352, 616, 968)}
+    assert {path.name for path in (run.path / "checkpoints").iterdir()} == {"968", "1056"}
     assert not list(run.path.rglob("*.partial"))
     with open(run.path / "progress.csv") as file:
         rows = list(csv.DictReader(file))
@@ -131,7 +131,7 @@ def test_the_best_model_is_the_one_with_the_highest_mean_return(tmp_path):
     model = agent.make_model(config, agent.make_env(config))
     run = Run.create(tmp_path, "env", "core", 0)
     model.set_logger(configure(str(tmp_path), []))
-    callback = progress.RunCallback(run, config, lambda: None)
+    callback = progress.RunCallback(run, config)
     callback.init_callback(model)
     saved = []
     for steps, mean, episodes in ((1, 0.9, 3), (2, 0.2, 50), (3, 0.3, 100), (4, 0.2, 100), (5, 0.7, 100), (6, 0.6, 100)):
@@ -473,7 +473,7 @@ def test_normalisation_is_saved_with_the_models_and_used_by_evaluate(call):
     assert status == 0, err
     run = only_run("memoryless", "Pendulum-v1")
     models = {path.relative_to(run.path).with_suffix("") for path in run.path.rglob("*.zip")}
-    assert len(models) >= 3
+    assert len(models) == 2
     assert models == {Path(str(p.relative_to(run.path)).removesuffix(".normalization.json")) for p in run.path.rglob("*.json")}
     status, out, err = call(evaluate, f"run={run.path}", "episodes=2")
     assert status == 0, err
@@ -703,8 +703,7 @@ def test_a_second_signal_does_not_wait():
         with pytest.raises(signals.Stopped, match="SIGTERM"):
             signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)  # ignored
-        with pytest.raises(signals.Stopped):
-            stop.check()
+        assert stop.should_stop()
     assert signal.getsignal(signal.SIGINT) is before
 
 

@@ -27,12 +27,13 @@ class WithMasks:
     SB3's ``evaluate_policy`` hands the state back but knows no masks; sb3-contrib's maskable one knows masks but drops the
     state (2.9.2). Given this in place of the model, SB3's does both.
 
-    :param model: an algorithm whose policy has a core
+    :param model: an algorithm whose policy has a core, or such a policy
     :param env: the environment that is played
     """
 
     def __init__(self, model: Any, env: VecEnv):
         self.model, self.env = model, env
+        self.policy = getattr(model, "policy", model)  # a policy has none
         self.has_masks: bool | None = None  # unknown until the environment was reset
 
     def __getattr__(self, name: str) -> Any:
@@ -49,7 +50,7 @@ class WithMasks:
             self.has_masks = count_masked(self.env, getattr(self.model, "use_masking", None)) > 0
         if self.has_masks:
             kwargs["action_masks"] = get_action_masks(self.env)
-        found: tuple[np.ndarray, tuple[np.ndarray, ...] | None] = self.model.policy.predict(observation, **kwargs)
+        found: tuple[np.ndarray, tuple[np.ndarray, ...] | None] = self.policy.predict(observation, **kwargs)
         return found
 
 

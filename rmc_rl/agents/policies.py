@@ -498,3 +498,16 @@ class MultiInputMemoryPolicy(MlpMemoryPolicy):
     """
 
     default_features_extractor = DictExtractor
+
+
+def choose_policy(space: spaces.Space[Any]) -> type[MlpMemoryPolicy]:
+    """
+    The policy for an observation space.
+
+    :param space: the space; images may have their channels first or last
+    :return: ``MultiInputMemoryPolicy`` for ``Dict``, ``CnnMemoryPolicy`` for images that are large enough for its
+        convolutions, ``MlpMemoryPolicy`` for everything else, small images included
+    """
+    if isinstance(space, spaces.Dict):
+        return MultiInputMemoryPolicy
+    return CnnMemoryPolicy if fits_cnn(space) else MlpMemoryPolicy

@@ -1,6 +1,7 @@
 """From a configuration to an agent and its environment."""
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,16 @@ import torch
 from gymnasium import spaces
 from omegaconf import DictConfig, OmegaConf, open_dict
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from rmc_rl.agents import CnnMemoryPolicy, Imitation, MlpMemoryPolicy, MultiInputMemoryPolicy, RecurrentPPO, match_parameters
-from rmc_rl.agents.encoder import check_spaces, fits_cnn
+from rmc_rl.agents import Imitation, MlpMemoryPolicy, RecurrentPPO, match_parameters
+from rmc_rl.agents.encoder import check_spaces
+from rmc_rl.agents.policies import choose_policy
 from rmc_rl.command_line.devices import find_device, require_memory
 from rmc_rl.command_line.progress import EPISODES_FOR_BEST
+from rmc_rl.command_line.signals import ignored_interrupts
 from rmc_rl.compat import wrap_env
 from rmc_rl.envs import make_vec
 from rmc_rl.envs.make_vec import env_family
@@ -45,15 +49,16 @@ def make_env(config: DictConfig) -> VecEnv:
     """
     transitions = config.n_envs * config.algo.n_steps
     require_memory("a rollout of n_envs * algo.n_steps steps", transitions * NUMBERS_PER_STEP * FLOAT, torch.device("cpu"))
-    env = make_vec(
-        config.env,
-        config.n_envs,
-        seed=config.seed,
-        env_kwargs={str(key): value for key, value in plain(config.env_kwargs).items()},
-        processes=config.processes,
-        device=find_device(config.env_device, "env_device"),
-        previous_action_reward=config.policy.previous_action_reward,
-    )
+    with ignored_interrupts() if config.processes else nullcontext():
+        env = make_vec(
+            config.env,
+            config.n_envs,
+            seed=config.seed,
+            env_kwargs={str(key): value for key, value in plain(config.env_kwargs).items()},
+            processes=config.processes,
+            device=find_device(config.env_device, "env_device"),
+            previous_action_reward=config.policy.previous_action_reward,
+        )
     check_spaces(env.observation_space, env.action_space)
     if config.algo.use_sde:
         require(isinstance(env.action_space, spaces.Box), "algo.use_sde needs Box actions", env.action_space)
@@ -63,7 +68,7 @@ def make_env(config: DictConfig) -> VecEnv:
 
 
 def make_playing_env(
-    env_id: str, env_kwargs: dict[str, Any], n_envs: int, seed: int, model: BaseAlgorithm, model_path: Path
+    env_id: str, env_kwargs: dict[str, Any], n_envs: int, seed: int, model: BaseAlgorithm | BasePolicy, model_path: Path
 ) -> VecEnv:
     """
     An environment to play in with a trained agent, wrapped as it was in training.
@@ -135,19 +140,6 @@ def make_model(config: DictConfig, env: VecEnv) -> sb3_contrib.RecurrentPPO:
         if isinstance(error, UsageError) or not refused:
             raise
         raise UsageError(f"an agent cannot be built from these settings: {' '.join(str(error).split())}") from error
-
-
-def choose_policy(space: spaces.Space[Any]) -> type[MlpMemoryPolicy]:
-    """
-    The policy for an observation space.
-
-    :param space: the space; images may have their channels first or last
-    :return: ``MultiInputMemoryPolicy`` for ``Dict``, ``CnnMemoryPolicy`` for images that are large enough for its
-        convolutions, ``MlpMemoryPolicy`` for everything else, small images included
-    """
-    if isinstance(space, spaces.Dict):
-        return MultiInputMemoryPolicy
-    return CnnMemoryPolicy if fits_cnn(space) else MlpMemoryPolicy
 
 
 def parameter_counts(model: BaseAlgorithm) -> dict[str, int]:

@@ -1,8 +1,8 @@
 """
 How a verb (``rmc_rl.train``, ``rmc_rl.evaluate``) is run: through Hydra, with a user's mistakes explained in one line.
 
-Exit status: 0; 2 after a mistake of the user; 3 after a number that is not finite; 128 and the number of the signal that
-stopped it. A traceback means a bug.
+Exit status: 0; 1 if something outside the program failed (a full disk, a worker process); 2 after a mistake of the user; 3
+after a number that is not finite; 128 and the number of the signal that stopped it. A traceback means a bug.
 """
 
 import os
@@ -26,7 +26,7 @@ from rmc_rl.command_line.schema import check_keys
 from rmc_rl.compat import hydra_arguments
 from rmc_rl.errors import UsageError, require
 
-MISTAKE, NOT_FINITE = 2, 3  # exit statuses
+FAILED, MISTAKE, NOT_FINITE = 1, 2, 3  # exit statuses
 STARTED_BY = "RMC_RL_COMMAND"  # the environment variable with which scripts/rmc says how it was started
 # flags that show no configuration of ours, or read one of the user's own: Hydra checks these command lines alone
 LEFT_TO_HYDRA = ("hydra_help", "shell_completion", "config_name", "config_path", "info")

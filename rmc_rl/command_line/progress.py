@@ -2,7 +2,6 @@
 
 import sys
 from collections import deque
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -30,15 +29,16 @@ def say(text: str = "") -> None:
         print(text, flush=True)
 
 
-def progress_bar(total: int, unit: str) -> "tqdm[Any]":
+def progress_bar(total: int, unit: str, initial: int = 0) -> "tqdm[Any]":
     """
     A progress bar on standard error.
 
     :param total: units until the end
     :param unit: what is counted, as in "steps"
+    :param initial: units that were done before
     """
     interval = REFRESH_SECONDS if sys.stderr.isatty() else REFRESH_SECONDS_IN_FILE
-    return tqdm(total=total, unit=f" {unit}", mininterval=interval, dynamic_ncols=True)
+    return tqdm(total=total, initial=initial, unit=f" {unit}", mininterval=interval, dynamic_ncols=True)
 
 
 class RunCallback(BaseCallback):
@@ -47,27 +47,23 @@ class RunCallback(BaseCallback):
 
     :param run: the run
     :param config: its configuration, which goes to TensorBoard as text
-    :param at_step: called after each step of the environment
     """
 
-    def __init__(self, run: Run, config: DictConfig, at_step: Callable[[], None]):
+    def __init__(self, run: Run, config: DictConfig):
         super().__init__()
-        self.at_step = at_step
         self.run, self.config = run, config
         self.best = -np.inf
-        self.next_checkpoint = config.checkpoint_every or np.inf
         self.bar: tqdm[Any] | None = None
 
     def _on_training_start(self) -> None:
         for output in self.logger.output_formats:
-            if isinstance(output, TensorBoardOutputFormat):
+            if isinstance(output, TensorBoardOutputFormat) and self.model.num_timesteps == 0:
                 output.writer.add_text("config", f"```yaml\n{OmegaConf.to_yaml(self.config)}\n```")
         rollout = self.config.n_envs * self.config.algo.n_steps
         total = -(-self.config.total_timesteps // rollout) * rollout  # the last rollout is played to its end
-        self.bar = progress_bar(total, "steps")
+        self.bar = progress_bar(total, "steps", self.model.num_timesteps)
 
     def _on_step(self) -> bool:
-        self.at_step()
         if self.bar is not None:
             self.bar.update(self.training_env.num_envs)
         return True
@@ -82,9 +78,18 @@ class RunCallback(BaseCallback):
             if len(returns) < EPISODES_FOR_BEST or mean > self.best:
                 self.best = mean
                 save_model(self.model, self.run.model_path("best"))
-        if self.num_timesteps >= self.next_checkpoint:
-            save_model(self.model, self.run.checkpoint_path(self.num_timesteps))
-            self.next_checkpoint += self.config.checkpoint_every
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the mean return of the best model."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """
+        Go on from a checkpoint.
+
+        :param state: what :meth:`state_dict` returned
+        """
+        self.best = float(state["best"])
 
     def close(self) -> None:
         """Stop the bar; what it shows stays on the screen."""

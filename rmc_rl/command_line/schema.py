@@ -74,7 +74,11 @@ class TrainKeys:
     device: str
     env_device: str
     runs_dir: str
+    name: str | None
+    resume: str | None
+    init: str | None
     checkpoint_every: int | None = field(metadata=FROM_1)
+    keep_checkpoints: int = field(metadata=FROM_1)
     policy: PolicyKeys
     algo: AlgoKeys
     core: dict[str, Any]
@@ -88,6 +92,7 @@ class EvaluateKeys:
     model: str
     env: str | None
     env_kwargs: dict[str, Any]
+    trust: bool
     deterministic: bool
     episodes: int = field(metadata=FROM_1)
     n_envs: int = field(metadata=FROM_1)

@@ -1,12 +1,19 @@
 """Signals that ask a verb to stop: it finishes what must not be interrupted, saves the model and ends."""
 
+import os
 import signal
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
 # Ctrl-C, `kill`, a terminal that was closed, and what Slurm can send before a time limit; Windows has only the first two
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
+
+
+STOPPING_SOON = b"\nstopping after this update, with a checkpoint; another signal stops at once\n"
 
 
 class Stopped(Exception):
@@ -17,7 +24,7 @@ class StopSignals:
     """
     Collects the signals of :data:`STOPPING` inside a ``with`` block.
 
-    The first signal is stored until :meth:`check` is called, at a moment when stopping is safe. A second signal stops at once.
+    The first signal is stored: training ends after the present update, with a checkpoint. A second signal stops at once.
     A signal that was ignored before, as SIGHUP is under ``nohup``, stays ignored. Python sets signal handlers in the main
     thread only; in another thread this class does nothing.
     """
@@ -42,14 +49,9 @@ class StopSignals:
         assert self.received is not None
         return signal.Signals(self.received).name
 
-    def check(self, *_: object) -> None:
-        """
-        Stop here if a signal was received.
-
-        :raises Stopped: after a signal
-        """
-        if self.received is not None:
-            raise Stopped(self.name)
+    def should_stop(self) -> bool:
+        """Whether a signal was received."""
+        return self.received is not None
 
     def ignore(self) -> None:
         """Ignore further signals, for work that must not be interrupted."""
@@ -59,9 +61,27 @@ class StopSignals:
         again, self.received = self.received is not None, signum
         if again:
             self.ignore()
-            self.check()
+            raise Stopped(self.name)
+        with suppress(OSError):  # not print, which a signal may have interrupted
+            os.write(sys.stderr.fileno(), STOPPING_SOON)
 
     @staticmethod
     def _set(handlers: dict[int, Any]) -> None:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def ignored_interrupts() -> Iterator[None]:
+    """
+    Ignore Ctrl-C inside a ``with`` block. Processes that are started there ignore it for good: a terminal sends it to them
+    too, and an environment must live until the run has been saved.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

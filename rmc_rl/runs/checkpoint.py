@@ -44,6 +44,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from rmc_rl import compat
 from rmc_rl.errors import UsageError, require, require_whole
 from rmc_rl.runs.environment import EnvironmentState, put_state, take_state
+from rmc_rl.runs.folder import sync_folder
 from rmc_rl.runs.plain import from_plain, to_plain
 
 FORMAT = 1  # of the folder; a program reads its own format only
@@ -145,7 +146,7 @@ def save_checkpoint(
 
     It must be called between two rollouts, after the update: :class:`Checkpoints` does it at the right moment.
 
-    :param folder: the folder of checkpoints; it is made if it is missing
+    :param folder: the folder of checkpoints; it is made if it is missing, but not the folder around it
     :param model: the agent, while it learns or after it has learned
     :param callbacks: what else the run carries, by name
     :param keep: how many checkpoints are kept
@@ -179,9 +180,7 @@ def save_checkpoint(
     manifest = {
         "format": FORMAT,
         "steps": model.num_timesteps,
-        "versions": _versions(),
-        "device": str(model.device),
-        "num_threads": torch.get_num_threads(),
+        "made_with": _made_with(model),
         "settings": _settings(model),
         "parts": parts,
         "files": {name: {"bytes": len(data), "sha256": _sha256(data)} for name, data in files.items()},
@@ -219,7 +218,7 @@ def load_checkpoint(
     expected, callbacks = _settings(model), callbacks or {}
     for name, saved in checkpoint.manifest.get("settings", {}).items():
         require(saved == expected.get(name), f"{rule} {name}, {saved}", expected.get(name))
-    saved, present = checkpoint.manifest["versions"], _versions()
+    saved, present = checkpoint.manifest["made_with"], _made_with(model)
     changed = [f"{name} {saved.get(name)}, now {present[name]}" for name in present if saved.get(name) != present[name]]
     if changed:
         warnings.warn(
@@ -280,6 +279,7 @@ class Checkpoints(BaseCallback):
     :param callbacks: callbacks that carry something from rollout to rollout, by name. They are put back by :meth:`resume`,
         before ``learn`` initialises them. Those that are not named start afresh
     :param should_stop: asked when a rollout starts; if it returns true, a checkpoint is written and training ends
+    :param after_save: called after each checkpoint
     """
 
     def __init__(
@@ -289,29 +289,34 @@ class Checkpoints(BaseCallback):
         keep: int = 2,
         callbacks: Mapping[str, Stateful] | None = None,
         should_stop: Callable[[], bool] = lambda: False,
+        after_save: Callable[[], None] = lambda: None,
     ):
         super().__init__()
         if every is not None:
             require_whole("every", every)
         require_whole("keep", keep)
         self.folder, self.every, self.keep = Path(folder), every, keep
-        self.callbacks, self.should_stop = dict(callbacks or {}), should_stop
+        self.callbacks = dict(callbacks or {})
+        self.should_stop, self.after_save = should_stop, after_save
         self.saved_at = 0  # steps at the newest checkpoint
         self._at_first_rollout: Callable[[], None] | None = None
         self._is_stopping = False
 
-    def resume(self, model: OnPolicyAlgorithm) -> int:
+    def resume(self, model: OnPolicyAlgorithm, checkpoint: Checkpoint | None = None) -> int:
         """
-        Put an agent into the state of the newest whole checkpoint.
+        Put an agent into the state of a checkpoint.
 
         :param model: made with the settings of the run, with its environment
+        :param checkpoint: None: the newest whole one in the folder
         :return: the steps that remain until the run's ``total_timesteps``
         :raises UsageError: if there is no whole checkpoint, or it is of other settings
         """
-        found = find_checkpoints(self.folder)
-        require(len(found) > 0, "there must be a whole checkpoint to resume from", str(self.folder))
-        self._at_first_rollout = load_checkpoint(found[0], model, self.callbacks)
-        self.saved_at = found[0].steps
+        if checkpoint is None:
+            found = find_checkpoints(self.folder)
+            require(len(found) > 0, "there must be a whole checkpoint to resume from", str(self.folder))
+            checkpoint = found[0]
+        self._at_first_rollout = load_checkpoint(checkpoint, model, self.callbacks)
+        self.saved_at = checkpoint.steps
         return max(0, model._total_timesteps - model.num_timesteps)
 
     def save(self) -> Path:
@@ -320,8 +325,12 @@ class Checkpoints(BaseCallback):
             if hasattr(output, "sync"):
                 output.sync()
         path = save_checkpoint(self.folder, self.model, self.callbacks, self.keep)  # type: ignore[arg-type]
-        self.saved_at = self.num_timesteps
+        self.saved_at = self.model.num_timesteps
+        self.after_save()
         return path
+
+    def _on_training_start(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
 
     def _on_rollout_start(self) -> None:
         steps = self.model.num_timesteps
@@ -331,7 +340,6 @@ class Checkpoints(BaseCallback):
         self._is_stopping = self.should_stop()
         is_due = self.every is not None and steps // self.every > self.saved_at // self.every
         if steps > self.saved_at and (is_due or self._is_stopping):
-            self.num_timesteps = steps
             self.save()
 
     def _on_step(self) -> bool:
@@ -430,7 +438,7 @@ def _unpacked(path: Path) -> Any:
 def _write_folder(path: Path, files: Mapping[str, bytes]) -> None:
     """Write a folder whole or not at all, synced to disk; one of the same name is replaced."""
     parent = path.parent
-    parent.mkdir(parents=True, exist_ok=True)
+    parent.mkdir(exist_ok=True)
     for stale in parent.glob(f"{PARTIAL}*"):  # of a process that was killed
         shutil.rmtree(stale, ignore_errors=True)
     partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=parent))
@@ -441,25 +449,14 @@ def _write_folder(path: Path, files: Mapping[str, bytes]) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-        _sync_folder(partial)
+        sync_folder(partial)
         if path.exists():
             path.rename(Path(tempfile.mkdtemp(prefix=PARTIAL, dir=parent)) / path.name)
         partial.rename(path)
-        _sync_folder(parent)
+        sync_folder(parent)
     finally:
         for stale in parent.glob(f"{PARTIAL}*"):
             shutil.rmtree(stale, ignore_errors=True)
-
-
-def _sync_folder(path: Path) -> None:
-    """Sync the names in a folder to disk, where the system can."""
-    if not hasattr(os, "O_DIRECTORY"):  # Windows
-        return
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _umask() -> int:
@@ -477,6 +474,11 @@ def _checkpoint_folders(folder: Path) -> list[Path]:
 
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def _made_with(model: Any) -> dict[str, str]:
+    """What decides how numbers are computed, apart from the settings."""
+    return {**_versions(), "device": str(model.device), "num_threads": str(torch.get_num_threads())}
 
 
 @cache

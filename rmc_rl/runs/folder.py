@@ -5,7 +5,7 @@ A run's folder: what lies in it, how it is written and read back.
       config.yaml            the resolved configuration, and under ``run`` versions, git commit and command line
       model.zip              the last policy; beside each model trained with ``normalize``, its ``.normalization.json``
       best/model.zip         the policy with the highest mean return over the last 100 training episodes, once there were 100
-      checkpoints/           one model every ``checkpoint_every`` steps
+      checkpoints/<steps>/   what exact resume needs, every ``checkpoint_every`` steps: :mod:`rmc_rl.runs.checkpoint`
       events.out.tfevents*   TensorBoard; progress.csv holds the same numbers
       evaluations/           what ``rmc_rl.evaluate`` found
 """
@@ -34,6 +34,7 @@ from rmc_rl.runs.normalization import normalization_path, statistics
 
 PACKAGES = ("rmc-rl", "torch", "numpy", "gymnasium", "ale-py", "stable-baselines3", "sb3-contrib", "hydra-core")
 MODELS = ("last", "best")
+LARGEST_CONFIG = 1 << 20  # bytes
 
 
 def stamp() -> str:
@@ -52,7 +53,7 @@ class Run:
     path: Path
 
     @classmethod
-    def create(cls, root: str | Path, env: str, core: str, seed: int) -> "Run":
+    def create(cls, root: str | Path, env: str, core: str, seed: int, name: str | None = None) -> "Run":
         """
         Make the folder of a new run.
 
@@ -60,15 +61,35 @@ class Run:
         :param env: the environment's id; ``/`` and ``:`` become ``-`` in the folder's name
         :param core: the core's name, changed in the same way
         :param seed: the run's seed
-        :raises UsageError: if the folder cannot be made
+        :param name: of its folder; None: the time and the seed
+        :raises UsageError: if the folder cannot be made, or there is a run of this name
         """
-        name = f"{stamp()}-seed{seed}"
         try:
-            parent = Path(root).expanduser().joinpath(*(part.replace("/", "-").replace(":", "-") for part in (env, core)))
-            parent.mkdir(parents=True, exist_ok=True)
-            return cls(_claim(parent / name, Path.mkdir))
+            if name is None:
+                run = cls.named(root, env, core, f"{stamp()}-seed{seed}")
+                run.path.parent.mkdir(parents=True, exist_ok=True)
+                return cls(_claim(run.path, Path.mkdir))
+            run = cls.named(root, env, core, name)
+            run.path.mkdir(parents=True, exist_ok=True)  # a run that was killed at once has left it empty
+            rule = "name must be that of no other run; resume=auto goes on with the run of this name"
+            require(not run.config_path.exists(), rule, str(run.path))
+            return run
+        except UsageError:
+            raise
         except (OSError, ValueError, RuntimeError) as error:  # a null byte, an unknown user after ~
             raise UsageError(f"runs_dir must be a folder that can be written to, got {str(root)!r}: {error}") from None
+
+    @classmethod
+    def named(cls, root: str | Path, env: str, core: str, name: str) -> "Run":
+        """
+        A run with a name of its own, which may not exist yet.
+
+        :param root: the folder of all runs; ``~`` is the user's home
+        :param env: the environment's id; ``/`` and ``:`` become ``-`` in the folder's name
+        :param core: the core's name, changed in the same way
+        :param name: the name of its folder
+        """
+        return cls(Path(root).expanduser().joinpath(*(part.replace("/", "-").replace(":", "-") for part in (env, core)), name))
 
     @classmethod
     def open(cls, path: str | Path) -> "Run":
@@ -112,13 +133,10 @@ class Run:
         require_choice("model", which, MODELS)
         return self.path / "model.zip" if which == "last" else self.path / "best" / "model.zip"
 
-    def checkpoint_path(self, timesteps: int) -> Path:
-        """
-        The file of a checkpoint.
-
-        :param timesteps: environment steps
-        """
-        return self.path / "checkpoints" / f"model_{timesteps}_steps.zip"
+    @property
+    def checkpoints_path(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
 
     def check_writable(self) -> None:
         """
@@ -180,6 +198,8 @@ class Run:
         """
         path = self.config_path
         try:
+            size = path.stat().st_size
+            require(size <= LARGEST_CONFIG, f"it must have at most {LARGEST_CONFIG:,} bytes", size)
             text = path.read_text()
             # a few nested aliases can stand for billions of values
             require(not any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)), "it must have no aliases", path)
@@ -201,16 +221,36 @@ def written_whole(path: Path) -> Iterator[BufferedIOBase]:
     """
     A file that is written whole or not at all: an older one under the same name is kept until the new one is complete.
 
-    :param path: the file; its folder is made if it is missing
+    It is synced to disk before it gets its name, so that a loss of power leaves one of the two as well.
+
+    :param path: the file; its folder is made if it is missing, but not the folder around that
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("wb") as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(partial, path)
+        sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def sync_folder(path: Path) -> None:
+    """
+    Sync the names in a folder to disk, where the system can.
+
+    :param path: the folder
+    """
+    if not hasattr(os, "O_DIRECTORY"):  # Windows
+        return
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def save_model(model: BaseAlgorithm, path: Path) -> None:
@@ -218,7 +258,7 @@ def save_model(model: BaseAlgorithm, path: Path) -> None:
     Save a model whole or not at all, and beside it the statistics of a normalised environment.
 
     :param model: the model
-    :param path: the file; its folder is made if it is missing
+    :param path: the file; its folder is made if it is missing, but not the folder around that
     """
     normalized = model.get_vec_normalize_env()
     if normalized is not None:
