@@ -92,9 +92,9 @@ class RecurrentPPO(RolloutCollector):
         whole sequences as fit into ``batch_size``; the last one of a rollout may be shorter
     :param use_masking: whether invalid actions are masked; None: if the environment answers ``action_masks()`` with masks
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
-    :param kwargs: the keyword arguments of ``sb3_contrib.RecurrentPPO``. ``ent_coef`` may also be a schedule, as
-        ``learning_rate`` may: a function of the progress that remains, from 1 to 0. A large weight at first keeps the policy
-        from becoming deterministic before it knows anything. sb3-contrib's class trains only with a number
+    :param kwargs: the keyword arguments of ``sb3_contrib.RecurrentPPO``. ``ent_coef`` may also be a schedule, like
+        ``learning_rate``: a function of the remaining progress, which falls from 1 to 0. A large weight at first keeps the
+        policy from becoming deterministic before it knows anything. sb3-contrib's class can train only with a number
     :raises UsageError: for an unknown argument, a setting that makes no sense, or a policy without a core
     """
 
@@ -261,7 +261,6 @@ class RecurrentPPO(RolloutCollector):
         clip_range_vf = None
         if self.clip_range_vf is not None:
             clip_range_vf = self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
-        ent_coef = self.ent_coef(self._current_progress_remaining) if callable(self.ent_coef) else self.ent_coef
         before = copy.deepcopy((self.policy.state_dict(), self.policy.optimizer.state_dict()))
         # kept on the device: reading a number at each update would wait for the device each time
         logs: dict[str, list[Tensor]] = {}
@@ -270,7 +269,7 @@ class RecurrentPPO(RolloutCollector):
             logs["approx_kl"] = []
             for batch in self.rollout_buffer.minibatches(self.batch_size):
                 try:
-                    loss, found = self._loss(batch, clip_range, clip_range_vf, ent_coef)
+                    loss, found = self._loss(batch, clip_range, clip_range_vf)
                 except ValueError:  # SB3's distributions refuse parameters that are not finite
                     self._check_update(logs, before)
                     raise
@@ -302,13 +301,15 @@ class RecurrentPPO(RolloutCollector):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/clip_range", clip_range)
         if callable(self.ent_coef):
-            self.logger.record("train/ent_coef", ent_coef)
+            self.logger.record("train/ent_coef", self._entropy_weight())
         if clip_range_vf is not None:
             self.logger.record("train/clip_range_vf", clip_range_vf)
 
-    def _loss(
-        self, batch: Sequences, clip_range: float, clip_range_vf: float | None, ent_coef: float
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def _entropy_weight(self) -> float:
+        """``ent_coef`` as it is now."""
+        return self.ent_coef(self._current_progress_remaining) if callable(self.ent_coef) else self.ent_coef
+
+    def _loss(self, batch: Sequences, clip_range: float, clip_range_vf: float | None) -> tuple[Tensor, dict[str, Tensor]]:
         """PPO's loss of a minibatch, and what is logged of it, by name."""
         values, log_prob, entropy = self.policy.evaluate_sequences(
             batch.observations, batch.actions, batch.states, batch.layout, batch.action_masks
@@ -325,7 +326,7 @@ class RecurrentPPO(RolloutCollector):
         value_loss = torch.mean((batch.returns - values) ** 2)
         # an estimate where there is no closed form: gSDE with squashed output
         entropy_loss = -torch.mean(-log_prob if entropy is None else entropy)
-        loss = policy_loss + ent_coef * entropy_loss + self.vf_coef * value_loss
+        loss = policy_loss + self._entropy_weight() * entropy_loss + self.vf_coef * value_loss
         with torch.no_grad():  # http://joschu.net/blog/kl-approx.html
             approx_kl = torch.mean(torch.exp(log_ratio) - 1 - log_ratio)
             clip_fraction = torch.mean((torch.abs(ratio - 1) > clip_range).float())

@@ -105,14 +105,17 @@ def make_model(config: DictConfig, env: VecEnv) -> sb3_contrib.RecurrentPPO:
     net_arch = policy_kwargs["net_arch"]
     rule = "policy.net_arch must be null, sizes of layers as [64, 64], or {pi: [64], vf: [64]}"
     require(_is_net_arch(net_arch), rule, net_arch)
-    name, schedule = algo.pop("name"), algo.pop("learning_rate_schedule")
+    name = algo.pop("name")
+    schedules = {key: algo.pop(f"{key}_schedule") for key in ("learning_rate", "ent_coef")}
     require_choice("algo.name", name, ALGORITHMS)
-    require_choice("algo.learning_rate_schedule", schedule, SCHEDULES)
+    for key, schedule in schedules.items():
+        require_choice(f"algo.{key}_schedule", schedule, SCHEDULES)
     if name == "stock":
         algo.pop("sequence_length", None)
-    if schedule == "linear":
-        require_number("algo.learning_rate", algo["learning_rate"], above=0)
-        algo["learning_rate"] = LinearSchedule(algo["learning_rate"], 0.0, 1.0)
+        schedules["ent_coef"] = "constant"  # sb3-contrib's class takes a number
+    for key in (key for key, schedule in schedules.items() if schedule == "linear"):
+        require_number(f"algo.{key}", algo[key], above=0)
+        algo[key] = LinearSchedule(algo[key], 0.0, 1.0)
     policy, seen = choose_policy(env.observation_space), wrap_env(RecurrentPPO, env)
     if config.params is not None:
         matched = match_parameters(policy, seen.observation_space, seen.action_space, policy_kwargs, config.params)

@@ -40,10 +40,10 @@ def _init_weights(weight: Tensor, inputs: int) -> Tensor:
 
 def uniform_gate_bias(size: int) -> Tensor:
     """
-    Biases of forget gates that are first open for different times: their sigmoids are uniform between 0 and 1.
+    Initial biases of forget gates, whose sigmoids are uniform between 0 and 1.
 
-    A gate with sigmoid ``f`` keeps what it holds for about ``1 / (1 - f)`` steps. So a few of ``n`` units hold their
-    content for up to ``n`` steps before anything is learned, and gradients reach as far back.
+    A unit whose forget gate is ``f`` keeps its content for about ``1 / (1 - f)`` steps. So some of ``n`` units keep it for up
+    to ``n`` steps before anything is learned, and gradients reach equally far back.
 
     Gu et al., "Improving the Gating Mechanism of Recurrent Neural Networks", 2020, https://arxiv.org/abs/1910.09890.
 
