@@ -6,7 +6,7 @@ gradient norm before clipping, approximate KL, clip fraction, value loss, explai
 deterministic policy on 512 new episodes. Keys, with values as Python literals:
 
 * ``algo.<argument of RecurrentPPO>``, ``policy.<argument of the policy>``, ``core.<argument of the core>``,
-  ``env_kwargs.<keyword of the world>``. Default: the family's defaults of ``python -m rmc_rl.train`` for these worlds.
+  ``env_kwargs.<keyword of the world>``. Defaults: those of ``python -m rmc_rl.train``.
   ``algo.learning_rate_schedule`` and ``algo.ent_coef_schedule`` may be "constant" or "linear" (to 0).
 * ``env`` (an id, or "CartPolePositions": CartPole without its velocities, observations and rewards normalised), ``core``,
   ``n_envs``, ``seeds`` (a list), ``steps``, ``every``, ``stop`` (a return: train no further once 5 prints in a row reach it),
@@ -15,6 +15,7 @@ deterministic policy on 512 new episodes. Keys, with values as Python literals:
 
 import ast
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -23,23 +24,23 @@ from typing import Any, TextIO
 import gymnasium
 import numpy as np
 import torch
-import yaml
 from gymnasium import spaces
 from gymnasium.envs.classic_control import CartPoleEnv
 from gymnasium.wrappers import TimeLimit
+from hydra import compose, initialize_config_module
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-import rmc_rl
 from rmc_rl import RecurrentPPO, make_vec
+from rmc_rl.command_line.agent import plain
+from rmc_rl.envs.make_vec import env_family
 
-FAMILIES = Path(rmc_rl.__file__).parent / "configs" / "family"
 LOGGED = ("entropy_loss", "gradient_norm", "approx_kl", "clip_fraction", "value_loss", "explained_variance", "ent_coef")
 SETTINGS: dict[str, Any] = dict(
-    env="rmc_rl/Copy-v0", core="gru", n_envs=64, seeds=[0], steps=1_000_000, every=50_000, stop=None, out=None
+    env="rmc_rl/Copy-v0", core="gru", n_envs=None, seeds=[0], steps=1_000_000, every=50_000, stop=None, out=None
 )
 
 
@@ -48,6 +49,7 @@ class PositionsOnly(gymnasium.ObservationWrapper):
 
     def __init__(self, env: gymnasium.Env):
         super().__init__(env)
+        assert isinstance(env.observation_space, spaces.Box)
         high = env.observation_space.high[[0, 2]]
         self.observation_space = spaces.Box(-high, high, dtype=np.float32)
 
@@ -82,7 +84,7 @@ class Curve(BaseCallback):
             return
         self.next += self.every
         values = {name: self.logger.name_to_value.get(f"train/{name}") for name in LOGGED}
-        returns = [info["r"] for info in self.model.ep_info_buffer]
+        returns = [info["r"] for info in self.model.ep_info_buffer or ()]
         mean = float(np.mean(returns)) if returns else float("nan")
         self.reached = self.reached + 1 if self.stop is not None and mean >= self.stop else 0
         self.write(steps=self.num_timesteps, seconds=round(time.time() - self.begin, 1), episode_return=mean, **values)
@@ -96,33 +98,33 @@ class Curve(BaseCallback):
 
 def run(seed: int, setting: dict[str, Any], parts: dict[str, dict[str, Any]], files: list[TextIO], words: str) -> None:
     """Train one seed and evaluate it."""
-    family = "rmc_rl" if setting["env"].startswith("rmc_rl/") else "gymnasium"
-    defaults = yaml.safe_load((FAMILIES / f"{family}.yaml").read_text()) or {}
-    algo = defaults.get("algo", {}) | parts["algo"]
-    policy = defaults.get("policy", {}) | parts["policy"]
-    policy.pop("previous_action_reward", None)
+    family = "gymnasium" if setting["env"] == "CartPolePositions" else env_family(setting["env"])
+    with initialize_config_module("rmc_rl.configs", version_base="1.3"):
+        defaults = compose("train", overrides=[f"family={family}", f"core={setting['core']}"])
+    algo, policy, core = (plain(defaults[name]) | parts[name] for name in ("algo", "policy", "core"))
+    del algo["name"], policy["previous_action_reward"]
     for name in ("learning_rate", "ent_coef"):
-        if algo.pop(f"{name}_schedule", "constant") == "linear":
+        if algo.pop(f"{name}_schedule") == "linear":
             algo[name] = LinearSchedule(algo[name], 0.0, 1.0)
     if isinstance(policy.get("activation_fn"), str):
         policy["activation_fn"] = getattr(torch.nn, policy["activation_fn"])
-    env = make(setting["env"], setting["n_envs"], seed, parts["env_kwargs"])
-    policy |= dict(core=setting["core"], core_kwargs=parts["core"])
-    model = RecurrentPPO(
-        "MlpMemoryPolicy", env, seed=seed, device="cpu", policy_kwargs=policy, stats_window_size=200, **algo
-    )
+    n_envs = setting["n_envs"] or defaults.n_envs
+    env = make(setting["env"], n_envs, seed, parts["env_kwargs"])
+    policy |= dict(core=core.pop("name"), core_kwargs=core)
+    model = RecurrentPPO("MlpMemoryPolicy", env, seed=seed, device="cpu", policy_kwargs=policy, stats_window_size=200, **algo)
     curve = Curve(setting["every"], setting["stop"], dict(setting=words, seed=seed), files)
     model.learn(setting["steps"], callback=curve)
     training = env if isinstance(env, VecNormalize) else None
-    evaluated = make(setting["env"], setting["n_envs"], 1000 + seed, parts["env_kwargs"], training)
+    evaluated = make(setting["env"], n_envs, 1000 + seed, parts["env_kwargs"], training)
     episodes = 512 if training is None else 32
     final, _ = evaluate_policy(model, evaluated, episodes, warn=False)
-    curve.write(steps=model.num_timesteps, seconds=round(time.time() - curve.begin, 1), evaluated=float(final))
+    curve.write(steps=model.num_timesteps, seconds=round(time.time() - curve.begin, 1), evaluated=np.mean(final).item())
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    setting, parts = dict(SETTINGS), {name: {} for name in ("algo", "policy", "core", "env_kwargs")}
+    setting = dict(SETTINGS)
+    parts: dict[str, dict[str, Any]] = {name: {} for name in ("algo", "policy", "core", "env_kwargs")}
     words = []
     for word in sys.argv[1:]:
         key, value = word.split("=", 1)
@@ -137,11 +139,9 @@ def main() -> None:
     unknown = set(setting) - set(SETTINGS)
     if unknown:
         sys.exit(f"unknown keys {sorted(unknown)}; known: {', '.join(SETTINGS)}, algo.*, policy.*, core.*, env_kwargs.*")
-    files = [sys.stdout]
-    if setting["out"]:
-        files.append(Path(setting["out"]).open("a"))
-    for seed in setting["seeds"]:
-        run(seed, setting, parts, files, " ".join(words))
+    with Path(setting["out"] or os.devnull).open("a") as out:
+        for seed in setting["seeds"]:
+            run(seed, setting, parts, [sys.stdout, out], " ".join(words))
 
 
 if __name__ == "__main__":
