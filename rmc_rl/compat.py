@@ -203,7 +203,7 @@ def purge_events(writer: Any, step: int) -> None:
         return
 
 
-@contextmanager
+@contextlib.contextmanager
 def unchecked_distributions() -> Iterator[None]:
     """Let torch's distributions be made without a look at their parameters, which have no values on the "meta" device."""
     distribution: Any = importlib.import_module("torch.distributions").Distribution

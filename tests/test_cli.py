@@ -226,14 +226,18 @@ def test_the_stock_algorithm(call, monkeypatch):
         monkeypatch.setitem(
             agent.ALGORITHMS, name, lambda *a, algorithm=algorithm, **k: made.append(algorithm) or algorithm(*a, **k)
         )
-        schedule = "algo.learning_rate_schedule=linear"
-        status, _, err = call(train, *TINY, "total_timesteps=176", f"algo={name}", schedule, "algo.learning_rate=0.1")
+        schedules = ["algo.learning_rate_schedule=linear", "algo.ent_coef_schedule=linear", "algo.ent_coef=0.2"]
+        status, _, err = call(train, *TINY, "total_timesteps=176", f"algo={name}", *schedules, "algo.learning_rate=0.1")
         assert status == 0, err
     assert made == [rmc_rl.RecurrentPPO, RecurrentPPO]
+    weights = []
     for path in Path("runs", "rmc_rl-Copy-v0", "rmc").iterdir():
         with open(path / "progress.csv") as file:
-            rates = [float(row["train/learning_rate"]) for row in csv.DictReader(file) if row["train/learning_rate"]]
+            rows = [row for row in csv.DictReader(file) if row["train/learning_rate"]]
+        rates = [float(row["train/learning_rate"]) for row in rows]
+        weights += [float(row["train/ent_coef"]) for row in rows if "train/ent_coef" in row]
         assert rates == [pytest.approx(0.05)]  # after the first of two updates; the second's is 0 and not yet written
+    assert weights == [pytest.approx(0.1)]  # the stock class has no schedule for it
     status, _, err = call(train, "algo=stock", "algo.sequence_length=8")
     assert (status, err.startswith("error: unknown key of algo 'sequence_length'")) == (2, True)
 
@@ -295,6 +299,7 @@ MISTAKES = {
     "algo.target_kl=-1": "target_kl must be a finite number at least 0, got -1",
     "algo=3": "unknown algo '3'; valid: ppo, stock",
     "algo.name=sac": "unknown algo.name 'sac'; valid: ppo, stock",
+    "algo.ent_coef_schedule=cosine": "unknown algo.ent_coef_schedule 'cosine'; valid: constant, linear",
     "algo.learning_rate_schedule=cosine": "unknown algo.learning_rate_schedule 'cosine'; valid: constant, linear",
     "algo.sequence_length=0": "sequence_length must be a whole number of at least 1, got 0",
     "n_envs=many": "n_envs must be a whole number of at least 1, got 'many'",

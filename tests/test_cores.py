@@ -47,6 +47,9 @@ CASES |= {
 }
 
 
+CASES |= {f"{name} uniform": (name, dict(first_gates="uniform")) for name in ("gru", "lstm", "rmc")}
+
+
 @pytest.fixture(params=CASES, name="core")
 def make(request) -> Core:
     torch.manual_seed(1)
@@ -216,6 +219,27 @@ def test_scalars_of_what_every_core_shows(core, data):
     active = [value for name, value in found.items() if name.startswith("active")]
     if active:
         assert sum(active) == pytest.approx(sum(layer.sizes.num_active for layer in core.layers))
+
+
+@pytest.mark.parametrize(
+    ("name", "gate", "arguments"),
+    [
+        ("gru", "update_gate", dict(width=1000, num_layers=2)),
+        ("lstm", "forget_gate", dict(width=1000, num_layers=2)),
+        ("rmc", "forget_gate", dict(num_heads=10, head_size=100, num_slots=2, forget_bias=3.0)),
+    ],
+)
+def test_uniform_gates_keep_their_content_for_different_times(name, gate, arguments):
+    torch.manual_seed(0)
+    core = make_core(name, INPUT, dict(arguments, first_gates="uniform"))
+    looks = core.inspect(torch.zeros(1, 1, INPUT), torch.zeros(1, core.state_size))
+    for gates in looks[gate].flatten(0, -2):
+        quantiles = torch.quantile(gates, torch.tensor([0.1, 0.5, 0.9]))
+        assert quantiles.tolist() == pytest.approx([0.1, 0.5, 0.9], abs=0.05)
+        assert gates.min() > 0
+        assert gates.max() < 1
+    standard = make_core(name, INPUT, arguments)
+    assert standard.inspect(torch.zeros(1, 1, INPUT), torch.zeros(1, core.state_size))[gate].std() < 0.05
 
 
 def test_scalars():

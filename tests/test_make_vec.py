@@ -32,8 +32,8 @@ from rmc_rl.errors import UsageError
     [
         ("ALE/Pong-v5", AtariVecEnv, "atari"),
         ("PongNoFrameskip-v4", AtariVecEnv, "atari"),
-        ("rmc_rl/Copy-v0", SameStepVecEnv, "rmc_rl"),
-        ("rmc_rl:rmc_rl/Copy-v0", SameStepVecEnv, "rmc_rl"),
+        ("rmc_rl/TMaze-v0", SameStepVecEnv, "rmc_rl"),
+        ("rmc_rl:rmc_rl/Copy-v0", SameStepVecEnv, "recall"),
         ("CartPole-v1", DummyVecEnv, "gymnasium"),
         ("MiniGrid-MemoryS7-v0", DummyVecEnv, "gymnasium"),
     ],

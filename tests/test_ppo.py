@@ -199,6 +199,29 @@ def test_an_update_equals_that_of_the_stock_class(kwargs, monkeypatch):
         assert logs[0][name] == pytest.approx(value, abs=1e-4), name
 
 
+def test_the_weight_of_the_entropy_may_fall(tmp_path):
+    model = agent(n_steps=8, batch_size=24, n_epochs=1, ent_coef=lambda remaining: 0.4 * remaining)
+    weights, losses = [], []
+    loss = model._loss
+
+    def record(batch, *clip_ranges):
+        total, found = loss(batch, *clip_ranges)
+        policy_and_value = found["policy_gradient_loss"] + model.vf_coef * found["value_loss"]
+        losses.append(((total - policy_and_value) / found["entropy_loss"]).item())
+        weights.append(0.4 * model._current_progress_remaining)
+        return total, found
+
+    model._loss = record
+    model.learn(4 * 8 * model.n_envs)
+    assert losses == pytest.approx(weights, abs=1e-4)
+    assert len(losses) == 4
+    assert losses[0] == pytest.approx(0.3, abs=1e-4)  # after the first of four rollouts
+    assert model.logger.name_to_value["train/ent_coef"] == pytest.approx(0)
+    del model._loss
+    model.save(tmp_path / "model")
+    assert type(model).load(tmp_path / "model").ent_coef(0.5) == pytest.approx(0.2)
+
+
 class Probe(gymnasium.Env):
     """Rewards that do not depend on what is done; ``episode`` lists observation and reward of each step."""
 

@@ -83,7 +83,7 @@ class Imitation(RecurrentPPO):
         imitation_loss = -(log_prob * known).sum() / answers
         value_loss = torch.mean((batch.returns - values) ** 2)
         entropy_loss = -torch.mean(-log_prob if entropy is None else entropy)
-        loss = imitation_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
+        loss = imitation_loss + self._entropy_weight() * entropy_loss + self.vf_coef * value_loss
         found = dict(imitation_loss=imitation_loss, value_loss=value_loss, entropy_loss=entropy_loss, loss=loss)
         if not isinstance(self.action_space, spaces.Box):
             found["answer_probability"] = (torch.exp(log_prob) * known).sum() / answers

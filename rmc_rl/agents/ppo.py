@@ -92,7 +92,9 @@ class RecurrentPPO(RolloutCollector):
         whole sequences as fit into ``batch_size``; the last one of a rollout may be shorter
     :param use_masking: whether invalid actions are masked; None: if the environment answers ``action_masks()`` with masks
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
-    :param kwargs: the keyword arguments of ``sb3_contrib.RecurrentPPO``
+    :param kwargs: the keyword arguments of ``sb3_contrib.RecurrentPPO``. ``ent_coef`` may also be a schedule, like
+        ``learning_rate``: a function of the remaining progress, which falls from 1 to 0. A large weight at first keeps the
+        policy from becoming deterministic before it knows anything. sb3-contrib's class can train only with a number
     :raises UsageError: for an unknown argument, a setting that makes no sense, or a policy without a core
     """
 
@@ -209,8 +211,9 @@ class RecurrentPPO(RolloutCollector):
                 require_whole(name, getattr(self, name))
         for name in ("gamma", "gae_lambda"):
             require_number(name, getattr(self, name), at_least=0, at_most=1)
-        for name in ("ent_coef", "vf_coef"):
-            require_number(name, getattr(self, name))
+        require_number("vf_coef", self.vf_coef)
+        if not callable(self.ent_coef):
+            require_number("ent_coef", self.ent_coef)
         if not callable(self.learning_rate):
             require_number("learning_rate", self.learning_rate, at_least=0)
         for name, bounds in _LIMITS.items():
@@ -307,8 +310,14 @@ class RecurrentPPO(RolloutCollector):
             self.logger.record("train/std", torch.exp(self.policy.log_std).mean().item())
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/clip_range", clip_range)
+        if callable(self.ent_coef):
+            self.logger.record("train/ent_coef", self._entropy_weight())
         if clip_range_vf is not None:
             self.logger.record("train/clip_range_vf", clip_range_vf)
+
+    def _entropy_weight(self) -> float:
+        """``ent_coef`` as it is now."""
+        return self.ent_coef(self._current_progress_remaining) if callable(self.ent_coef) else self.ent_coef
 
     def _loss(self, batch: Sequences, clip_range: float, clip_range_vf: float | None) -> tuple[Tensor, dict[str, Tensor]]:
         """PPO's loss of a minibatch, and what is logged of it, by name."""
@@ -327,7 +336,7 @@ class RecurrentPPO(RolloutCollector):
         value_loss = torch.mean((batch.returns - values) ** 2)
         # an estimate where there is no closed form: gSDE with squashed output
         entropy_loss = -torch.mean(-log_prob if entropy is None else entropy)
-        loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
+        loss = policy_loss + self._entropy_weight() * entropy_loss + self.vf_coef * value_loss
         with torch.no_grad():  # http://joschu.net/blog/kl-approx.html
             approx_kl = torch.mean(torch.exp(log_ratio) - 1 - log_ratio)
             clip_fraction = torch.mean((torch.abs(ratio - 1) > clip_range).float())

@@ -35,6 +35,8 @@ ALGORITHMS: dict[str, type[sb3_contrib.RecurrentPPO]] = {
     "stock": sb3_contrib.RecurrentPPO,
 }
 SCHEDULES = ("constant", "linear")
+# keys that other algorithms have, by the name of the algorithm that ignores them
+OF_OTHERS: dict[str, tuple[str, ...]] = {"imitation": (), "ppo": ("actor",), "stock": ("sequence_length", "actor")}
 FLOAT = 4  # bytes
 NUMBERS_PER_STEP = 6  # reward, value, log-probability, advantage, return and episode start
 COPIES_OF_WEIGHTS = 4  # weights, gradients and Adam's two averages
@@ -109,15 +111,18 @@ def make_model(config: DictConfig, env: VecEnv) -> sb3_contrib.RecurrentPPO:
     net_arch = policy_kwargs["net_arch"]
     rule = "policy.net_arch must be null, sizes of layers as [64, 64], or {pi: [64], vf: [64]}"
     require(_is_net_arch(net_arch), rule, net_arch)
-    name, schedule = algo.pop("name"), algo.pop("learning_rate_schedule")
+    name = algo.pop("name")
+    schedules = {key: algo.pop(f"{key}_schedule") for key in ("learning_rate", "ent_coef")}
     require_choice("algo.name", name, ALGORITHMS)
-    require_choice("algo.learning_rate_schedule", schedule, SCHEDULES)
-    of_others = ["sequence_length", "actor"] if name == "stock" else ["actor"] if name == "ppo" else []
-    for key in of_others:
+    for key, schedule in schedules.items():
+        require_choice(f"algo.{key}_schedule", schedule, SCHEDULES)
+    for key in OF_OTHERS[name]:
         algo.pop(key, None)
-    if schedule == "linear":
-        require_number("algo.learning_rate", algo["learning_rate"], above=0)
-        algo["learning_rate"] = LinearSchedule(algo["learning_rate"], 0.0, 1.0)
+    if name == "stock":
+        schedules["ent_coef"] = "constant"  # sb3-contrib's class takes a number
+    for key in (key for key, schedule in schedules.items() if schedule == "linear"):
+        require_number(f"algo.{key}", algo[key], above=0)
+        algo[key] = LinearSchedule(algo[key], 0.0, 1.0)
     policy, seen = choose_policy(env.observation_space), wrap_env(RecurrentPPO, env)
     if config.params is not None:
         matched = match_parameters(policy, seen.observation_space, seen.action_space, policy_kwargs, config.params)

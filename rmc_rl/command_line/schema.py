@@ -49,6 +49,7 @@ class AlgoKeys:
     clip_range_vf: float | None
     normalize_advantage: bool
     ent_coef: float
+    ent_coef_schedule: str
     vf_coef: float
     max_grad_norm: float
     use_sde: bool

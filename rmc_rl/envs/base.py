@@ -71,6 +71,12 @@ class BatchedWorld(VectorEnv[Tensor, Tensor | np.ndarray, Tensor], ABC):
     truncates: ClassVar[bool] = False
     """Whether episodes may be truncated. Where they are not, nothing is computed for the bootstrapping of values."""
 
+    family: ClassVar[str] = "rmc_rl"
+    """
+    The default configuration that fits: "rmc_rl", or "recall" if the agent answers from memory with discrete actions that
+    change only the reward of their own step.
+    """
+
     ranges: ClassVar[tuple[str, ...]] = ()
     """
     Keywords that take a range ``[low, high]``, from which each episode draws its own number. They are attributes, and a new

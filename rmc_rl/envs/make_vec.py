@@ -91,13 +91,13 @@ def env_family(env_id: str) -> str:
     The family of environments of an id, which decides its route and its default configuration.
 
     :param env_id: any registered Gymnasium id
-    :return: "atari", "rmc_rl" or "gymnasium"
+    :return: "atari"; for our worlds "rmc_rl" or "recall", see :attr:`rmc_rl.envs.BatchedWorld.family`; otherwise "gymnasium"
     :raises UsageError: for an unknown id
     """
     spec = find_spec(env_id)
     if is_atari(spec):
         return "atari"
-    return "rmc_rl" if spec.id in WORLDS else "gymnasium"
+    return load_world(WORLDS[spec.id]).family if spec.id in WORLDS else "gymnasium"
 
 
 def make_vec(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rmc_rl.errors import require_choice
 
 INITIAL_STATES = ("learned", "zeros")
+FIRST_GATES = ("standard", "uniform")
 
 
 def linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
@@ -35,6 +36,21 @@ def _init_weights(weight: Tensor, inputs: int) -> Tensor:
     """Fill a weight in place as :func:`linear` describes."""
     deviation = 1 / math.sqrt(inputs)
     return nn.init.trunc_normal_(weight, std=deviation, a=-2 * deviation, b=2 * deviation)
+
+
+def uniform_gate_bias(size: int) -> Tensor:
+    """
+    Initial biases of forget gates, whose sigmoids are uniform between 0 and 1.
+
+    A unit whose forget gate is ``f`` keeps its content for about ``1 / (1 - f)`` steps. So some of ``n`` units keep it for up
+    to ``n`` steps before anything is learned, and gradients reach equally far back.
+
+    Gu et al., "Improving the Gating Mechanism of Recurrent Neural Networks", 2020, https://arxiv.org/abs/1910.09890.
+
+    :param size: ``n``, number of gates
+    :return: ``(n,)``
+    """
+    return torch.logit(torch.empty(size).uniform_(1 / (size + 1), size / (size + 1)))
 
 
 class GroupLinear(nn.Module):

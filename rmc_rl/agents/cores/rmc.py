@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from rmc_rl.agents.cores.base import Core
 from rmc_rl.agents.cores.kernels import dispatch
-from rmc_rl.agents.cores.layers import linear
+from rmc_rl.agents.cores.layers import FIRST_GATES, linear, uniform_gate_bias
 from rmc_rl.agents.cores.registry import register_core
 from rmc_rl.errors import require, require_choice, require_number, require_whole
 
@@ -103,6 +103,9 @@ class RMC(Core):
     :param gate_style: "unit" (a gate for each number), "memory" (a gate for each slot) or "none"
     :param forget_bias: added to the forget gate before its sigmoid; a constant, not trained
     :param input_bias: added to the input gate before its sigmoid; a constant, not trained
+    :param first_gates: initial bias of the forget gates: "standard" (0, as in the authors' code, so that ``forget_bias`` alone
+        sets all gates to one value) or "uniform" (the gates keep their content for different times, from one step to many: see
+        :func:`~rmc_rl.agents.cores.layers.uniform_gate_bias`; ``forget_bias`` then has no effect on the initial gates)
     :param num_entities: ``n``, number of equal parts of the input that become one row each; must divide ``F``
     :param readout: the output computed from the memory: "flatten" (``O = N D``, as in the authors' code), "mean" over slots
         (``O = D``), or "attention" (``O = D``: each head attends to the slots with a learned query)
@@ -125,6 +128,7 @@ class RMC(Core):
         gate_style: str = "unit",
         forget_bias: float = 1.0,
         input_bias: float = 0.0,
+        first_gates: str = "standard",
         num_entities: int = 1,
         readout: str = "flatten",
         kernel: str = "auto",
@@ -138,6 +142,7 @@ class RMC(Core):
         mlp_layers = require_whole("mlp_layers", mlp_layers)
         num_entities = require_whole("num_entities", num_entities)
         require_choice("gate_style", gate_style, GATE_STYLES)
+        require_choice("first_gates", first_gates, FIRST_GATES)
         require_choice("readout", readout, READOUTS)
         dispatch.check_kernel(kernel)
         require(
@@ -161,6 +166,10 @@ class RMC(Core):
             gate_size = 2 * (width if gate_style == "unit" else 1)
             self.gate_from_input = linear(num_entities * width, gate_size)
             self.gate_from_memory = linear(width, gate_size)
+            if first_gates == "uniform":
+                half = gate_size // 2  # input gates come before forget gates
+                with torch.no_grad():
+                    self.gate_from_input.bias[half:] = uniform_gate_bias(half) - self.forget_bias
         if readout == "attention":
             self.read_query = nn.Parameter(torch.randn(num_heads, head_size) / math.sqrt(head_size))
 

@@ -16,10 +16,10 @@ from torch.nn import functional
 
 from rmc_rl.agents.cores.base import Core
 from rmc_rl.agents.cores.kernels import dispatch
-from rmc_rl.agents.cores.layers import InitialState
+from rmc_rl.agents.cores.layers import FIRST_GATES, InitialState, uniform_gate_bias
 from rmc_rl.agents.cores.registry import register_core
 from rmc_rl.compat import forward_mode_is_active
-from rmc_rl.errors import require_number, require_whole
+from rmc_rl.errors import require_choice, require_number, require_whole
 
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")  # of a layer, in the order of torch.lstm_cell
 
@@ -52,6 +52,7 @@ class TorchRNN(Core):
         num_layers: int = 1,
         initial_state: str = "zeros",
         dropout: float = 0.0,
+        first_gates: str = "standard",
         kernel: str = "auto",
     ):
         """
@@ -60,6 +61,9 @@ class TorchRNN(Core):
         :param num_layers: ``L``, number of layers
         :param initial_state: "zeros" or "learned"
         :param dropout: fraction of the features between two layers set to 0 in training mode
+        :param first_gates: initial biases of the gate that keeps the state (forget gate, update gate): "standard" (as in
+            torch, near 0: half of the state is lost at each step) or "uniform" (the units keep their content for different
+            times, from one step to many: see :func:`~rmc_rl.agents.cores.layers.uniform_gate_bias`)
         :param kernel: "auto", "eager" or "native": how the core is computed, see :mod:`rmc_rl.agents.cores.kernels.dispatch`
         :raises UsageError: if a value breaks a rule
         """
@@ -68,11 +72,22 @@ class TorchRNN(Core):
         num_layers = require_whole("num_layers", num_layers)
         dropout = require_number("dropout", dropout, at_least=0, below=1)
         dispatch.check_kernel(kernel)
+        require_choice("first_gates", first_gates, FIRST_GATES)
         super().__init__(input_size, output_size=width, state_size=self.state_parts * num_layers * width)
         self.rnn = self.network(input_size, width, num_layers, dropout=dropout if num_layers > 1 else 0.0)
+        if first_gates == "uniform":
+            self._set_uniform_gates()
         self.dropout = dropout
         self.initial = InitialState(self.state_size, initial_state)
         self.kernel = kernel
+
+    @torch.no_grad()
+    def _set_uniform_gates(self) -> None:
+        """Set the biases of the gate that keeps the state, which is the second one in both networks."""
+        width = self.rnn.hidden_size
+        for layer in range(self.rnn.num_layers):
+            getattr(self.rnn, f"bias_ih_l{layer}")[width : 2 * width] = uniform_gate_bias(width)
+            getattr(self.rnn, f"bias_hh_l{layer}")[width : 2 * width] = 0
 
     def initial_state(self, batch_size: int) -> Tensor:
         return self.initial(batch_size)  # type: ignore[no-any-return]

@@ -67,6 +67,7 @@ class CopyWorld(BatchedWorld):
     :raises UsageError: for ``n_symbols`` below 2, or ``length`` or ``delay`` below 1
     """
 
+    family = "recall"
     ranges = ("length", "delay")
     metadata: dict[str, Any] = BatchedWorld.metadata | {"render_modes": ["rgb_array"]}
 

@@ -76,6 +76,7 @@ class NthFarthestWorld(BatchedWorld):
     :raises UsageError: for ``n_vectors`` below 2 or ``dim`` below 1
     """
 
+    family = "recall"
     metadata: dict[str, Any] = BatchedWorld.metadata | {"render_modes": ["rgb_array"]}
 
     shown: Tensor  # (B, N, D + 3N), the observations of an episode

@@ -97,6 +97,7 @@ class ProgramEvalWorld(BatchedWorld):
     :raises UsageError: for an unknown task, sizes outside these limits, or a pool that needs too much memory
     """
 
+    family = "recall"
     metadata: dict[str, Any] = BatchedWorld.metadata | {"render_modes": ["rgb_array"]}
 
     program: Tensor  # (B,), an index into the pool

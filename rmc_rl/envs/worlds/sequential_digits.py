@@ -81,6 +81,7 @@ class SequentialDigitsWorld(BatchedWorld):
     :raises UsageError: for invalid sizes, an unknown split or interpolation, and files that are missing or broken
     """
 
+    family = "recall"
     metadata: dict[str, Any] = BatchedWorld.metadata | {"render_modes": ["rgb_array"]}
 
     image: Tensor  # (B,), an index into the set
