@@ -5,6 +5,7 @@ A new version of a dependency may move or remove them. So each one is looked up 
 that keeps the program correct, although it may be slower or less convenient. ``tests/test_compat.py`` tests both.
 """
 
+import contextlib
 import importlib
 from collections.abc import Iterator
 from typing import Any, TypeVar
