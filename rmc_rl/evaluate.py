@@ -55,7 +55,7 @@ def evaluate(config: DictConfig, command: str | None = None) -> int:
         model: Any = loaded.policy
         timesteps = loaded.num_timesteps
     else:
-        rule = f"model must lie in the folder of a run, with a config.yaml; trust=true loads it and executes what it holds"
+        rule = "model must lie in the folder of a run, with a config.yaml; trust=true loads it and executes what it holds"
         require(config.trust, rule, str(model_path))
         model = load_model(model_path, device)
         timesteps = model.num_timesteps
