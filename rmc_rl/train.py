@@ -88,7 +88,7 @@ def train(config: DictConfig, command: str | None = None) -> int:
         return 0
 
     started = time.monotonic()
-    model.set_logger(make_logger(run.path, first_step if found else None))
+    model.set_logger(make_logger(run.path, first_step if old_run is not None else None))
     status, again = 0, f"to go on: {how_to_run('train')} {shlex.quote(f'resume={run.path}')}"
     with signals:
         try:

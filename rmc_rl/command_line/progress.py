@@ -77,6 +77,7 @@ class RunCallback(BaseCallback):
             # The mean of a few episodes is a poor estimate: until there are enough, the latest policy counts as the best.
             if len(returns) < EPISODES_FOR_BEST or mean > self.best:
                 self.best = mean
+                self.run.model_path("best").parent.mkdir(exist_ok=True)
                 save_model(self.model, self.run.model_path("best"))
 
     def state_dict(self) -> dict[str, Any]:

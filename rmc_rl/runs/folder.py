@@ -223,9 +223,8 @@ def written_whole(path: Path) -> Iterator[BufferedIOBase]:
 
     It is synced to disk before it gets its name, so that a loss of power leaves one of the two as well.
 
-    :param path: the file; its folder is made if it is missing, but not the folder around that
+    :param path: the file, in a folder that exists: one that was deleted while a run trained must not come back without it
     """
-    path.parent.mkdir(exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("wb") as file:
@@ -258,7 +257,7 @@ def save_model(model: BaseAlgorithm, path: Path) -> None:
     Save a model whole or not at all, and beside it the statistics of a normalised environment.
 
     :param model: the model
-    :param path: the file; its folder is made if it is missing, but not the folder around that
+    :param path: the file, in a folder that exists: one that was deleted while a run trained must not come back without it
     """
     normalized = model.get_vec_normalize_env()
     if normalized is not None:
