@@ -17,10 +17,11 @@ import pytest
 import resumable
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper, VecNormalize
 
 from rmc_rl import make_vec
 from rmc_rl.envs.registration import WORLDS
+from rmc_rl.envs.resumable import Resumable
 from rmc_rl.errors import UsageError
 from rmc_rl.runs import checkpoint as module
 from rmc_rl.runs.checkpoint import MANIFEST, Checkpoint, Checkpoints, find_checkpoints, load_checkpoint, save_checkpoint
@@ -83,22 +84,26 @@ def _drawn(space: gymnasium.Space[Any], generator: np.random.Generator) -> np.nd
     return np.asarray(space.sample())
 
 
-@pytest.mark.parametrize("env_id", [*sorted(WORLDS), "CartPole-v1", "Pendulum-v1", "MiniGrid-MemoryS7-v0"])
+@pytest.mark.parametrize("env_id", [*sorted(WORLDS), "CartPole-v1", "Pendulum-v1", "MiniGrid-MemoryS7-v0", "processes"])
 def test_the_state_of_an_environment_comes_back(env_id: str) -> None:
-    env = make_vec(env_id, 3, seed=1)
+    processes = env_id == "processes"
+    env_id = "MiniGrid-MemoryS7-v0" if processes else env_id
+    env = make_vec(env_id, 3, seed=1, processes=processes)
     env.reset()
     played(env)
     state = take_state(env)
     assert state.inexact == []
     kept = from_plain_state(state)
     expected = played(env, seed=1)
-    other = make_vec(env_id, 3, seed=2)
+    other = make_vec(env_id, 3, seed=2, processes=processes)
     other.reset()
     assert put_state(other, kept, seed=0) is None
     found = played(other, seed=1)
     for first, second in zip(expected, found, strict=True):
         for one, two in zip(first, second, strict=True):
             np.testing.assert_array_equal(one, two)
+    env.close()
+    other.close()
 
 
 def test_a_range_that_was_changed_while_training_comes_back() -> None:
@@ -127,7 +132,8 @@ def test_environments_that_cannot_be_saved_start_their_episodes_again_and_the_ma
 
 
 def test_statistics_of_normalisation_stay_when_episodes_start_again() -> None:
-    envs = [VecNormalize(make_vec("CartPole-v1", 2, seed=1, processes=True)) for _ in range(2)]
+    makers = [lambda: gymnasium.make("CartPole-v1")] * 2
+    envs = [VecNormalize(SubprocVecEnv(makers)) for _ in range(2)]  # not those of make_vec
     try:
         envs[0].reset()
         played(envs[0])
@@ -152,6 +158,15 @@ def test_environments_that_pickle_only_their_arguments_count_as_not_saved() -> N
     state = take_state(DummyVecEnv([Reconstructed]))
     assert state.pickled is None
     assert "Reconstructed" in state.inexact[0]
+
+
+def test_processes_that_cannot_save_their_environment_say_so_and_live_on() -> None:
+    env = SubprocVecEnv([lambda: Resumable(Unpicklable())])
+    env.reset()
+    assert "Unpicklable cannot be pickled" in take_state(env).inexact[0]
+    assert "cannot be unpickled" in env.env_method("put_state", b"foreign")[0]
+    env.step(np.array([1 if env.get_attr("forbidden")[0] != 1 else 0]))
+    env.close()
 
 
 class Unpicklable(resumable.Masked):

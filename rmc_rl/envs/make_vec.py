@@ -22,6 +22,7 @@ from rmc_rl.envs.minigrid import import_minigrid, is_minigrid, minigrid_view
 from rmc_rl.envs.parts.keywords import whole
 from rmc_rl.envs.previous_action_reward import PreviousActionReward
 from rmc_rl.envs.registration import WORLDS
+from rmc_rl.envs.resumable import Resumable
 from rmc_rl.envs.vec_env import SameStepVecEnv, check_seed
 from rmc_rl.errors import UsageError, check_keywords, require, require_truth, unknown
 
@@ -155,11 +156,15 @@ def make_vec(
 
 def _make_gymnasium(spec: EnvSpec, env_id: str, n_envs: int, keywords: dict[str, Any], processes: bool) -> VecEnv:
     """Copies of an environment that has no batched form."""
-    wrapper, name = None, env_id
+    wrapper: Any = None
+    name = env_id
     if is_minigrid(spec):
         wrapper = minigrid_view(keywords.pop("view", "onehot"))
         name = env_id if ":" in env_id else f"minigrid:{env_id}"  # a new process imports the module before the colon
     vec_env_cls = SubprocVecEnv if processes else DummyVecEnv
+    if processes:
+        view = wrapper
+        wrapper = Resumable if view is None else lambda env: Resumable(view(env))
     try:
         creator = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
         if creator is not None:

@@ -5,8 +5,10 @@ A ``VecEnv`` is a stack of wrappers around copies of an environment. The state o
 is taken in one of three ways:
 
 * The ``VecEnv`` has ``state_dict()`` and ``load_state_dict()``, as the worlds of ``rmc_rl/*`` have: exact.
-* The copies of a ``DummyVecEnv`` (CartPole, MiniGrid ...) are pickled: exact.
-* Otherwise (Atari's emulators, worker processes) the copies cannot be saved: their episodes are started again.
+* The copies of a ``DummyVecEnv`` (CartPole, MiniGrid ...) are pickled, also those in the processes of :func:`rmc_rl.make_vec`:
+  exact.
+* Otherwise (Atari's emulators, MuJoCo, processes that were made otherwise) the copies cannot be saved: their episodes are
+  started again.
 """
 
 import pickle
@@ -14,11 +16,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from gymnasium.utils import EzPickle
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import (
-    CloudpickleWrapper,
     DummyVecEnv,
+    SubprocVecEnv,
     VecCheckNan,
     VecEnv,
     VecEnvWrapper,
@@ -30,6 +31,7 @@ from stable_baselines3.common.vec_env import (
 )
 
 from rmc_rl.envs.previous_action_reward import PreviousActionReward
+from rmc_rl.envs.resumable import pickled_copies, unpickled_copies
 from rmc_rl.errors import UsageError, require
 
 # what is restarted begins from a seed that depends on these and on the run's seed
@@ -41,7 +43,7 @@ class EnvironmentState(NamedTuple):
     The state of a ``VecEnv``.
 
     :param layers: class and state of each layer, the outermost first; a state of None says that it could not be taken
-    :param pickled: the copies of a ``DummyVecEnv``; None if they could not be pickled or did not have to be
+    :param pickled: the copies, pickled; None if they could not be pickled or did not have to be
     :param inexact: why a resumed run will differ from one that was never stopped; empty if it will not
     """
 
@@ -68,9 +70,9 @@ def take_state(env: VecEnv) -> EnvironmentState:
                 inexact.append(f"episodes are started again: {error}")
         elif type(layer) in _WRAPPERS:
             state = _WRAPPERS[type(layer)][0](layer)
-        elif type(layer) is DummyVecEnv:
+        elif type(layer) is DummyVecEnv or type(layer) is SubprocVecEnv:
             try:
-                pickled = _pickle(layer)
+                pickled = _take_copies(layer)
             except UsageError as error:
                 inexact.append(f"episodes are started again: {error}")
         elif isinstance(layer, VecEnvWrapper):
@@ -108,7 +110,7 @@ def put_state(env: VecEnv, state: EnvironmentState, seed: int) -> Any:
             raise UsageError(f"the state of {name} in the checkpoint does not fit the environment: {error}") from None
     base = layers[-1]
     if state.pickled is not None:
-        _unpickle(base, state.pickled)
+        _put_copies(base, state.pickled)
     elif state.layers[-1][1] is None:
         return _restart(env, layers, seed)
     return None
@@ -135,39 +137,35 @@ def _restart(env: VecEnv, layers: list[VecEnv], seed: int) -> Any:
     return observations
 
 
-def _pickle(env: DummyVecEnv) -> bytes:
+def _put_copies(env: VecEnv, pickled: bytes) -> None:
+    """Put pickled copies back, here or in their processes."""
+    if isinstance(env, DummyVecEnv):
+        copies = unpickled_copies(pickled)
+        require(len(copies) == len(env.envs), "the checkpoint must hold as many copies of the environment", len(copies))
+        for copy in env.envs:
+            copy.close()
+        env.envs = copies
+        return
+    for index, part in enumerate(pickle.loads(pickled)):
+        (why,) = env.env_method("put_state", part, indices=index)
+        if why:
+            raise UsageError(why)
+
+
+def _take_copies(env: DummyVecEnv | SubprocVecEnv) -> bytes:
     """
     The copies of an environment, pickled.
 
-    :raises UsageError: if they do not come back from a pickle as they were
+    :raises UsageError: if they cannot be saved
     """
-    for copy in env.envs:
-        while True:
-            # its pickle holds the arguments of the constructor only
-            require(not isinstance(copy, EzPickle), "the environment must be saved whole by pickle", type(copy).__name__)
-            if not hasattr(copy, "env"):
-                break
-            copy = copy.env
-    try:
-        pickled = pickle.dumps(CloudpickleWrapper(env.envs))  # wrappers of Gymnasium hold lambdas, which pickle refuses
-        pickle.loads(pickled)
-    except Exception as error:  # whatever a user's class raises
-        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise UsageError(f"{type(env.envs[0].unwrapped).__name__} cannot be pickled: {why}") from error
-    return pickled
-
-
-def _unpickle(env: VecEnv, pickled: bytes) -> None:
-    assert isinstance(env, DummyVecEnv)
-    try:
-        copies = pickle.loads(pickled).var
-    except Exception as error:  # whatever a user's class raises
-        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise UsageError(f"the environment of the checkpoint cannot be unpickled: {why}") from error
-    require(len(copies) == len(env.envs), "the checkpoint must hold as many copies of the environment", len(copies))
-    for copy in env.envs:
-        copy.close()
-    env.envs = copies
+    if isinstance(env, DummyVecEnv):
+        return pickled_copies(env.envs)
+    require(env.has_attr("put_state"), "processes must be those of make_vec to be saved", type(env).__name__)
+    parts: list[tuple[bytes | None, str]] = env.env_method("take_state")
+    for part, why in parts:
+        if part is None:
+            raise UsageError(why)
+    return pickle.dumps([part for part, _ in parts])
 
 
 def _moments(moments: RunningMeanStd) -> dict[str, Any]:
