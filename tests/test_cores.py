@@ -47,7 +47,11 @@ CASES |= {
 }
 
 
-CASES |= {f"{name} uniform": (name, dict(first_gates="uniform")) for name in ("gru", "lstm", "rmc")}
+CASES |= {
+    "gru standard": ("gru", dict(first_gates="standard")),
+    "lstm standard": ("lstm", dict(first_gates="standard")),
+    "rmc uniform": ("rmc", dict(first_gates="uniform")),
+}
 
 
 @pytest.fixture(params=CASES, name="core")
@@ -238,7 +242,7 @@ def test_uniform_gates_keep_their_content_for_different_times(name, gate, argume
         assert quantiles.tolist() == pytest.approx([0.1, 0.5, 0.9], abs=0.05)
         assert gates.min() > 0
         assert gates.max() < 1
-    standard = make_core(name, INPUT, arguments)
+    standard = make_core(name, INPUT, dict(arguments, first_gates="standard"))
     assert standard.inspect(torch.zeros(1, 1, INPUT), torch.zeros(1, core.state_size))[gate].std() < 0.05
 
 

@@ -48,6 +48,12 @@ def test_mlp_lstm_policy(policy_kwargs):
     RecurrentPPO("MlpLstmPolicy", "CartPole-v1", n_steps=16, seed=0, policy_kwargs=SMALL | policy_kwargs).learn(32)
 
 
+def test_the_lstm_policies_start_with_the_gates_of_torch():
+    policy = RecurrentPPO("MlpLstmPolicy", "CartPole-v1", policy_kwargs=dict(lstm_hidden_size=64)).policy
+    for core in (policy.core, policy.critic_core):
+        assert core.rnn.bias_ih_l0.abs().max() <= 1 / 8  # 1 / sqrt(64)
+
+
 @pytest.mark.parametrize(
     "policy_kwargs", [dict(shared_lstm=True), dict(shared_lstm=True, enable_critic_lstm=False, share_features_extractor=False)]
 )

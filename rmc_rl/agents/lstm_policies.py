@@ -83,7 +83,7 @@ class MlpLstmPolicy(MlpMemoryPolicy):
     ):
         self.lstm_hidden_size, self.state_layers = lstm_hidden_size, n_lstm_layers
         self.shared_lstm, self.enable_critic_lstm, self.lstm_kwargs = shared_lstm, enable_critic_lstm, lstm_kwargs or {}
-        core_kwargs: dict[str, Any] = dict(width=lstm_hidden_size, num_layers=n_lstm_layers)
+        core_kwargs: dict[str, Any] = dict(width=lstm_hidden_size, num_layers=n_lstm_layers, first_gates="standard")
         for name, value in self.lstm_kwargs.items():
             if name in MAPPED:
                 core_kwargs[name] = value

@@ -52,7 +52,7 @@ class TorchRNN(Core):
         num_layers: int = 1,
         initial_state: str = "zeros",
         dropout: float = 0.0,
-        first_gates: str = "standard",
+        first_gates: str = "uniform",
         kernel: str = "auto",
     ):
         """
@@ -61,9 +61,10 @@ class TorchRNN(Core):
         :param num_layers: ``L``, number of layers
         :param initial_state: "zeros" or "learned"
         :param dropout: fraction of the features between two layers set to 0 in training mode
-        :param first_gates: initial biases of the gate that keeps the state (forget gate, update gate): "standard" (as in
-            torch, near 0: half of the state is lost at each step) or "uniform" (the units keep their content for different
-            times, from one step to many: see :func:`~rmc_rl.agents.cores.layers.uniform_gate_bias`)
+        :param first_gates: initial biases of the gate that keeps the state (LSTM: forget gate, GRU: update gate): "uniform"
+            (the units keep their content for different times, from one step to many, see
+            :func:`~rmc_rl.agents.cores.layers.uniform_gate_bias`) or "standard" (as in torch, near 0: half of the state is
+            lost at each step)
         :param kernel: "auto", "eager" or "native": how the core is computed, see :mod:`rmc_rl.agents.cores.kernels.dispatch`
         :raises UsageError: if a value breaks a rule
         """
