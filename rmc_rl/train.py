@@ -54,7 +54,7 @@ def train(config: DictConfig, command: str | None = None) -> int:
         stopped it
     :raises UsageError: for a mistake in the configuration, before anything is written
     """
-    old_run, config = find_run(config, given_keys())
+    old_run, config = find_run(config, [] if command is None else given_keys())
     initial = None if config.init is None or old_run is not None else initial_model(config.init)
     check_threads(config.num_threads)
     keep_freed_memory()
@@ -111,7 +111,7 @@ def train(config: DictConfig, command: str | None = None) -> int:
                 model.logger.close()
             with suppress(OSError, EOFError):
                 model.get_env().close()  # type: ignore[union-attr]
-    if signals.received is not None:
+    if signals.received is not None and model.num_timesteps < config.total_timesteps:
         status = 128 + signals.received
         say(f"stopped by {signals.name} after {model.num_timesteps:,} steps; {again}")
     seconds = time.monotonic() - started

@@ -480,7 +480,9 @@ def test_normalisation_is_saved_with_the_models_and_used_by_evaluate(call):
     run = only_run("memoryless", "Pendulum-v1")
     models = {path.relative_to(run.path).with_suffix("") for path in run.path.rglob("*.zip")}
     assert len(models) == 2
-    assert models == {Path(str(p.relative_to(run.path)).removesuffix(".normalization.json")) for p in run.path.rglob("*.json")}
+    assert models == {
+        Path(str(p.relative_to(run.path)).removesuffix(".normalization.json")) for p in run.path.rglob("*.normalization.json")
+    }
     status, out, err = call(evaluate, f"run={run.path}", "episodes=2")
     assert status == 0, err
     mean = float(re.search(r"return: mean (-?[\d.]+)", out)[1])
@@ -618,13 +620,13 @@ def test_a_sweep_over_two_families_is_a_mistake(call):
         (["run=old", "env_kwargs=3"], "env_kwargs must hold keys, as in env_kwargs.key=value, got 3"),
         (["run=foreign"], "a run's config.yaml must hold env, env_kwargs and core, got "),
         (["run=broken"], "a run's config.yaml must be YAML, got "),
-        (["run=nozip"], "model must be a file that RecurrentPPO.save has written, got "),
+        (["run=nozip"], "model must be a file that save has written, got "),
         (["deterministic=maybe"], "deterministic must be true or false, got 'maybe'"),
         (["episode=3"], "unknown key 'episode'; did you mean 'episodes'?"),
     ],
 )
 def test_mistakes_in_evaluating(call, arguments, message):
-    good = "env: rmc_rl/Copy-v0\nenv_kwargs: {}\ncore: {}\n"
+    good = "env: rmc_rl/Copy-v0\nenv_kwargs: {}\ncore: {name: rmc}\n"
     for folder, config in dict(old=good, foreign="a: 1\n", broken="a: [", nozip=good).items():
         Path(folder).mkdir()
         Path(folder, "config.yaml").write_text(config)

@@ -12,6 +12,7 @@ from gymnasium import spaces
 from hydra import initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, VecTransposeImage
 from torch.autograd import forward_ad
@@ -142,3 +143,29 @@ def test_the_compiler_takes_the_result_of_a_marked_function_as_a_constant():
     for _ in range(3):
         assert compiled(torch.ones(1)).item() == 3
     assert calls == [0]
+
+
+@pytest.mark.parametrize("algorithm", [RecurrentPPO, PPO])
+def test_what_an_algorithm_carries_between_rollouts_comes_back(algorithm):
+    recurrent = algorithm is RecurrentPPO
+    models = [algorithm("MlpLstmPolicy" if recurrent else "MlpPolicy", "CartPole-v1", n_steps=64, seed=n) for n in range(2)]
+    models[0].learn(128)
+    compat.set_algorithm_state(models[1], compat.algorithm_state(models[0]))
+    first, second = (compat.algorithm_state(model) for model in models)
+    assert first["counters"] == second["counters"]
+    assert set(first["counters"]) == set(compat._COUNTERS)
+    assert first["episodes"] == second["episodes"] != []
+    np.testing.assert_array_equal(first["observations"], second["observations"])
+    assert (first["core_states"] is not None) == recurrent
+
+
+def test_without_tensorboards_events_nothing_is_purged(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard.compat.proto.event_pb2", None)
+    compat.purge_events(None, 3)
+
+
+def test_distributions_are_checked_again_afterwards():
+    with compat.unchecked_distributions():
+        torch.distributions.Normal(torch.zeros(1), -torch.ones(1))
+    with pytest.raises(ValueError, match="scale"):
+        torch.distributions.Normal(torch.zeros(1), -torch.ones(1))

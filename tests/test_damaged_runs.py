@@ -15,7 +15,7 @@ from rmc_rl import MlpMemoryPolicy, RecurrentPPO, evaluate, make_vec
 from rmc_rl.runs.folder import save_model
 
 COPY = dict(n_symbols=4, length=3, delay=5)
-CONFIG = "env: rmc_rl/Copy-v0\nenv_kwargs:\n  n_symbols: 4\n  length: 3\n  delay: 5\ncore:\n  name: gru\n"
+CONFIG = "env: rmc_rl/Copy-v0\nenv_kwargs:\n  n_symbols: 4\n  length: 3\n  delay: 5\ncore:\n  name: gru\n  width: 4\n"
 
 
 @pytest.fixture(scope="module", name="good")
@@ -25,6 +25,7 @@ def make_good_run(tmp_path_factory) -> Path:
     env = make_vec("rmc_rl/Copy-v0", 2, seed=0, env_kwargs=COPY)
     model = RecurrentPPO(MlpMemoryPolicy, env, n_steps=22, policy_kwargs=dict(core="gru", core_kwargs=dict(width=4)))
     save_model(model, folder / "model.zip")
+    (folder / "best").mkdir()
     save_model(model, folder / "best" / "model.zip")
     (folder / "config.yaml").write_text(CONFIG)
     return folder
@@ -136,7 +137,9 @@ ZIPS = {
 @pytest.mark.parametrize("damage", ZIPS)
 def test_a_damaged_model_gets_one_line(run, evaluated, damage):
     rewrite(run / "model.zip", ZIPS[damage])
-    status, out, errors = evaluated(f"run={run}")
+    (run / "config.yaml").unlink()  # with it, only the weights are read: tests/test_loading.py
+    keywords = [f"env_kwargs.{name}={value}" for name, value in COPY.items()]
+    status, out, errors = evaluated(f"run={run}", "env=rmc_rl/Copy-v0", "trust=true", *keywords)
     assert status == 2, out
     assert len(errors) == 1
     assert errors[0].startswith("error: ")
@@ -246,7 +249,7 @@ def test_a_model_from_python_can_be_evaluated(run, evaluated, tmp_path):
     for which in ("model=mine/model.zip", "run=mine"):
         status, _, errors = evaluated(which)
         assert (status, errors[0].startswith("error: env must be an environment's id")) == (2, True)
-        status, out, errors = evaluated(which, "env=rmc_rl/Copy-v0", *keywords)
+        status, out, errors = evaluated(which, "env=rmc_rl/Copy-v0", "trust=true", *keywords)
         assert status == 0, errors
         assert "return: mean" in out
     assert len(list((tmp_path / "mine" / "evaluations").glob("*.json"))) == 2

@@ -22,10 +22,9 @@ GROUPS = ("core", "algo")  # chosen by the name of a YAML file
 
 
 def given_keys() -> list[str]:
-    """The keys that stand on the command line; none if there is no command line."""
-    if not HydraConfig.initialized():
-        return []
-    return [line.lstrip("+~").partition("=")[0] for line in HydraConfig.get().overrides.task]
+    """The keys that stand on the command line."""
+    lines: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    return [line.lstrip("+~").partition("=")[0] for line in lines]
 
 
 def find_run(config: DictConfig, given: Iterable[str]) -> tuple[Run | None, DictConfig]:
