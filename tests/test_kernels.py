@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
-from rmc_rl.agents.cores import GRU, LSTM, RMC, Core, RIMs
+from rmc_rl.agents.cores import GRU, LSTM, RMC, BRIMs, Core, RIMs
 from rmc_rl.agents.cores.kernels.cpu import build, calling, library
 from rmc_rl.agents.cores.kernels.cpu import rims as cpu_rims
 from rmc_rl.agents.cores.kernels.cpu import rnn as cpu_rnn
@@ -124,10 +124,10 @@ def test_an_acting_step_equals_eager(case, monkeypatch):
     inputs, state, _ = data(core, case)
     with torch.no_grad():
         core.kernel = "native"
-        found = core.step(inputs[0], state)
+        found = core(inputs[:1], state)
         assert len(calls) == 1
         core.kernel = "eager"
-        torch.testing.assert_close(found, core.step(inputs[0], state), rtol=0, atol=1e-12)
+        torch.testing.assert_close(found, core(inputs[:1], state), rtol=0, atol=1e-12)
     assert len(calls) == 1
 
 
@@ -337,8 +337,8 @@ class LeakyGRU(GRU):
 
 
 class ScaledRIMs(RIMs):
-    def _advance(self, *arguments):
-        output, state = super()._advance(*arguments)
+    def advance(self, *arguments):
+        output, state = super().advance(*arguments)
         return output, 0.5 * state
 
 
@@ -361,7 +361,17 @@ class LoopedRMC(RMC, OtherLoop):
     pass
 
 
-OVERRIDING = [ScaledMlpRMC, LeakyLSTM, LeakyGRU, ScaledRIMs, MixedRMC]
+def decaying(cls):
+    """A subclass with a step of its own."""
+
+    def step(self, x, state):
+        output, state = cls.step(self, x, state)
+        return output, 0.5 * state
+
+    return type(f"Decaying{cls.__name__}", (cls,), {"step": step, "__module__": "mine"})
+
+
+OVERRIDING = [ScaledMlpRMC, LeakyLSTM, LeakyGRU, ScaledRIMs, MixedRMC, *map(decaying, (RMC, LSTM, RIMs, BRIMs))]
 
 
 @needs_native
@@ -380,10 +390,12 @@ def test_a_subclass_that_overrides_something_acts_as_it_trains(cls):
     core = cls(INPUT, kernel="native").double()
     inputs, state, starts = torch.randn(5, 3, INPUT).double(), torch.randn(3, core.state_size).double(), torch.rand(5, 3) < 0.3
     trained, last = core(inputs, state, starts)
+    acting = state
     for t in range(len(inputs)):
-        output, state = core(inputs[t : t + 1], state, starts[t : t + 1])
+        output, acting = core(inputs[t : t + 1], acting, starts[t : t + 1])
         torch.testing.assert_close(output[0], trained[t], rtol=0, atol=1e-12)
-    torch.testing.assert_close(state, last, rtol=0, atol=1e-12)
+    torch.testing.assert_close(acting, last, rtol=0, atol=1e-12)
+    torch.testing.assert_close(core.unroll(core.step, inputs, state, starts)[0], trained, rtol=0, atol=1e-12)
 
 
 class NamedRMC(RMC):

@@ -121,7 +121,7 @@ def test_acting_equals_training(case):
 
 
 @needs_kernel
-def test_a_core_uses_it_when_told_to(monkeypatch):
+def test_a_core_with_kernel_native_uses_it(monkeypatch):
     calls, unroll = [], triton_rmc.unroll
     monkeypatch.setattr(triton_rmc, "unroll", lambda *args: calls.append(args) or unroll(*args))
     monkeypatch.setitem(dispatch.MODULES, ("rmc", DEVICE), "triton.rmc")
@@ -180,7 +180,7 @@ def test_the_interpreter_computes_the_same():
     assert "passed" in done.stdout
 
 
-def test_triton_is_not_imported_unless_a_gpu_asks():
+def test_triton_is_not_imported_without_a_gpu():
     done = run("import sys, rmc_rl, rmc_rl.agents.cores.kernels.triton.rmc; sys.exit('triton' in sys.modules)")
     assert done.returncode == 0, done.stderr
 
@@ -189,7 +189,7 @@ def test_without_triton_it_is_eager_and_says_why():
     done = run(
         """
         import sys, warnings
-        sys.modules["triton"] = None  # as if it was not installed
+        sys.modules["triton"] = None  # as if it were not installed
         from rmc_rl.agents.cores.kernels import dispatch
         report = dispatch.report("native", "rmc", "cuda")
         assert "Triton cannot be imported" in report, report

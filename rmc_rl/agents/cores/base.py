@@ -123,14 +123,14 @@ class Core(nn.Module, ABC):
             for one without
             :meth:`has_plain_modules`
         """
+        if torch_is_watching():
+            return None
         device = inputs.device.type
-        if torch_is_watching() or self._looks is not None or torch.is_autocast_enabled(device):
-            return None
         kernel = dispatch.fused(self.kernel, self.kernel_family, device)
-        plain = all(type(tensor) in (Tensor, nn.Parameter) for tensor in (inputs, state))  # their memory can be read
-        if kernel is None or not plain or self.is_modified() or not self.has_plain_modules():
+        if kernel is None or self._looks is not None or torch.is_autocast_enabled(device):
             return None
-        return kernel
+        plain = all(type(tensor) in (Tensor, nn.Parameter) for tensor in (inputs, state))  # their memory can be read
+        return kernel if plain and not self.is_modified() and self.has_plain_modules() else None
 
     @constant_for_compiler
     def is_modified(self) -> bool:
