@@ -86,12 +86,12 @@ def test_readme_python_blocks_run(checkout, tmp_path, monkeypatch):
 
 def test_readme_command_lines_are_accepted(checkout, monkeypatch, capsys):
     blocks = "\n".join(re.findall(r"```bash\n(.*?)```", readme(checkout), re.DOTALL))
-    lines = re.findall(r"^(?:scripts/train|python -m rmc_rl\.(?:train|evaluate))\b.*", blocks, re.MULTILINE)
+    lines = re.findall(r"^scripts/(?:train|rmc) .*", blocks, re.MULTILINE)
     assert len(lines) >= 5
     for line in lines:
         words = shlex.split(line, comments=True)
-        verb = evaluate if "rmc_rl.evaluate" in words else train
-        arguments = words[1:] if words[0] == "scripts/train" else words[3:]
+        verb = evaluate if "evaluate" in words else train
+        arguments = words[1:] if words[0] == "scripts/train" else words[2:]
         arguments = [argument.replace("<folder>", "folder") for argument in arguments if argument != "-m"]
         arguments = [re.sub(r"=([^,{}\[\]]+),.*", r"=\1", argument) for argument in arguments]  # of a sweep, the first run
         monkeypatch.setattr(sys, "argv", ["verb", *arguments, "--cfg", "job"])
