@@ -302,7 +302,9 @@ class Broken(Echo):
         ("observation", r"the observation of environment 0 after 20 steps \(step 4 of the rollout\) was nan"),
     ],
 )
-def test_a_number_that_is_not_finite_stops_training_with_a_diagnosis(what, message):
+@pytest.mark.parametrize("checked", [True, False], ids=["checked", "unchecked"])  # torch's compiler unchecks distributions
+def test_a_number_that_is_not_finite_stops_training_with_a_diagnosis(what, message, checked, monkeypatch):
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", checked)
     model = RecurrentPPO(MlpMemoryPolicy, Broken(what), n_steps=16, batch_size=16, policy_kwargs=dict(core="gru"))
     with pytest.raises(NonFiniteError, match=message):
         model.learn(320)

@@ -280,7 +280,7 @@ class RecurrentPPO(RolloutCollector):
             for batch in self.rollout_buffer.minibatches(self.batch_size):
                 try:
                     loss, found = self._loss(batch, clip_range, clip_range_vf)
-                except ValueError:  # SB3's distributions refuse parameters that are not finite
+                except (ValueError, RuntimeError):  # distributions refuse parameters that are not finite
                     self._check_update(logs, before)
                     raise
                 for name, value in found.items():

@@ -187,7 +187,10 @@ class RolloutCollector(sb3_contrib.RecurrentPPO):
                     sampled, values, log_probs, lstm_states = self.policy(
                         obs_tensor, self._last_lstm_states, episode_starts, action_masks=action_masks
                     )
-            except ValueError as error:  # SB3's distributions refuse parameters that are not finite
+            except (
+                ValueError,
+                RuntimeError,
+            ) as error:  # distributions refuse what is not finite
                 self._check_finite(rollout_buffer, error)
                 raise
             taken, stored = self._decide(env, sampled)
