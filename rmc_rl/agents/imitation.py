@@ -32,7 +32,7 @@ class Imitation(RecurrentPPO):
     alone. Logged are ``train/imitation_loss`` in nats per answer, ``train/answer_probability`` (the mean probability that the
     policy gives to the answers; not for Box actions), and ``train/value_loss``.
 
-    The arguments ``clip_range``, ``clip_range_vf``, ``normalize_advantage`` and ``target_kl`` have no effect.
+    The arguments ``ent_coef``, ``clip_range``, ``clip_range_vf``, ``normalize_advantage`` and ``target_kl`` have no effect.
 
     :param policy: see :class:`~rmc_rl.RecurrentPPO`
     :param args: the other positional arguments of :class:`~rmc_rl.RecurrentPPO`
@@ -83,7 +83,7 @@ class Imitation(RecurrentPPO):
         imitation_loss = -(log_prob * known).sum() / answers
         value_loss = torch.mean((batch.returns - values) ** 2)
         entropy_loss = -torch.mean(-log_prob if entropy is None else entropy)
-        loss = imitation_loss + self._entropy_weight() * entropy_loss + self.vf_coef * value_loss
+        loss = imitation_loss + self.vf_coef * value_loss
         found = dict(imitation_loss=imitation_loss, value_loss=value_loss, entropy_loss=entropy_loss, loss=loss)
         if not isinstance(self.action_space, spaces.Box):
             found["answer_probability"] = (torch.exp(log_prob) * known).sum() / answers
