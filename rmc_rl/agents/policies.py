@@ -7,7 +7,6 @@ Shapes: ``B`` environments or sequences; ``T`` steps of each; ``F`` features, ``
 its state; ``n`` steps packed into ``R`` rows, in training, see :class:`~rmc_rl.agents.sequences.Layout`.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -25,24 +24,13 @@ from torch import Tensor, nn
 
 from rmc_rl.agents.cores import Core, make_core
 from rmc_rl.agents.encoder import SMALLEST_CNN_IMAGE, DictExtractor, EncodedFeatures, check_spaces, fits_cnn
-from rmc_rl.agents.sequences import Layout, unroll_packed, unroll_sequences
+from rmc_rl.agents.sequences import ActedOn, Layout, Unroll, unroll_packed, unroll_sequences
 from rmc_rl.agents.state import StatePair, StateShape, check_state, join_state, split_state
 from rmc_rl.errors import UsageError, check_keywords, require, require_choice, require_truth, require_whole
 
 AMP = {None: None, "bf16": torch.bfloat16}
 COMPILE = (None, "default", "reduce-overhead", "max-autotune")
 CRITICS = ("shared", "separate", "memoryless")
-
-# runs a core: features (n, F) and states before -> outputs (n, O) and states after
-Unroll = Callable[[Core, Tensor, StatePair], tuple[Tensor, StatePair]]
-
-
-class ActedOn(NamedTuple):
-    """What a policy acted on in its last step."""
-
-    observations: PyTorchObs  # (B, *observation_shape)
-    states: RNNStates  # before the step
-    episode_starts: Tensor  # (B,)
 
 
 class CoreArguments(NamedTuple):
@@ -66,9 +54,9 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
     Differences from sb3-contrib's policies:
 
     * ``critic`` replaces ``shared_lstm`` and ``enable_critic_lstm``. With "shared" both losses train the core
-      (there, the critic's gradient is cut off).
-    * An episode starts from the core's own initial state, in training and in :meth:`predict`; there, from zeros.
-    * MultiBinary actions work: the buffer there stores them as int8, which the Bernoulli distribution does not take.
+      (in sb3-contrib, the critic's gradient is cut off).
+    * Episodes start from the core's own initial state, in training and in :meth:`predict`; in sb3-contrib, from zeros.
+    * MultiBinary actions work. In sb3-contrib the buffer stores them as int8, which the Bernoulli distribution does not take.
 
     :param observation_space: Observation space
     :param action_space: Action space
@@ -484,9 +472,7 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
 
 
 class CnnMemoryPolicy(MlpMemoryPolicy):
-    """
-    :class:`MlpMemoryPolicy` for images: the core reads the features of a ``NatureCNN``. The parameters are the same.
-    """
+    """:class:`MlpMemoryPolicy` for images: the core reads the features of a ``NatureCNN``. The parameters are the same."""
 
     default_features_extractor = NatureCNN
 

@@ -63,11 +63,11 @@ class RecurrentPPO(RolloutCollector):
       and the pieces are packed into rows, where the core starts anew; features extractor, heads and losses see real steps
       only. sb3-contrib pads every piece to the longest, and computes everything on the padding as well.
     * Core states are stored where a sequence begins, instead of four arrays of them for every step.
-    * Gradients reach back ``sequence_length`` steps, or to the start of the episode. There, to the start of the episode, of
-      the rollout or, at a place drawn at random, of the minibatch.
+    * Gradients reach back ``sequence_length`` steps, or to the start of the episode. In sb3-contrib they stop at
+      the start of the episode or of the rollout, or at a boundary of a minibatch, which is placed at random.
     * Episodes that a time limit ends are bootstrapped with the value of their last observation in batches, once per rollout;
-      there, in a call for each.
-    * With gSDE and squashed output actions are scaled to the action space, as in SB3's PPO; there they are not.
+      in sb3-contrib, in one call for each.
+    * With gSDE and squashed output actions are scaled to the action space, as in SB3's PPO; in sb3-contrib they are not.
     * Worlds of ``rmc_rl/*`` that live on a GPU (``make_vec(..., device="cuda")``) are stepped there: nothing leaves it during
       a rollout, and callbacks get no infos. Other environments cost one exchange per step, actions for observations.
     * Environments with ``action_masks()`` have invalid actions masked, as in ``sb3_contrib.MaskablePPO``.

@@ -2,11 +2,12 @@
 Rollout storage in whole sequences, the packing of their episodes into rows, and running a core over them.
 
 Shapes: ``T`` steps of a rollout, ``N`` environments, ``L`` steps of a sequence, ``B`` sequences of a minibatch, ``n`` steps of
-a minibatch, ``R`` rows that they are packed into; ``F`` features, ``O`` features that a core writes, ``S`` size of its state.
+a minibatch, ``R`` rows that they are packed into, ``L'`` steps of a row; ``F`` features, ``O`` features that a core writes,
+``S`` size of its state.
 """
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +25,17 @@ from torch import Tensor
 from rmc_rl.agents.cores import Core
 from rmc_rl.agents.cores.scan import scan
 from rmc_rl.agents.state import StatePair, join_state, split_state
+
+# runs a core: features (n, F) and states before -> outputs (n, O) and states after
+Unroll = Callable[[Core, Tensor, StatePair], tuple[Tensor, StatePair]]
+
+
+class ActedOn(NamedTuple):
+    """What a policy acted on in its last step."""
+
+    observations: PyTorchObs  # (B, *observation_shape)
+    states: RNNStates  # before the step
+    episode_starts: Tensor  # (B,)
 
 
 class Layout(NamedTuple):
@@ -75,12 +87,13 @@ def pack(episode_starts: np.ndarray, lengths: np.ndarray) -> Layout:
     """
     Cut sequences where episodes start, and pack the pieces into rows as long as the longest piece.
 
-    A piece that continues the episode in which its sequence began opens a row of its own, because it needs the stored state.
+    A piece that continues the episode in which its sequence began always starts a new row, because it needs the stored state.
     The other pieces start from the core's initial state: they fill the rows, the longest first, each into the row with the
     most room.
 
     :param episode_starts: ``(n,)`` bool, true where an episode starts, sequence after sequence
     :param lengths: ``(B,)`` int, steps of each sequence
+    :return: where each step stands
     """
     total = len(episode_starts)
     ends = np.cumsum(lengths)

@@ -40,7 +40,7 @@ def run_verb(
     family_of: Callable[[str], str] | None = None,
 ) -> None:
     """
-    Run a verb of the command line and exit the process, unless it ends well.
+    Run a verb (``train``, ``evaluate`` ...); exit the process if it fails.
 
     :param verb: takes the checked configuration and the command line that repeats it; returns the exit status
     :param name: of the verb and its YAML file, as in "train"

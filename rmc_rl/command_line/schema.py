@@ -1,7 +1,7 @@
 """
 The keys of the command line: their types, and the ranges of those that nobody else checks.
 
-The arguments of the core, of the environment and most of those of the policy are checked by what they are handed to.
+The arguments of the core, of the environment and most of those of the policy are checked by the classes that receive them.
 """
 
 import types

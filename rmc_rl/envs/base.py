@@ -24,7 +24,7 @@ from rmc_rl.errors import UsageError, check_keywords, require
 
 class Answers(NamedTuple):
     """
-    The actions that a player would choose who knows the whole state.
+    The actions of a player that knows the whole state.
 
     :param actions: ``(B, *action_shape)``; any valid action where it is not known
     :param known: ``(B,)`` bool, where the action is known and matters
@@ -163,7 +163,7 @@ class BatchedWorld(VectorEnv[Tensor, Tensor | np.ndarray, Tensor], ABC):
 
     def memory_demand(self) -> int | None:
         """
-        Steps between what an agent must remember and its latest use, at most; None where no such number is known.
+        The largest number of steps between seeing a fact and using it; None if it is unknown.
 
         An agent that is trained on shorter sequences may fail for that reason.
         """

@@ -12,10 +12,11 @@ A checkpoint is a folder, named after the steps of the environment that were tak
       random.pt          generators of Python, NumPy and torch (each device), and gSDE's exploration matrices
       environment.pt     worlds and wrappers
       callbacks.pt       what callbacks carry
-      environment.pickle the copies of an environment that has no other way to be saved; only if there are such
+      environment.pickle the copies of an environment that has no other way to be saved; only if such environments exist
 
 The ``.pt`` files hold plain data and load with ``weights_only=True``. The pickle is executed when a run is resumed: resume
-your own runs only. A folder is written under another name, synced to disk and renamed, so that it is whole or not there.
+your own runs only. A folder is written under another name, synced to disk and renamed, so that a checkpoint is either complete
+or absent.
 """
 
 import hashlib

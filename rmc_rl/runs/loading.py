@@ -75,7 +75,7 @@ def load_policy(
 
 def read_policy(run: Run, path: Path, trust: bool = False, device: torch.device | str = "cpu") -> LoadedPolicy:
     """
-    :func:`load_policy`, with what else is known of the policy.
+    Like :func:`load_policy`, with the number of timesteps and the configuration.
 
     :param run: the run
     :param path: the file of one of its models

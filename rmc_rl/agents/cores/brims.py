@@ -38,8 +38,8 @@ class BRIMs(ModuleStack):
 
     * As in the authors' code, only the first layer has a top-down row, and the row comes from the last layer, not from the
       next one. With two layers this is the same.
-    * As in the authors' code, modules attend to each other's new states before it is decided which are kept, so they also
-      read inactive modules.
+    * As in the authors' code, modules attend to each other's new states before the new states of inactive modules are
+      discarded, so they also read inactive modules.
 
     Differences from the authors' code, besides those of RIMs:
 

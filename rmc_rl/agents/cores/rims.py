@@ -32,7 +32,7 @@ class RIMs(ModuleStack):
         \hat h_m = \tilde h_m + \sigma(W_g y_m + b_g) \odot \tanh(W_o y_m + b_o) \\
         h_m', c_m' &= \hat h_m, \tilde c_m \text{ if active, otherwise } h_m, c_m
 
-    An inactive module keeps its state. At that step, gradient passes it only through this copy.
+    An inactive module keeps its state. At that step, gradients flow through an inactive module only via this copy.
 
     Three defaults differ from the paper, because of reinforcement learning. ``initial_state="zeros"`` and
     ``embedding_size=0`` restore the first two:
@@ -53,8 +53,8 @@ class RIMs(ModuleStack):
 
     Differences from the paper:
 
-    * As in the authors' code, modules attend to each other's new states before it is decided which are kept, so they also
-      read inactive modules.
+    * As in the authors' code, modules attend to each other's new states before the new states of inactive modules are
+      discarded, so they also read inactive modules.
 
     Differences from the authors' code:
 

@@ -7,7 +7,7 @@
 namespace rmc_rl::rmc {
 namespace {
 
-// The weights, packed as the right factors of products. All threads share them
+// The weights, packed as right-hand matrices of products. All threads share them
 template <class T> struct ForwardWeights {
   std::vector<Buffer<T>> qkv, mlp;
   Buffer<T> gate;
