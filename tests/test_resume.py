@@ -254,6 +254,7 @@ def test_a_worker_that_dies_gets_one_line(call, monkeypatch):
     assert len(curve(run)) == 12
 
 
+@pytest.mark.slow  # it counts worker processes, so that it runs alone
 def test_workers_survive_the_ctrl_c_that_a_terminal_sends_them_too(call, monkeypatch):
     def interrupt(self, *args, **kwargs):
         if not sent:
