@@ -18,7 +18,7 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecMonitor, VecNormalize
 
-from rmc_rl import MlpMemoryPolicy, MultiInputMemoryPolicy, RecurrentPPO, make_vec
+from rmc_rl import Imitation, MlpMemoryPolicy, MultiInputMemoryPolicy, RecurrentPPO, make_vec
 from rmc_rl.runs.checkpoint import Checkpoints
 
 N_STEPS, ROLLOUTS, STOPPED_AFTER = 16, 4, 2
@@ -82,6 +82,7 @@ CASES = {
     "copy linear": lambda: _copy("rmc", learning_rate=LinearSchedule(0.01, 0.0, 1.0)),
     "copy target_kl": lambda: _copy("lstm", target_kl=1e-4, n_epochs=4),
     "copy sequences": lambda: _copy("rims", sequence_length=7),
+    "imitation": lambda: _copy("lstm", algorithm=Imitation),
     "tmaze": lambda: _model(make_vec("rmc_rl/TMaze-v0", 3, seed=1), "rims", batch_size=32),
     "previous": lambda: _model(
         make_vec("rmc_rl/Copy-v0", 4, seed=1, env_kwargs=COPY, previous_action_reward=True),
