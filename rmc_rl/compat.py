@@ -56,8 +56,9 @@ def torch_is_watching() -> bool:
 
     :return: also True if this version of torch does not say
     """
-    torch: Any = importlib.import_module("torch")
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    import torch  # a statement, which torch.compile can trace
+
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore
         return True
     try:
         return (
@@ -75,7 +76,8 @@ def forward_mode_is_active() -> bool | None:
 
     :return: None if this version of torch does not say
     """
-    torch: Any = importlib.import_module("torch")
+    import torch  # a statement, which torch.compile can trace
+
     level = getattr(torch.autograd.forward_ad, "_current_level", None)
     return None if level is None else bool(level >= 0)
 

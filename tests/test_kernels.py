@@ -540,3 +540,11 @@ def test_layer_sizes_of_another_size_are_stopped():
         RuntimeError, match="kernel rims_lstm disagree about bytes of the structure LayerSizes: 56 in Python, 64"
     ):
         calling.unroll(calling.Kernel("rims_lstm", sizes, 1), dict(input_rows=inputs), state, None, None, {})
+
+
+@pytest.mark.parametrize("case", ["rmc usual", "rims usual", "brims usual"])
+def test_the_compiler_traces_a_core_as_one_graph(case):
+    core = make(case)
+    inputs, state, starts = data(core, case)
+    compiled = torch.compile(core, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(inputs, state, starts), core(inputs, state, starts), rtol=0, atol=1e-11)
