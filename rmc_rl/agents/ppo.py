@@ -10,10 +10,9 @@ import warnings
 from typing import Any, ClassVar
 
 import numpy as np
-import sb3_contrib
 import torch
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from torch import Tensor
 
@@ -85,16 +84,37 @@ class RecurrentPPO(RolloutCollector):
 
     :param policy: ``MlpMemoryPolicy``, ``CnnMemoryPolicy`` or ``MultiInputMemoryPolicy``, one of sb3-contrib's
         ``MlpLstmPolicy``, ``CnnLstmPolicy`` or ``MultiInputLstmPolicy``, a subclass of ours, or a name of one of these
-    :param args: the other positional arguments of ``sb3_contrib.RecurrentPPO``
+    :param env: the environment to learn from, or its Gymnasium id
+    :param learning_rate: a number, or a function of the remaining progress, which falls from 1 to 0
+    :param n_steps: steps of each environment per rollout
+    :param batch_size: transitions of a minibatch; None: the whole rollout
+    :param n_epochs: passes over each rollout
+    :param gamma: Discount factor
+    :param gae_lambda: Factor for trade-off of bias vs variance for Generalized Advantage Estimator
+    :param clip_range: limit of the change of the probability ratio, a number or a function of the remaining progress
+    :param clip_range_vf: limit of the change of values, in their own unit; None: no limit
+    :param normalize_advantage: whether advantages are normalised in each minibatch
+    :param ent_coef: weight of the entropy in the loss. It may also be a schedule, like ``learning_rate``; sb3-contrib's class
+        can train only with a number. A large weight at first keeps the policy from becoming deterministic before it knows
+        anything
+    :param vf_coef: weight of the value loss
+    :param max_grad_norm: largest norm of the gradient
+    :param use_sde: whether to explore with gSDE instead of independent noise
+    :param sde_sample_freq: steps between samples of gSDE's noise; -1: one sample per rollout
+    :param target_kl: an update ends when its estimated KL divergence exceeds 1.5 times this; None: no limit
+    :param stats_window_size: episodes over which logged returns and lengths are averaged
+    :param tensorboard_log: the folder for TensorBoard; None: no logging
+    :param policy_kwargs: arguments of the policy
+    :param verbose: 0 no output, 1 info, 2 debug
+    :param seed: of the random generators; None: a random one
+    :param device: cpu, cuda ...; "auto": the GPU if there is one
+    :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :param sequence_length: steps of a training sequence: how far gradients reach back (truncated backpropagation through
         time). None: ``n_steps``, or equal parts of it if ``batch_size``, which counts transitions, is smaller. Shorter
         sequences run faster, because more of them go through the core at once: 16 to 32 on Atari. A minibatch holds as many
         whole sequences as fit into ``batch_size``; the last one of a rollout may be shorter
     :param use_masking: whether invalid actions are masked; None: if the environment answers ``action_masks()`` with masks
-    :param _init_setup_model: Whether or not to build the network at the creation of the instance
-    :param kwargs: the keyword arguments of ``sb3_contrib.RecurrentPPO``. ``ent_coef`` may also be a schedule, like
-        ``learning_rate``: a function of the remaining progress, which falls from 1 to 0. A large weight at first keeps the
-        policy from becoming deterministic before it knows anything. sb3-contrib's class can train only with a number
+    :param kwargs: none; an unknown argument is an error that names the nearest one
     :raises UsageError: for an unknown argument, a setting that makes no sense, or a policy without a core
     """
 
@@ -110,14 +130,61 @@ class RecurrentPPO(RolloutCollector):
     def __init__(
         self,
         policy: str | type[MlpMemoryPolicy],
-        *args: Any,
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 3e-4,
+        n_steps: int = 128,
+        batch_size: int | None = 128,
+        n_epochs: int = 10,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        clip_range: float | Schedule = 0.2,
+        clip_range_vf: float | Schedule | None = None,
+        normalize_advantage: bool = True,
+        ent_coef: float | Schedule = 0.0,
+        vf_coef: float = 0.5,
+        max_grad_norm: float = 0.5,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        target_kl: float | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        _init_setup_model: bool = True,
+        *,
         sequence_length: int | None = None,
         use_masking: bool | None = None,
-        _init_setup_model: bool = True,
         **kwargs: Any,
     ):
-        check_keywords("argument of RecurrentPPO", sb3_contrib.RecurrentPPO, kwargs)
-        super().__init__(policy, *args, _init_setup_model=False, **kwargs)  # type: ignore[misc]
+        check_keywords(f"argument of {type(self).__name__}", type(self), kwargs)
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            batch_size=batch_size,
+            n_epochs=n_epochs,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            clip_range=clip_range,
+            clip_range_vf=clip_range_vf,
+            normalize_advantage=normalize_advantage,
+            ent_coef=ent_coef,  # type: ignore[arg-type]  # stored, and used by this class alone
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            target_kl=target_kl,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=False,
+        )
         self.sequence_length, self.use_masking = sequence_length, use_masking
         self._iterations_before = 0  # rollouts before this call of learn
         self._check_settings()
@@ -196,6 +263,7 @@ class RecurrentPPO(RolloutCollector):
                 self.device,
                 self.gamma,
                 self.gae_lambda,
+                self.policy.next_states,
             )
 
     def _check_settings(self) -> None:

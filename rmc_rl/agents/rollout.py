@@ -147,7 +147,7 @@ class RolloutCollector(sb3_contrib.RecurrentPPO):
     policy: MlpMemoryPolicy
     use_masking: bool | None
     _last_lstm_states: RNNStates  # type: ignore[assignment]
-    rollout_buffer: SequenceBuffer  # type: ignore[assignment]
+    rollout_buffer: SequenceBuffer
 
     def collect_rollouts(  # type: ignore[override]  # SB3's buffer is of another class
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: SequenceBuffer, n_rollout_steps: int
@@ -205,7 +205,7 @@ class RolloutCollector(sb3_contrib.RecurrentPPO):
             if infos:
                 self._update_info_buffer(infos, dones)
             stepper.note_timeouts(step, n_steps, lstm_states.vf)
-            rollout_buffer.add(stored, values, log_probs, rewards)
+            rollout_buffer.add_outcome(stored, values, log_probs, rewards)
             n_steps += 1
             self._last_obs, self._last_episode_starts, self._last_lstm_states = new_obs, dones, lstm_states
 
