@@ -4,8 +4,8 @@ What ours learns against the stock class: python scripts/compare_stock.py [--tas
 sb3-contrib's RecurrentPPO with its own policy (MlpLstmPolicy, two LSTMs of 256), ours with the same policy, and ours with an
 LSTM of 256, an RMC and without memory, with the same arguments, steps and seeds. After training, each plays episodes on unseen
 seeds with its most probable actions. A table of the mean over seeds, with a 95 % bootstrap interval over seeds, and of the
-median seconds that training took: on the clock, and of the processor, which do not count what other programs did meanwhile. Every
-seed's numbers go to --out as JSON as soon as they are there, and what is found there is not run again.
+median seconds that training took: on the clock, and of the processor, which do not count what other programs did meanwhile.
+Every seed's numbers go to --out as JSON as soon as they are there, and what is found there is not run again.
 
 Tasks: "copy", rmc_rl/Copy-v0 with n_symbols=4, length=3, delay=5 (at most 1; without memory 0.25); "cartpole", CartPole-v1
 without velocities (at most 500); "minigrid", MiniGrid-MemoryS7-v0 (at most just under 1; half of that without memory).

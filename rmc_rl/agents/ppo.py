@@ -5,7 +5,6 @@ Schulman et al., "Proximal Policy Optimization Algorithms", 2017, https://arxiv.
 Code it follows: ``sb3_contrib.RecurrentPPO``, whose arguments, losses, logged keys and callbacks it keeps.
 """
 
-import copy
 import warnings
 from typing import Any, ClassVar
 
@@ -17,6 +16,7 @@ from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from torch import Tensor
 
 from rmc_rl import compat
+from rmc_rl.agents.checks import Weights, check_settings, undo_update, weights_of
 from rmc_rl.agents.lstm_policies import (
     OF_STOCK,
     CnnLstmPolicy,
@@ -26,27 +26,11 @@ from rmc_rl.agents.lstm_policies import (
 from rmc_rl.agents.policies import CnnMemoryPolicy, MlpMemoryPolicy, MultiInputMemoryPolicy
 from rmc_rl.agents.rollout import RolloutCollector
 from rmc_rl.agents.sequences import SequenceBuffer, Sequences
-from rmc_rl.errors import (
-    NonFiniteError,
-    check_keywords,
-    require,
-    require_number,
-    require_truth,
-    require_whole,
-    unknown,
-)
+from rmc_rl.errors import check_keywords, require, unknown
 
 SHORT = 16  # steps; sequences that are shorter hardly train a memory
 # arguments of a policy that the algorithm passes itself
 _GIVEN = ("observation_space", "action_space", "lr_schedule", "use_sde")
-# limits, and what they must be; infinity means that there is none
-_LIMITS = {
-    "max_grad_norm": dict(above=0),
-    "clip_range": dict(above=0),
-    "clip_range_vf": dict(above=0),
-    "target_kl": dict(at_least=0),
-}
-_OPTIONAL = ("clip_range_vf", "target_kl")
 
 
 class RecurrentPPO(RolloutCollector):
@@ -187,7 +171,7 @@ class RecurrentPPO(RolloutCollector):
         )
         self.sequence_length, self.use_masking = sequence_length, use_masking
         self._iterations_before = 0  # rollouts before this call of learn
-        self._check_settings()
+        check_settings(self)
         if _init_setup_model:
             self._setup_model()
 
@@ -223,7 +207,7 @@ class RecurrentPPO(RolloutCollector):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> Any:
-        self._check_settings()
+        check_settings(self)
         if self._last_episode_starts is not None and len(self._last_episode_starts) != self.n_envs:
             self._last_obs = None  # of another number of environments: start new episodes
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
@@ -265,33 +249,6 @@ class RecurrentPPO(RolloutCollector):
                 self.gae_lambda,
                 self.policy.next_states,
             )
-
-    def _check_settings(self) -> None:
-        """
-        Check the arguments, from the attributes as they are now.
-
-        :raises UsageError: for the first one that makes no sense
-        """
-        require_whole("n_steps", self.n_steps)
-        require_whole("n_epochs", self.n_epochs)
-        for name in ("batch_size", "sequence_length"):
-            if getattr(self, name) is not None:
-                require_whole(name, getattr(self, name))
-        for name in ("gamma", "gae_lambda"):
-            require_number(name, getattr(self, name), at_least=0, at_most=1)
-        require_number("vf_coef", self.vf_coef)
-        if not callable(self.ent_coef):
-            require_number("ent_coef", self.ent_coef)
-        if not callable(self.learning_rate):
-            require_number("learning_rate", self.learning_rate, at_least=0)
-        for name, bounds in _LIMITS.items():
-            value = getattr(self, name)
-            if not callable(value) and value != float("inf") and not (value is None and name in _OPTIONAL):
-                require_number(name, value, **bounds)
-        require_whole("sde_sample_freq", self.sde_sample_freq, at_least=-1)
-        require_truth("normalize_advantage", self.normalize_advantage)
-        if self.use_masking is not None:
-            require_truth("use_masking", self.use_masking)
 
     def _effective_sequence_length(self) -> int:
         """Steps of a training sequence that follow from ``sequence_length``, ``n_steps`` and ``batch_size``."""
@@ -339,7 +296,7 @@ class RecurrentPPO(RolloutCollector):
         clip_range_vf = None
         if self.clip_range_vf is not None:
             clip_range_vf = self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
-        before = copy.deepcopy((self.policy.state_dict(), self.policy.optimizer.state_dict()))
+        before = weights_of(self)
         # kept on the device: reading a number at each update would wait for the device each time
         logs: dict[str, list[Tensor]] = {}
         continue_training = True
@@ -417,7 +374,7 @@ class RecurrentPPO(RolloutCollector):
             loss=loss,
         )
 
-    def _check_update(self, logs: dict[str, list[Tensor]], before: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    def _check_update(self, logs: dict[str, list[Tensor]], before: Weights) -> None:
         """
         Check that an update left only finite numbers, with one wait for the device.
 
@@ -429,19 +386,13 @@ class RecurrentPPO(RolloutCollector):
         finite += [torch.isfinite(value) for name in ("loss", "gradient_norm") for value in logs.get(name, [])]
         if torch.stack(finite).all():
             return
-        parameters, optimizer = before
-        self.policy.load_state_dict(parameters)
-        self.policy.optimizer.load_state_dict(optimizer)
         names = ("policy_gradient_loss", "imitation_loss", "value_loss", "entropy_loss", "loss", "gradient_norm")
         bad = [(int(np.flatnonzero(wrong)[0]), name) for name in names if (wrong := _not_finite(logs.get(name, []))).any()]
         what = "a parameter of the policy is not finite"
         if bad:
             index, name = min(bad, key=lambda each: each[0])
             what = f"{name} became {logs[name][index].item()} at minibatch {index} of the update"
-        raise NonFiniteError(
-            f"{what} after {self.num_timesteps:,} steps; training stopped, and the policy is that before the update "
-            f"(a smaller learning_rate or max_grad_norm may help)"
-        )
+        undo_update(self, before, what)
 
     def predict(
         self,
