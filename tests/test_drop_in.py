@@ -298,9 +298,8 @@ def test_the_loops_of_stock_run_with_our_buffer(observation):
 
     policy = "MlpLstmPolicy" if observation == "Box" else "MultiInputLstmPolicy"
     settings = dict(n_steps=15, batch_size=15, n_epochs=2, seed=0, device="cpu", policy_kwargs=SMALL)
-    model, ours = (a(policy, echo(OBSERVATIONS[observation][1], n_envs=3), **settings) for a in (Copied, RecurrentPPO))
-    for each in (model, ours):
-        each.learn(45)
+    space = OBSERVATIONS[observation][1]
+    model, ours = (algorithm(policy, echo(space, n_envs=3), **settings).learn(45) for algorithm in (Copied, RecurrentPPO))
     assert model.rollout_buffer.full
     for name in ("actions", "rewards", "episode_starts", "values", "log_probs", "advantages", "returns"):
         np.testing.assert_allclose(getattr(model.rollout_buffer, name), getattr(ours.rollout_buffer, name), atol=1e-5)
