@@ -480,7 +480,7 @@ def test_the_stock_algorithm_checks_its_settings(call, setting):
     status, _, err = call(train, *TINY, "algo=stock", f"algo.{setting}")
     name, _, value = setting.partition("=")
     assert (status, err.count("\n")) == (2, 1)
-    assert re.fullmatch(rf"error: {name} must be .*, got {value}\n", err)
+    assert re.fullmatch(rf"error: {name} must be .*, got {value}(\.0)?\n", err)
 
 
 def test_what_an_evaluation_cannot_hold_or_end_is_refused_in_one_line(call):
@@ -672,6 +672,16 @@ def test_evaluating_on_other_spaces_is_a_mistake(call):
     status, _, err = call(evaluate, f"run={only_run().path}", "env_kwargs.n_symbols=5")
     assert status == 2
     assert err.startswith("error: env and env_kwargs must leave the observation_space as it was in training")
+
+
+def test_where_an_evaluation_cannot_be_written_it_is_not_played(call, monkeypatch):
+    assert call(train, *TINY, "total_timesteps=88")[0] == 0
+    run = only_run().path
+    (run / "evaluations").write_text("a file where a folder should be")
+    monkeypatch.setattr("rmc_rl.evaluate.evaluate_episodes", None)
+    status, _, err = call(evaluate, f"run={run}")
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith("error: the folder of evaluations must be one that can be written to, got ")
 
 
 @pytest.mark.parametrize("verb", [train, evaluate])

@@ -18,12 +18,14 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from test_policies import ACTIONS, OBSERVATIONS, VECTOR, Echo, echo
 
 from rmc_rl import MlpMemoryPolicy, RecurrentPPO
+from rmc_rl.agents.evaluation import evaluate_episodes
 from rmc_rl.agents.lstm_policies import CnnLstmPolicy, MlpLstmPolicy
 from rmc_rl.agents.stock import StockRecurrentPPO
+from rmc_rl.envs.previous_action_reward import PreviousActionReward
 from rmc_rl.errors import NonFiniteError, UsageError
 
 SMALL = dict(lstm_hidden_size=8)
@@ -395,6 +397,103 @@ def test_a_module_may_cache_what_it_computed_in_a_rollout():
 
     kwargs = dict(core="gru", features_extractor_class=Extractor)
     RecurrentPPO(MlpMemoryPolicy, echo(VECTOR), n_steps=8, batch_size=8, policy_kwargs=kwargs).learn(32)
+
+
+class Simulator(VecEnv):
+    """What training needs of a ``VecEnv`` and no more, as people write it around simulators."""
+
+    def __init__(self, n_envs=3, copies=True):
+        super().__init__(n_envs, VECTOR, ACTIONS["Discrete"])
+        self.generator, self.time, self.copies = np.random.default_rng(0), np.arange(n_envs), copies
+        self.last = np.zeros((n_envs, 3), np.float32)
+
+    def draw(self):
+        return self.generator.normal(size=self.last.shape).astype(np.float32)
+
+    def reset(self):
+        return self.draw()
+
+    def step_async(self, actions):
+        pass
+
+    def step_wait(self):
+        self.time += 1
+        done = self.time % 5 == 0
+        self.last[:] = 3 * self.draw()
+        seen = np.where(done[:, None], self.draw(), self.last)
+        last = self.last.copy() if self.copies else self.last
+        cut = [{"terminal_observation": last[i], "TimeLimit.truncated": True} if done[i] else {} for i in range(self.num_envs)]
+        return seen, np.zeros(self.num_envs, np.float32), done, cut
+
+    def close(self):
+        pass
+
+    def unknown(self, name):
+        raise NotImplementedError(name)
+
+    def get_attr(self, attr_name, indices=None):
+        return [None] * self.num_envs if attr_name == "render_mode" else self.unknown(attr_name)
+
+    def set_attr(self, attr_name, value, indices=None):
+        raise NotImplementedError
+
+    def env_method(self, method_name, *args, indices=None, **kwargs):
+        raise NotImplementedError
+
+    def env_is_wrapped(self, wrapper_class, indices=None):
+        return [False] * self.num_envs
+
+
+class Stub(Simulator):
+    """Answers None to every question."""
+
+    def unknown(self, name):
+        return [None] * self.num_envs
+
+    def env_method(self, method_name, *args, indices=None, **kwargs):
+        return None
+
+
+class Property(Simulator):
+    """Has an attribute of this name that is no method."""
+
+    def unknown(self, name):
+        return [np.ones(3, bool)] * self.num_envs
+
+    def env_method(self, method_name, *args, indices=None, **kwargs):
+        return [np.ones(3, bool)(*args)]
+
+
+class OtherSize(Simulator):
+    """Has masks of other actions."""
+
+    def unknown(self, name):
+        return [lambda: np.ones(7, bool)] * self.num_envs
+
+    def env_method(self, method_name, *args, indices=None, **kwargs):
+        return [np.ones(7, bool)] * self.num_envs
+
+
+@pytest.mark.parametrize("env", [Simulator, Stub, Property, OtherSize])
+def test_whatever_an_environment_answers_to_unknown_names_it_is_trained_without_masks(env):
+    settings = dict(n_steps=8, batch_size=8, n_epochs=1, policy_kwargs=dict(core="gru"))
+    model = RecurrentPPO(MlpMemoryPolicy, env(), **settings).learn(48)
+    assert model.rollout_buffer.num_masked == 0
+    assert len(evaluate_episodes(model, env(), 3).returns) == 3  # asks for masks as well
+    with pytest.raises(UsageError, match=r"use_masking needs an env whose action_masks\(\) returns 3 truths"):
+        RecurrentPPO(MlpMemoryPolicy, env(), use_masking=True, **settings).learn(48)
+
+
+@pytest.mark.parametrize("previous", [False, True])
+def test_last_observations_may_be_overwritten_by_the_next_step(previous):
+    found = []
+    for copies in (True, False):
+        env = PreviousActionReward(Simulator(copies=copies)) if previous else Simulator(copies=copies)
+        policy = "MultiInputMemoryPolicy" if previous else "MlpMemoryPolicy"
+        settings = dict(n_steps=16, batch_size=16, n_epochs=1, seed=0, policy_kwargs=dict(core="gru"))
+        found.append(RecurrentPPO(policy, env, **settings).learn(48).rollout_buffer.rewards.copy())
+    assert np.abs(found[0]).max() > 0.01  # rewards of 0, and the values of last observations
+    np.testing.assert_array_equal(*found)
 
 
 class Broken(Echo):
