@@ -27,7 +27,7 @@ class StockRecurrentPPO(sb3_contrib.RecurrentPPO):
     """
 
     def __init__(self, *args: Any, _init_setup_model: bool = True, **kwargs: Any):
-        super().__init__(*args, _init_setup_model=False, **kwargs)
+        super().__init__(*args, _init_setup_model=False, **kwargs)  # type: ignore[misc]
         check_settings(self)
         if _init_setup_model:
             self._setup_model()

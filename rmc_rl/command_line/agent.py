@@ -90,7 +90,8 @@ def make_playing_env(
         fit into memory
     """
     seen = model.observation_space
-    state = 2 * math.prod(getattr(model, "policy", model).lstm_hidden_state_shape) * FLOAT  # two halves of one copy
+    policy: Any = getattr(model, "policy", model)
+    state = 2 * math.prod(policy.lstm_hidden_state_shape) * FLOAT  # two halves of one copy
     size = n_envs * (_bytes(seen) + state) * COPIES_OF_STEP
     require_memory("the observations and states of n_envs copies", size, torch.device("cpu"))
     previous = isinstance(seen, spaces.Dict) and PREVIOUS in seen.spaces
