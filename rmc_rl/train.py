@@ -15,11 +15,12 @@ The run's folder is runs/<env>/<core>/<stamp>-seed<k>. It holds config.yaml, mod
 TensorBoard's events and progress.csv. Ctrl-C (status 130), SIGTERM (143), SIGHUP (129) and SIGUSR1 (138) end the run after
 the present update, with a checkpoint; a second one ends it at once. A mistake on the command line gets one line and status 2,
 a number that is not finite one line and status 3, a disk that is full or a worker process that died one line and status 1.
+A run is trained by one process at a time: another one that is started with the same name gets one line and status 2.
 """
 
 import shlex
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import numpy as np
 import torch
@@ -52,9 +53,17 @@ def train(config: DictConfig, command: str | None = None) -> int:
     :param command: the command line that repeats the run; None: it was started from Python
     :return: exit status: 0; 1 if training failed; 3 if a number was not finite; 128 and the number of the signal that
         stopped it
-    :raises UsageError: for a mistake in the configuration, before anything is written
+    :raises UsageError: for a mistake in the configuration, before anything is written; or if another process trains the run
     """
+    with ExitStack() as locks:
+        return _train(config, command, locks)
+
+
+def _train(config: DictConfig, command: str | None, locks: ExitStack) -> int:
+    """See :func:`train`; ``locks`` holds the lock of the run's folder."""
     old_run, config = find_run(config, [] if command is None else given_keys())
+    if old_run is not None:
+        locks.enter_context(old_run.locked())
     initial = None if config.init is None or old_run is not None else initial_model(config.init)
     check_threads(config.num_threads)
     keep_freed_memory()
@@ -64,6 +73,9 @@ def train(config: DictConfig, command: str | None = None) -> int:
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     run = old_run or Run.create(config.runs_dir, config.env, config.core.name, config.seed, config.name)
+    if old_run is None:
+        locks.enter_context(run.locked())
+        run.check_is_new()
     callback, signals = RunCallback(run, config), StopSignals()
     checkpoints = Checkpoints(
         run.checkpoints_path,

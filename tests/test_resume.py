@@ -17,8 +17,10 @@ import torch
 from rmc_rl import evaluate, load_policy, train
 from rmc_rl.agents.ppo import RecurrentPPO
 from rmc_rl.command_line import signals
+from rmc_rl.errors import UsageError
 from rmc_rl.runs import checkpoint
 from rmc_rl.runs.checkpoint import find_checkpoints
+from rmc_rl.runs.folder import Run
 
 COPY = ["env_kwargs.n_symbols=4", "env_kwargs.length=3", "env_kwargs.delay=5", "core.num_heads=2", "core.head_size=4"]
 SMALL = ["device=cpu", "num_threads=1", "n_envs=4", "algo.n_steps=22", "algo.batch_size=44", "algo.n_epochs=1"]
@@ -287,3 +289,47 @@ def test_a_first_signal_is_answered(capfd):
         signal.raise_signal(signal.SIGTERM)
         assert stop.should_stop()
     assert "another signal stops at once" in capfd.readouterr().err
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(call, monkeypatch):
+    def again(self, *args, **kwargs):
+        monkeypatch.setattr(RecurrentPPO, "train", update)
+        for arguments in ([f"resume={RUN}"], [*TINY, "resume=auto"], TINY):
+            answers.append(call(train, *arguments))
+        return update(self, *args, **kwargs)
+
+    answers: list[tuple[int, str, str]] = []
+    update = RecurrentPPO.train
+    monkeypatch.setattr(RecurrentPPO, "train", again)
+    assert call(train, *TINY, "total_timesteps=176")[0] == 0
+    for status, _, err in answers:
+        assert (status, err.count("error: "), f"process {os.getpid()}" in err) == (2, 1, True)
+    assert len(answers) == 3
+    assert curve(RUN)[-1]["time/total_timesteps"] == "176"
+    assert call(train, f"resume={RUN}")[0] == 0  # the lock was released
+
+
+def test_a_process_that_is_killed_releases_its_lock(tmp_path):
+    run = Run.create(tmp_path, "env", "core", 0, "first")
+    code = (
+        "import sys, time; from pathlib import Path; from rmc_rl.runs.folder import Run\n"
+        "with Run(Path(sys.argv[1])).locked(): print('locked', flush=True); time.sleep(100)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(run.path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "locked\n"
+        with pytest.raises(UsageError, match=f"process {process.pid} on"), run.locked():
+            pass
+    finally:
+        process.kill()
+        process.wait()
+    with run.locked():
+        pass
+
+
+def test_a_folder_that_cannot_be_locked_gets_one_line(call):
+    assert call(train, *TINY, "total_timesteps=88")[0] == 0
+    (RUN / "lock").unlink()
+    (RUN / "lock").mkdir()
+    status, _, err = call(train, f"resume={RUN}", "total_timesteps=176")
+    assert (status, err.count("\n"), "must be one that can be written to" in err) == (2, 1, True)
