@@ -41,7 +41,8 @@ from rmc_rl.runs.normalization import normalization_path, statistics
 
 PACKAGES = ("rmc-rl", "torch", "numpy", "gymnasium", "ale-py", "stable-baselines3", "sb3-contrib", "hydra-core")
 MODELS = ("last", "best")
-LARGEST_CONFIG = 1 << 20  # bytes
+LARGEST_CONFIG = 1 << 16  # bytes; ours have about 3,000
+DEEPEST_CONFIG = 16  # levels
 LOCK = "lock"  # the file whose lock is held by the process that trains the run
 
 
@@ -247,8 +248,7 @@ class Run:
             size = path.stat().st_size
             require(size <= LARGEST_CONFIG, f"it must have at most {LARGEST_CONFIG:,} bytes", size)
             text = path.read_text()
-            # a few nested aliases can stand for billions of values
-            require(not any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)), "it must have no aliases", path)
+            _check_yaml(text)
             config = OmegaConf.create(text)
             plain = OmegaConf.to_container(config)
         except (OSError, yaml.YAMLError, OmegaConfBaseException, RecursionError, ValueError) as error:
@@ -366,6 +366,20 @@ def _version(package: str) -> Any:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _check_yaml(text: str) -> None:
+    """
+    Check that YAML stands for no more values than it shows, and that it can be read quickly.
+
+    :raises UsageError: for aliases, a few of which can stand for billions of values, and for many levels, because the time to
+        read them grows with their square
+    """
+    depth = 0
+    for event in yaml.parse(text):
+        require(not isinstance(event, yaml.AliasEvent), "it must have no aliases", getattr(event, "anchor", None))
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        require(depth <= DEEPEST_CONFIG, f"it must have at most {DEEPEST_CONFIG} levels", depth)
 
 
 def _is_resolved(node: Any, open_key: str | None = None) -> bool:
