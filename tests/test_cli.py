@@ -2,12 +2,10 @@
 
 import csv
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -665,29 +663,6 @@ def test_the_configuration_can_be_printed_alone(call):
     config = OmegaConf.create(out)
     assert (status, config.algo.clip_range, config.core.name) == (0, 0.1, "rmc")
     assert not Path("runs").exists()
-
-
-@pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGUSR1, 138)]
-)
-def test_a_stopped_run_leaves_its_model(tmp_path, number, status):
-    arguments = [sys.executable, "-m", "rmc_rl.train", *TINY, "total_timesteps=100000000"]
-    process = subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        deadline = time.monotonic() + 120
-        while not [path for path in tmp_path.glob("runs/*/*/*/progress.csv") if path.stat().st_size]:
-            assert time.monotonic() < deadline, "training has not begun"
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.1)
-        os.kill(process.pid, number)
-        out, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == status, err
-    assert "Traceback" not in err
-    assert f"stopped by {number.name}" in out
-    (model,) = tmp_path.glob("runs/*/*/*/model.zip")
-    assert RecurrentPPO.load(model).num_timesteps > 0
 
 
 def test_a_ctrl_c_while_the_model_is_saved_does_not_lose_it(call, monkeypatch):

@@ -15,6 +15,7 @@ import itertools
 import os
 import platform
 import subprocess
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -31,10 +32,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 from rmc_rl.errors import UsageError, require, require_choice
 from rmc_rl.runs.normalization import normalization_path, statistics
@@ -153,7 +152,7 @@ class Run:
 
         :raises UsageError: if another process trains this run, or the folder cannot be written to
         """
-        if fcntl is None:
+        if sys.platform == "win32":
             yield
             return
         path = self.path / LOCK
