@@ -579,7 +579,7 @@ def table(counts: list[Count]) -> str:
 
 COSTS = {
     "small copy task": ("env_kwargs.n_symbols=4", "env_kwargs.length=3", "env_kwargs.delay=5", "total_timesteps=102400"),
-    "Pong": ("env=ALE/Pong-v5", "total_timesteps=8192"),
+    "Pong": ("env=ALE/Pong-v5", "algo.n_steps=32", "total_timesteps=5120"),  # a short rollout, to save often
 }
 SAVES = 20
 
@@ -619,7 +619,8 @@ def cost(work: Path) -> str:
         total = int(arguments[-1].partition("=")[2])
         sys.argv = ["train.py", *arguments, f"checkpoint_every={total // SAVES}", f"runs_dir={work / name}", "num_threads=1"]
         train.main()
-        size = sum(file.stat().st_size for file in next((work / name).glob(f"*/*/*/checkpoints/{total}")).iterdir())
+        (folder,) = (work / name).glob("*/*/*/checkpoints")
+        size = sum(file.stat().st_size for file in find_checkpoints(folder)[0].path.iterdir())
         one = [statistics.median(times) for times in zip(*saves, strict=True)]
         all_saves = [sum(times) for times in zip(*saves, strict=True)]
         steps = [250_000 / total * (times - saving) for times, saving in zip(trained[-1], all_saves, strict=True)]

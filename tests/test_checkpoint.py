@@ -347,7 +347,7 @@ def test_a_process_that_is_killed_while_it_deletes_an_old_checkpoint_leaves_no_d
     model = resumable.CASES["copy lstm"]()
     model.learn(192)
 
-    def killed(path: Path, ignore_errors: bool = False) -> None:
+    def killed(path: Path, **_: Any) -> None:
         if path.name.endswith("64"):
             (path / MANIFEST).unlink()
             raise KeyboardInterrupt
