@@ -20,7 +20,9 @@ A run is trained by one process at a time: another one that is started with the 
 
 import shlex
 import time
-from contextlib import ExitStack, suppress
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 
 import numpy as np
 import torch
@@ -36,13 +38,15 @@ from rmc_rl.command_line.devices import check_threads, keep_freed_memory
 from rmc_rl.command_line.progress import RunCallback, episode_returns, say
 from rmc_rl.command_line.resuming import find_run, given_keys, initial_model, say_what_changes
 from rmc_rl.command_line.schema import TrainKeys
-from rmc_rl.command_line.signals import Stopped, StopSignals
+from rmc_rl.command_line.signals import Stopped, StopSignals, time_limit
 from rmc_rl.envs.make_vec import env_family
 from rmc_rl.errors import NonFiniteError
 from rmc_rl.runs.checkpoint import Checkpoints, find_checkpoints
 from rmc_rl.runs.curves import make_logger
 from rmc_rl.runs.folder import Run, save_model
 from rmc_rl.runs.loading import load_weights
+
+CLOSING_SECONDS = 20  # that an environment may take to close
 
 
 def train(config: DictConfig, command: str | None = None) -> int:
@@ -102,7 +106,7 @@ def _train(config: DictConfig, command: str | None, locks: ExitStack) -> int:
     started = time.monotonic()
     model.set_logger(make_logger(run.path, first_step if old_run is not None else None))
     status, again = 0, f"to go on: {how_to_run('train')} {shlex.quote(f'resume={run.path}')}"
-    with signals:
+    with _closing(model), signals:
         try:
             model.learn(remaining, callback=[checkpoints, callback, CoreScalars()], reset_num_timesteps=not found)
         except NonFiniteError as error:
@@ -121,8 +125,6 @@ def _train(config: DictConfig, command: str | None, locks: ExitStack) -> int:
             with suppress(OSError):  # the disk may be full, and worker processes may have died
                 _save_if_finite(model, run)
                 model.logger.close()
-            with suppress(OSError, EOFError):
-                model.get_env().close()  # type: ignore[union-attr]
     if signals.received is not None and model.num_timesteps < config.total_timesteps:
         status = 128 + signals.received
         say(f"stopped by {signals.name} after {model.num_timesteps:,} steps; {again}")
@@ -151,6 +153,28 @@ def _save_if_finite(model: BaseAlgorithm, run: Run) -> None:
     """Save the last model, but not over a better one if it holds a number that is not finite."""
     if all(bool(torch.isfinite(parameter).all()) for parameter in model.policy.parameters()):
         save_model(model, run.model_path("last"))
+
+
+@contextmanager
+def _closing(model: BaseAlgorithm) -> Iterator[None]:
+    """
+    Close the environment after a ``with`` block.
+
+    The run has been saved then: it does not fail because of an environment that cannot be closed.
+    """
+    try:
+        yield
+    finally:
+        try:
+            with time_limit(CLOSING_SECONDS):
+                model.get_env().close()  # type: ignore[union-attr]
+        except TimeoutError:
+            warnings.warn(f"the environment did not close within {CLOSING_SECONDS} seconds", stacklevel=2)
+        except (OSError, EOFError):  # a worker process has died
+            pass
+        except Exception as error:  # whatever a user's class raises
+            why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            warnings.warn(f"the environment could not be closed: {why}", stacklevel=2)
 
 
 def main() -> None:

@@ -7,9 +7,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import pytest
 import torch
 
@@ -311,3 +313,36 @@ def test_a_folder_that_cannot_be_locked_gets_one_line(call):
     (RUN / "lock").mkdir()
     status, _, err = call(train, f"resume={RUN}", "total_timesteps=176")
     assert (status, err.count("\n"), "must be one that can be written to" in err) == (2, 1, True)
+
+
+class Unclosable(gymnasium.Env):
+    """An environment that cannot be closed."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,))
+    action_space = gymnasium.spaces.Discrete(2)
+    seconds = 0.0
+
+    def reset(self, **kwargs):
+        super().reset(**kwargs)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        return self.observation_space.sample(), 1.0, False, False, {}
+
+    def close(self):
+        time.sleep(self.seconds)
+        raise RuntimeError("broken")
+
+
+@pytest.mark.parametrize(("seconds", "message"), [(0, "could not be closed: RuntimeError: broken"), (60, "did not close")])
+def test_an_environment_that_cannot_be_closed_does_not_make_a_run_fail(call, monkeypatch, seconds, message):
+    monkeypatch.setattr(Unclosable, "seconds", seconds)
+    monkeypatch.setattr(train, "CLOSING_SECONDS", 0.2)
+    gymnasium.register("Unclosable-v0", Unclosable)
+    try:
+        with pytest.warns(UserWarning, match=message):
+            status, out, _ = call(train, "env=Unclosable-v0", "core=memoryless", *SMALL, "total_timesteps=88")
+    finally:
+        del gymnasium.registry["Unclosable-v0"]
+    assert (status, "next: " in out) == (0, True)
+    assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
