@@ -118,7 +118,7 @@ def _train(config: DictConfig, command: str | None, locks: ExitStack) -> int:
             if not isinstance(error, OSError | EOFError):
                 raise
             died = config.processes and isinstance(error, EOFError | ConnectionError)
-            status = tell(OSError("a process of the environment has died") if died else error, FAILED)
+            status = tell(OSError(_dead_workers(model)) if died else error, FAILED)
         finally:  # after a crash as well
             signals.ignore()  # a Ctrl-C from here on must not lose the model
             callback.close()
@@ -153,6 +153,13 @@ def _save_if_finite(model: BaseAlgorithm, run: Run) -> None:
     """Save the last model, but not over a better one if it holds a number that is not finite."""
     if all(bool(torch.isfinite(parameter).all()) for parameter in model.policy.parameters()):
         save_model(model, run.model_path("last"))
+
+
+def _dead_workers(model: BaseAlgorithm) -> str:
+    """Which worker processes have died, and how."""
+    processes = getattr(model.get_env().unwrapped, "processes", [])  # type: ignore[union-attr]
+    dead = [f"copy {index}, exit code {process.exitcode}" for index, process in enumerate(processes) if not process.is_alive()]
+    return f"a process of the environment has died: {'; '.join(dead) or 'it sent no answer'}"
 
 
 @contextmanager

@@ -571,10 +571,10 @@ def test_patterns_in_a_sweep(call):
     status, _, err = call(train, "-m", "core=glob(no*)")
     assert (status, err.startswith("error: a sweep must have at least one job")) == (2, True)
     status, _, err = call(
-        train, "-m", "core=glob(*)", *COPY, "n_envs=2", "algo.n_steps=22", "algo.batch_size=44", "total_timesteps=1"
+        train, "-m", "core=glob(m*)", *COPY, "n_envs=2", "algo.n_steps=22", "algo.batch_size=44", "total_timesteps=1"
     )
     assert status == 0, err
-    assert {path.name for path in Path("runs/rmc_rl-Copy-v0").iterdir()} >= {"rmc", "memoryless"}
+    assert {path.name for path in Path("runs/rmc_rl-Copy-v0").iterdir()} == {"memoryless", "mingru"}
 
 
 def test_values_that_hydra_looks_up(call, monkeypatch):

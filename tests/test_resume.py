@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -229,7 +231,7 @@ def test_a_worker_that_dies_gets_one_line(call, monkeypatch):
         arguments = ["env=CartPole-v1", "core=lstm", *SMALL, "processes=true", "total_timesteps=1000", "checkpoint_every=150"]
         status, _, err = call(train, *arguments)
     assert (status, "Traceback" in err) == (1, False)
-    assert "a process of the environment has died" in err
+    assert "a process of the environment has died: copy 1, exit code -9" in err
     (run,) = Path("runs/CartPole-v1/lstm").iterdir()
     status, _, err = call(train, f"resume={run}")
     assert status == 0, err
@@ -346,3 +348,24 @@ def test_an_environment_that_cannot_be_closed_does_not_make_a_run_fail(call, mon
         del gymnasium.registry["Unclosable-v0"]
     assert (status, "next: " in out) == (0, True)
     assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
+
+
+def test_the_page_about_resuming_runs_as_written(call, checkout):
+    page = (checkout / "docs" / "resume.md").read_text()
+    commands = re.findall(r"^scripts/train (.*)", "\n".join(re.findall(r"```bash\n(.*?)```", page, re.DOTALL)), re.MULTILINE)
+    assert len(commands) == 5
+    for number, command in enumerate(commands, 1):
+        arguments = shlex.split(command, comments=True)
+        resumed = any(argument.startswith("resume=runs") for argument in arguments)
+        quick = [f"total_timesteps={number * 88}", "algo.learning_rate_schedule=constant"]
+        status, out, err = call(train, *(quick[:1] if resumed else SMALL + quick), *arguments[: 1 if resumed else None])
+        assert status == 0, err
+        assert ("goes on at" in out) == ("resume" in command), command
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(code, "resume.md", "exec"), names)
+    assert names["model"].num_timesteps == 3072
+    assert [found.steps for found in find_checkpoints("run/checkpoints")] == [3072, 2048]
+    for name in ("policy.pt", "optimizer.pt", "progress.pt", "random.pt", "environment.pt", "callbacks.pt", "manifest.json"):
+        assert name in page
+    assert all(str(128 + number) in page for number in signals.STOPPING)
