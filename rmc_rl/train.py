@@ -23,6 +23,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from multiprocessing.connection import wait
 
 import numpy as np
 import torch
@@ -158,6 +159,7 @@ def _save_if_finite(model: BaseAlgorithm, run: Run) -> None:
 def _dead_workers(model: BaseAlgorithm) -> str:
     """Which worker processes have died, and how."""
     processes = getattr(model.get_env().unwrapped, "processes", [])  # type: ignore[union-attr]
+    wait([process.sentinel for process in processes], timeout=1)  # its pipe ends before the process
     dead = [f"copy {index}, exit code {process.exitcode}" for index, process in enumerate(processes) if not process.is_alive()]
     return f"a process of the environment has died: {'; '.join(dead) or 'it sent no answer'}"
 

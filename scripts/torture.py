@@ -22,6 +22,7 @@ import argparse
 import csv
 import itertools
 import json
+import multiprocessing
 import os
 import random
 import resource
@@ -121,7 +122,7 @@ CASES = {
         Case("copy lstm, previous action", (*COPY, *LSTM, "policy.previous_action_reward=true", ONE), 8),
         Case("copy rmc, imitation", (*COPY, *RMC, "algo=imitation", ONE), 8),
         Case("cartpole lstm, normalised", (*CARTPOLE, ONE), 12),
-        Case("cartpole lstm, processes", (*CARTPOLE, "processes=true", TWO), 12),
+        Case("cartpole lstm, processes", (*CARTPOLE, "n_envs=2", "algo.n_steps=44", "processes=true", TWO), 12),
         Case("masks rims", (f"env={MASKED}", *SMALL, *RIMS, ONE), 8),
         Case("pendulum rmc, gSDE", ("env=Pendulum-v1", *SMALL, *RMC, "algo.use_sde=true", ONE), 8),
         Case("pong rmc", (*PONG, *RMC, TWO), 12, exact=False),
@@ -215,6 +216,7 @@ def _run(arguments: tuple[str, ...], folder: Path, log: Path, at_operation: int 
         os.dup2(handle, 1)
         os.dup2(handle, 2)
         os.chdir(folder)
+        multiprocessing.set_forkserver_preload(["rmc_rl"])  # worker processes start sooner
         if at_operation is not None:
             _count_operations(at_operation, log.with_suffix(".operations"))
         sys.argv = ["train.py", *COMMON, *arguments]
