@@ -618,14 +618,15 @@ def cost(work: Path) -> str:
     Checkpoints.save, RecurrentPPO.learn = measured_save, measured_learn  # type: ignore[method-assign]
     for name, arguments in COSTS.items():
         saves.clear()
-        total = int(arguments[-1].partition("=")[2])
-        sys.argv = ["train.py", *arguments, f"checkpoint_every={total // SAVES}", f"runs_dir={work / name}", "num_threads=1"]
+        every = int(arguments[-1].partition("=")[2]) // SAVES
+        sys.argv = ["train.py", *arguments, f"checkpoint_every={every}", f"runs_dir={work / name}", "num_threads=1"]
         train.main()
         (folder,) = (work / name).glob("*/*/*/checkpoints")
-        size = sum(file.stat().st_size for file in find_checkpoints(folder)[0].path.iterdir())
+        last = find_checkpoints(folder)[0]
+        size = sum(file.stat().st_size for file in last.path.iterdir())
         one = [statistics.median(times) for times in zip(*saves, strict=True)]
         all_saves = [sum(times) for times in zip(*saves, strict=True)]
-        steps = [250_000 / total * (times - saving) for times, saving in zip(trained[-1], all_saves, strict=True)]
+        steps = [250_000 / last.steps * (times - saving) for times, saving in zip(trained[-1], all_saves, strict=True)]
         lines.append(
             f"| {name} | {1000 * one[0]:.0f} ms, {1000 * one[1]:.0f} ms | {size / 1e6:.1f} MB | {steps[0]:,.0f} s, "
             f"{steps[1]:,.0f} s | {one[0] / steps[0]:.2%}, {one[1] / steps[1]:.2%} |"
