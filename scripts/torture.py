@@ -394,7 +394,7 @@ def kill_case(case: Case, kills: int, whole: Whole, folder: Path, generator: ran
                 equal_until = steps
         if outcome.status or "Traceback" in outcome.printed:
             count.runs += 1
-            count.lost.append(f"{case.name}: status {outcome.status}:\n{outcome.printed[-2000:]}")
+            count.lost.append(f"{case.name}: status {outcome.status}:\n{outcome.printed[-1000:]}")
             return count
         check_ended(run, whole.path, count, equal_until)
     return count
@@ -439,11 +439,11 @@ def trouble_case(case: Case, number: int, trouble: Trouble, whole: Whole, folder
         lines = [line for line in outcome.printed.splitlines() if line.startswith("error: ")]
         answered = outcome.status == expected and trouble.says in outcome.printed and "Traceback" not in outcome.printed
         if not answered or len(lines) > 1:
-            count.lost.append(f"{case.name}: {trouble.kind}, status {outcome.status}:\n{outcome.printed[-3000:]}")
+            count.lost.append(f"{case.name}: {trouble.kind}, status {outcome.status}:\n{outcome.printed[-1000:]}")
         outcome = Process(arguments, folder).end()
         if outcome.status:
             count.runs += 1
-            count.lost.append(f"{case.name}: resumed, status {outcome.status}:\n{outcome.printed[-2000:]}")
+            count.lost.append(f"{case.name}: resumed, status {outcome.status}:\n{outcome.printed[-1000:]}")
             continue
         check_ended(run, whole.path, count)
     return count
@@ -496,7 +496,9 @@ def file_size_limit(generator: random.Random) -> Trouble:
     """A limit on the size of files."""
 
     def limit(process: Process) -> int:
-        size = generator.choice((0, 1000, 10_000))
+        size = generator.choice(
+            (6_000, 12_000, 24_000)
+        )  # above what the process prints, and below a checkpoint's largest file
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size, size))
         return 1
 
