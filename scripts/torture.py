@@ -496,9 +496,7 @@ def file_size_limit(generator: random.Random) -> Trouble:
     """A limit on the size of files."""
 
     def limit(process: Process) -> int:
-        size = generator.choice(
-            (6_000, 12_000, 24_000)
-        )  # above what the process prints, and below a checkpoint's largest file
+        size = generator.choice((6_000, 12_000, 24_000))  # above what is printed, below a checkpoint's largest file
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size, size))
         return 1
 
