@@ -515,7 +515,7 @@ def small_disk(folder: Path) -> Iterator[Path | None]:
         yield folder if mounted else None
     finally:
         if mounted:
-            subprocess.run(["umount", str(folder)], check=True)
+            subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def torture(quick: bool, seed: int, only: list[str], work: Path) -> list[Count]:
