@@ -6,20 +6,21 @@ Compare trained agents from the folders of their runs: python -m rmc_rl.compare 
   python -m rmc_rl.compare runs='runs/*/gru,runs/*/rmc' x=seconds     patterns; curves over the seconds of training
   python -m rmc_rl.compare runs=runs by=core,algo.gamma threshold=0.9
 
-It prints a table and writes a folder: report.html, one page with everything; table.md, table.csv and table.tex; runs.csv with a
-row for each run; pictures as PNG and SVG; marl_eval.json. The pictures are learning curves, the time to a threshold, the
-interquartile mean and other aggregates, performance profiles, the probability of improvement, and returns against a keyword of
-the world, if `rmc_rl.evaluate` has played with other values of it.
+It prints a table and writes a folder: report.html, one page with everything; table.md, table.csv and table.tex; runs.csv with
+a row for each run; pictures as PNG and SVG; marl_eval.json. The pictures are learning curves, the time to a threshold, the
+interquartile mean and other aggregates, performance profiles, the probability of improvement, and returns against a keyword
+of the world, if `rmc_rl.evaluate` has played with other values of it.
 
-Runs are seeds of one method if they differ in nothing but the seed. With by=..., the settings named there make the methods, and
-runs of one method that differ in another setting, in the commit or in the number of parameters are refused: mix=true averages
-them. Intervals are 95 % percentile bootstraps over seeds. Returns are means over the last training episodes. A score is a
+Runs are seeds of one method if they differ in nothing but the seed. With by=..., the settings named there make the methods,
+and runs of one method that differ in another setting, in the commit or in the number of parameters are refused: mix=true
+averages them. Intervals are 95 % percentile bootstraps over seeds. Returns are means over the last training episodes. A score is a
 return on a scale from the world's floor (play without memory, or random play) to its ceiling (perfect play).
 
 It needs matplotlib and scipy: pip install 'rmc-rl[plots]'.
 """
 
 import importlib
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from rmc_rl.studies.report import Section, Table, marl_eval, page
 
 EXTRAS = ("matplotlib", "scipy")
 AXES = ("steps", "seconds")
+GIVEN = ("num_envs", "device", "render_mode")  # arguments of worlds that are not of the task
 
 
 def compare(config: DictConfig, command: str | None = None) -> int:
@@ -119,7 +121,9 @@ def _study(groups: list[Group], config: DictConfig, folder: Path, notes: list[st
         ),
     ]
     if thresholds:
-        text = "A dot is a seed, a bar the median over all seeds. A triangle marks the last step if some seeds did not reach it."
+        text = (
+            "A dot is a seed, a bar the median over all seeds. A triangle marks the last step if some seeds did not reach it."
+        )
         drawn = picture("time_to_threshold", lambda: plots.time_to_reach(groups, styles, config.x, thresholds))
         sections.append(Section("Time to a threshold", [text], pictures=drawn, alt="when each seed reached the threshold"))
     else:
@@ -131,7 +135,10 @@ def _study(groups: list[Group], config: DictConfig, folder: Path, notes: list[st
         sections.append(
             Section(
                 "Averages over worlds and seeds",
-                [of_worlds, "The interquartile mean is that of the middle half of the runs; with fewer than 4 runs it is the mean."],
+                [
+                    of_worlds,
+                    "The interquartile mean is that of the middle half of the runs; with fewer than 4 runs it is the mean.",
+                ],
                 results.aggregates_table(estimates),
                 picture("aggregates", lambda: plots.aggregates(estimates, styles, shared.what)),
                 "aggregates of the scores of each method",
@@ -151,9 +158,11 @@ def _study(groups: list[Group], config: DictConfig, folder: Path, notes: list[st
         sections.append(Section("Probability of improvement", [text], table_of, drawn, "probabilities for each pair"))
     elif shared is not None:
         notes.append("there is only one method, so nothing to compare it with")
-    found = results.generalisations(groups, _reference, notes.append)
+    found = results.generalisations(groups, _reference, _defaults, notes.append)
     for index, each in enumerate(found):
-        name = f"generalisation_{each.keyword}" + (f"_{index + 1}" if len({other.keyword for other in found}) < len(found) else "")
+        name = f"generalisation_{each.keyword}" + (
+            f"_{index + 1}" if len({other.keyword for other in found}) < len(found) else ""
+        )
         title = f"Generalisation: {each.keyword} on {each.world.name}"
         if len({str(line.trained) for line in each.lines}) > 1:
             drawn = picture(name, lambda each=each: plots.generalisation_grid(each.keyword, each.lines, each.world.name))  # type: ignore[misc]
@@ -184,7 +193,9 @@ def _require_extras() -> None:
         except ImportError:
             missing.append(name)
     if missing:
-        raise UsageError(f"compare needs {' and '.join(missing)}: pip install 'rmc-rl[plots]' (pip install '.[plots]' in a checkout)")
+        raise UsageError(
+            f"compare needs {' and '.join(missing)}: pip install 'rmc-rl[plots]' (pip install '.[plots]' in a checkout)"
+        )
 
 
 def _names(key: str, value: Any) -> list[str]:
@@ -233,6 +244,14 @@ def _reference(env: str, env_kwargs: dict[str, Any]) -> Reference:
         return Reference(*load_world(WORLDS[env])(1, **env_kwargs).returns())
     except (UsageError, TypeError):  # keywords that another version had
         return Reference()
+
+
+def _defaults(env: str) -> dict[str, Any]:
+    """The default values of a world's keywords; nothing for other environments."""
+    if env not in WORLDS:
+        return {}
+    parameters = inspect.signature(load_world(WORLDS[env])).parameters
+    return {name: each.default for name, each in parameters.items() if each.default is not each.empty and name not in GIVEN}
 
 
 def main() -> None:

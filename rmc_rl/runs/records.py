@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from rmc_rl.errors import UsageError, require, unknown
+from rmc_rl.errors import UsageError, require, require_number, unknown
 from rmc_rl.runs.folder import Run
 from rmc_rl.runs.loading import read_policy
 from rmc_rl.studies.comparison import FREE, Evaluation, Record
@@ -78,6 +78,12 @@ def read_records(runs: Sequence[Run], metric: str, say: Callable[[str], None]) -
         raise UsageError(f"none of the {len(runs)} runs has a learning curve; the first is {problems[0]}")
     for problem in problems:
         say(problem)
+    unknown_sizes = [record.path for record in records if not record.sizes]
+    if unknown_sizes:
+        say(
+            f"the number of parameters is unknown for {len(unknown_sizes)} runs, whose policy cannot be rebuilt from the folder; "
+            f"the first is {unknown_sizes[0]}"
+        )
     return records
 
 
@@ -99,20 +105,24 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _record(
-    run: Run, config: dict[str, Any], rows: list[dict[str, str]], metric: str, sizes: dict[str, Any], say: Callable[[str], None]
+    run: Run,
+    config: dict[str, Any],
+    rows: list[dict[str, str]],
+    metric: str,
+    sizes: dict[str, Any],
+    say: Callable[[str], None],
 ) -> Record:
     of_run = config.pop("run", None)
     of_run = of_run if isinstance(of_run, dict) else {}
     versions = of_run.get("versions")
     curve = _curve(run, rows, metric)
     settings = flat(config)
+    require_number(f"total_timesteps in '{run.config_path}'", settings.get("total_timesteps"))
     command, commit = of_run.get("command"), of_run.get("git_commit")
     # runs that differ in nothing but the seed have policies of one size
     key = repr((commit, sorted((name, repr(value)) for name, value in settings.items() if name.split(".")[0] not in FREE)))
-    if key not in sizes:
+    if not sizes.get(key):
         sizes[key] = _sizes(run)
-    if not sizes[key]:
-        say(f"parameters unknown: the policy of {run.path} cannot be rebuilt from its folder")
     return Record(
         path=str(run.path),
         settings=settings,
@@ -153,7 +163,7 @@ def _curve(run: Run, rows: list[dict[str, str]], metric: str) -> np.ndarray:
             found.append(values)
     if not found:
         raise UsageError(f"'{run.path}' has no value of {metric} yet: no episode ended")
-    curve = np.array(found).T
+    curve: np.ndarray = np.array(found).T
     if not bool((np.diff(curve[0]) > 0).all()):
         raise UsageError(f"'{run.path}' has rows in its progress.csv whose steps do not increase")
     # the clock of a run that was resumed starts again at 0
@@ -193,13 +203,16 @@ def _evaluations(run: Run, say: Callable[[str], None]) -> list[Evaluation]:
             if not math.isfinite(mean):
                 raise ValueError("its mean return is no finite number")
             episodes = text.get("episodes", len(each) if isinstance(each, list) else None)
+            deterministic = text.get("deterministic")
+            if not (deterministic is None or isinstance(deterministic, bool)):
+                raise ValueError("deterministic is neither true nor false")
             found.append(
                 Evaluation(
                     env=str(text["env"]),
                     env_kwargs=dict(text.get("env_kwargs") or {}),
                     model=str(text.get("model", "last")),
-                    deterministic=text.get("deterministic"),
-                    episodes=episodes,
+                    deterministic=deterministic,
+                    episodes=episodes if isinstance(episodes, int) else None,
                     mean=mean,
                     when=path.name,
                 )

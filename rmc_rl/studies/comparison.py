@@ -49,6 +49,9 @@ class Reference(NamedTuple):
     perfect: float | None = None
 
 
+UNKNOWN = Reference()
+
+
 class Evaluation(NamedTuple):
     """
     Episodes that a trained agent played.
@@ -114,7 +117,7 @@ class Record:
     @property
     def finished(self) -> bool:
         """Whether the run has taken the steps that it was meant to take."""
-        return len(self.steps) > 0 and self.steps[-1] >= self.settings.get("total_timesteps", np.inf)
+        return bool(self.steps[-1] >= self.settings["total_timesteps"])
 
     def value(self, key: str) -> Any:
         """A setting, a keyword of the environment, the commit or the number of parameters; ``NOT_SET`` if there is none."""
@@ -145,7 +148,7 @@ class World:
 
     env: str
     env_kwargs: dict[str, Any]
-    reference: Reference = Reference()
+    reference: Reference = UNKNOWN
 
     @property
     def name(self) -> str:
@@ -165,17 +168,19 @@ class World:
 
     def normalise(self, returns: Any) -> np.ndarray:
         """Returns as scores: 0 at the floor, 1 at the ceiling; unchanged if one of the two is unknown."""
-        if not self.is_normalised:
-            return np.asarray(returns, dtype=float)
-        assert self.floor is not None and self.reference.perfect is not None
-        return (np.asarray(returns, dtype=float) - self.floor) / (self.reference.perfect - self.floor)
+        floor, span = self._scale()
+        return (np.asarray(returns, dtype=float) - floor) / span
 
     def as_return(self, score: float) -> float:
         """The return that belongs to a score."""
-        if not self.is_normalised:
-            return score
-        assert self.floor is not None and self.reference.perfect is not None
-        return self.floor + score * (self.reference.perfect - self.floor)
+        floor, span = self._scale()
+        return floor + score * span
+
+    def _scale(self) -> tuple[float, float]:
+        """The return of score 0, and how much more is a score of 1."""
+        floor, ceiling = self.floor, self.reference.perfect
+        known = self.is_normalised and floor is not None and ceiling is not None
+        return (floor, ceiling - floor) if known else (0.0, 1.0)  # type: ignore[operator, return-value]
 
 
 @dataclass(frozen=True)
@@ -243,6 +248,12 @@ def shown(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(value)
+
+
+def in_numeric_order(value: Any) -> tuple[bool, float, str]:
+    """A key for sorting values of a setting: numbers first, in order, then all others as text."""
+    is_number = isinstance(value, int | float)
+    return not is_number, float(value) if is_number else 0.0, shown(value)
 
 
 def group_runs(
@@ -372,7 +383,8 @@ def _check_same(
     varied = {key for record in records for key in record.env_kwargs}
     differing += [key for key in (f"env_kwargs.{name}" for name in sorted(varied & set(apart))) if key not in keys]
     for key in differing:
-        values = sorted({shown(record.value(key)) for record in records})
+        known = [record.value(key) for record in records if key != PARAMETERS or record.sizes]
+        values = sorted({shown(value) for value in known})
         if len(values) < 2:
             continue
         what = f"the runs of '{label}' on {world} differ in {key} ({', '.join(values)})"

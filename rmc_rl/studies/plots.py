@@ -1,8 +1,8 @@
 """
 Pictures of comparisons, drawn by Matplotlib without a window.
 
-The colours are those of Okabe and Ito ("Color Universal Design", 2008, https://jfly.uni-koeln.de/color/), which people with any
-kind of colour vision can tell apart; after six methods the lines change as well. The control without memory is grey and dashed.
+The colours are those of Okabe and Ito ("Color Universal Design", 2008, https://jfly.uni-koeln.de/color/), which people with
+any kind of colour vision can tell apart. After six methods the lines change as well. The control is grey and dashed.
 """
 
 import io
@@ -18,17 +18,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FixedLocator, NullLocator
 
-from rmc_rl.studies.comparison import Group, Reference, World
+from rmc_rl.studies.comparison import Group, Reference, World, in_numeric_order, shown
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 GREY = "#888888"
 LINES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 PANELS = 3  # beside each other
-TITLE_WIDTH = 44  # characters of a line
-LEGEND_WIDTH = 22  # characters of a panel's width
+TITLE_WIDTH = 9  # characters per inch of a panel
 NEAR = 0.07  # of an axis: labels nearer than this would overlap
-THEMES: dict[str, dict[str, Any]] = {
+THEMES: dict[str, Any] = {
     "light": {},
     "dark": {
         **{f"{part}.facecolor": "#15181c" for part in ("figure", "axes", "savefig")},
@@ -36,7 +35,7 @@ THEMES: dict[str, dict[str, Any]] = {
         "legend.facecolor": "#15181c",
     },
 }
-COMMON = {
+COMMON: Any = {
     "axes.axisbelow": True,
     "axes.grid": True,
     "axes.spines.right": False,
@@ -109,7 +108,8 @@ def themed(theme: str) -> Any:
 
     :param theme: "light" or "dark"
     """
-    return matplotlib.rc_context({**matplotlib.rcParamsDefault, **COMMON, **THEMES[theme], "backend": "agg"})
+    settings: Any = {**matplotlib.rcParamsDefault, **COMMON, **THEMES[theme], "backend": "agg"}
+    return matplotlib.rc_context(settings)
 
 
 def styles(groups: Sequence[Group]) -> dict[str, Style]:
@@ -121,9 +121,7 @@ def styles(groups: Sequence[Group]) -> dict[str, Style]:
     controls = {group.label for group in groups if group.is_control}
     labels = [label for label in dict.fromkeys(group.label for group in groups) if label not in controls]
     found = {
-        label: Style(
-            COLOURS[index % len(COLOURS)], LINES[index // len(COLOURS) % len(LINES)], MARKERS[index % len(MARKERS)]
-        )
+        label: Style(COLOURS[index % len(COLOURS)], LINES[index // len(COLOURS) % len(LINES)], MARKERS[index % len(MARKERS)])
         for index, label in enumerate(sorted(labels))
     }
     return found | {label: Style(GREY, "--", "x") for label in sorted(controls)}
@@ -144,7 +142,7 @@ def learning_curves(groups: Sequence[Group], drawn: Mapping[str, Style], axis: s
             for member in group.members if len(group.members) > 1 else ():
                 axes.plot(getattr(member, axis), member.returns, color=style.color, linewidth=0.7, alpha=0.45)
             positions, means, band = group.curve(axis)
-            line = dict(color=style.color, linestyle=style.linestyle, linewidth=2)
+            line: dict[str, Any] = dict(color=style.color, linestyle=style.linestyle, linewidth=2)
             axes.plot(positions, means, label=group.label, marker=style.marker if len(positions) < 2 else None, **line)
             if band is not None:
                 axes.fill_between(positions, *band, color=style.color, alpha=0.18, linewidth=0)
@@ -173,9 +171,9 @@ def aggregates(estimates: Mapping[str, Mapping[str, Estimate]], drawn: Mapping[s
                 low, high = estimate.interval
                 axes.barh(row, high - low, left=low, height=0.5, color=style.color, alpha=0.35)
             axes.plot([float(estimate.value)], [row], marker="|", markersize=16, markeredgewidth=3, color=style.color)
-        axes.set_yticks(range(len(labels)), labels if axes.get_subplotspec().is_first_col() else [""] * len(labels))  # type: ignore[union-attr]
+        axes.set_yticks(range(len(labels)), labels if axes.get_subplotspec().is_first_col() else [""] * len(labels))
         axes.set_ylim(len(labels) - 0.5, -0.5)
-        axes.set_title(name)
+        axes.set_title(f"{name} (small is good)" if name == "optimality gap" else name)
         axes.set_xlabel(what)
         axes.margins(x=0.12)
         axes.locator_params(axis="x", nbins=4)
@@ -196,9 +194,12 @@ def profiles(thresholds: np.ndarray, estimates: Mapping[str, Estimate], drawn: M
     axes = figure.subplots()
     for label, estimate in estimates.items():
         style = drawn[label]
-        axes.plot(thresholds, estimate.value, label=label, color=style.color, linestyle=style.linestyle, linewidth=2)
+        line: dict[str, Any] = dict(color=style.color, linestyle=style.linestyle, linewidth=2, drawstyle="steps-post")
+        axes.plot(thresholds, estimate.value, label=label, **line)
         if estimate.interval is not None:
-            axes.fill_between(thresholds, *estimate.interval, color=style.color, alpha=0.18, linewidth=0)
+            axes.fill_between(
+                thresholds, estimate.interval[0], estimate.interval[1], color=style.color, alpha=0.18, linewidth=0, step="post"
+            )
     axes.set(xlabel=what, ylabel="share of runs above it", ylim=(-0.03, 1.03))
     _legend(figure, [(axes, [])])
     return figure
@@ -226,7 +227,8 @@ def improvement(estimates: Mapping[tuple[str, str], Estimate], labels: Sequence[
         place = labels.index(column), labels.index(row)
         axes.text(*place, text, ha="center", va="center", fontsize=9, color="white" if dark else "black")
     names = [textwrap.fill(label, 16) for label in labels]
-    axes.set_xticks(range(len(labels)), names, rotation=35 if max(map(len, labels)) > 8 else 0)
+    turned: dict[str, Any] = dict(rotation=30, ha="right", rotation_mode="anchor") if max(map(len, labels)) > 8 else {}
+    axes.set_xticks(range(len(labels)), names, **turned)
     axes.set_yticks(range(len(labels)), names)
     axes.set(xlabel="than a run of", ylabel="a run of", title="probability of being better")
     axes.grid(visible=False)
@@ -260,7 +262,9 @@ def time_to_reach(groups: Sequence[Group], drawn: Mapping[str, Style], axis: str
             if math.isfinite(high):
                 axes.plot([(low + high) / 2] * 2, [row - 0.32, row + 0.32], color=style.color, linewidth=3)
             note = f"{len(reached)} of {len(times)}"
-            axes.annotate(note, (1.02, row), xycoords=("axes fraction", "data"), va="center", fontsize=9, annotation_clip=False)
+            axes.annotate(
+                note, (1.02, row), xycoords=("axes fraction", "data"), va="center", fontsize=9, annotation_clip=False
+            )
         axes.set_yticks(range(len(members)), [group.label for group in members])
         axes.set_ylim(len(members) - 0.5, -0.5)
         axes.set_xlim(0, 1.05 * max(ends))
@@ -284,11 +288,11 @@ def generalisation_lines(
     """
     figure = Figure(figsize=(6.4, 3.9), layout="constrained")
     axes = figure.subplots()
-    tested = _in_order({str(value): value for line in lines for value in line.tested}.values())
+    tested = sorted({shown(value): value for line in lines for value in line.tested}.values(), key=in_numeric_order)
     places, is_numeric = _places(axes, tested)
     for line in lines:
         style = drawn[line.label]
-        xs = [places[str(value)] for value in line.tested]
+        xs = [places[shown(value)] for value in line.tested]
         means = [float(np.mean(each)) for each in line.returns]
         axes.plot(xs, means, label=line.label, color=style.color, linestyle=style.linestyle, marker=style.marker, linewidth=2)
         for x, each, band in zip(xs, line.returns, line.intervals, strict=True):
@@ -298,16 +302,16 @@ def generalisation_lines(
                 axes.plot([x] * len(each), each, ".", color=style.color, markersize=4, alpha=0.6)
     for name, colour, line_style in (("perfect", GREY, "-."), ("without memory", GREY, ":"), ("random", GREY, (0, (1, 4)))):
         field = name.replace("without memory", "memoryless")
-        known = [(places[str(value)], getattr(references.get(str(value), Reference()), field)) for value in tested]
+        known = [(places[shown(value)], getattr(references.get(shown(value), Reference()), field)) for value in tested]
         known = [(x, y) for x, y in known if y is not None]
         if known:
             axes.plot(*zip(*known, strict=True), color=colour, linestyle=line_style, linewidth=1.2, label=f"{name} play")
     trained = lines[0].trained
     if is_numeric:
         _mark_trained(axes, trained)
-    elif str(trained) in places:
-        axes.axvline(places[str(trained)], color=GREY, linewidth=8, alpha=0.25)
-    axes.set(xlabel=f"{keyword} in the test (shaded: trained with {trained})", ylabel="return")
+    elif shown(trained) in places:
+        axes.axvline(places[shown(trained)], color=GREY, linewidth=8, alpha=0.25)
+    axes.set(xlabel=f"{keyword} in the test (shaded: trained with {shown(trained)})", ylabel="return")
     axes.set_title(textwrap.fill(title, 70))
     _legend(figure, [(axes, [])], 5)
     return figure
@@ -322,15 +326,15 @@ def generalisation_grid(keyword: str, lines: Sequence[Line], title: str) -> Figu
     :param title: the world
     """
     labels = list(dict.fromkeys(line.label for line in lines))
-    trained = _in_order({str(line.trained): line.trained for line in lines}.values())
-    tested = _in_order({str(value): value for line in lines for value in line.tested}.values())
+    trained = sorted({shown(line.trained): line.trained for line in lines}.values(), key=in_numeric_order)
+    tested = sorted({shown(value): value for line in lines for value in line.tested}.values(), key=in_numeric_order)
     columns = min(PANELS, len(labels))
     rows = math.ceil(len(labels) / columns)
     width, height = max(2.6, 0.75 * len(tested) + 1), max(1.8, 0.55 * len(trained) + 1.2)
     figure = Figure(figsize=(width * columns + 0.8, height * rows + 0.4), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     means = {
-        (line.label, str(line.trained), str(value)): float(np.mean(each))
+        (line.label, shown(line.trained), shown(value)): float(np.mean(each))
         for line in lines
         for value, each in zip(line.tested, line.returns, strict=True)
     }
@@ -340,15 +344,15 @@ def generalisation_grid(keyword: str, lines: Sequence[Line], title: str) -> Figu
         if index >= len(labels):
             axes.set_visible(False)
             continue
-        values = np.array([[means.get((labels[index], str(a), str(b)), np.nan) for b in tested] for a in trained])
+        values = np.array([[means.get((labels[index], shown(a), shown(b)), np.nan) for b in tested] for a in trained])
         image = axes.imshow(values, cmap="cividis", vmin=low, vmax=max(high, low + 1e-9), aspect="auto")
         for (row, column), value in np.ndenumerate(values):
             bright = value > low + 0.55 * (high - low)
             colour = "black" if bright else "white"
             text = "" if math.isnan(value) else f"{value:.2f}"
             axes.text(column, row, text, ha="center", va="center", fontsize=9, color=colour)
-        axes.set_xticks(range(len(tested)), map(str, tested))
-        axes.set_yticks(range(len(trained)), map(str, trained))
+        axes.set_xticks(range(len(tested)), map(shown, tested))
+        axes.set_yticks(range(len(trained)), map(shown, trained))
         axes.set(title=labels[index], xlabel=f"{keyword} in the test", ylabel="in training")
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
@@ -377,19 +381,19 @@ def _panels(groups: Sequence[Group], height: float = 3.3) -> tuple[Figure, list[
         axes.set_visible(False)
     panels = list(zip(grid.flat, worlds.values(), strict=False))
     for axes, members in panels:
-        axes.set_title(textwrap.fill(members[0].world.name, TITLE_WIDTH))
+        axes.set_title(textwrap.fill(members[0].world.name, int(TITLE_WIDTH * width)))
     return figure, panels
 
 
 def _legend(figure: Figure, panels: Sequence[tuple[Axes, Any]], most: int = 8) -> None:
     """One legend below all panels."""
-    handles = {}
+    handles: dict[str, Any] = {}
     for axes, _ in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     longest = max(map(len, handles))
     columns = max(1, min(most, len(handles), int(figure.get_figwidth() * 10) // (longest + 7)))
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, fontsize=9)
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns, fontsize=9)
 
 
 def _reference_lines(axes: Axes, world: World) -> None:
@@ -417,11 +421,6 @@ def _reference_lines(axes: Axes, world: World) -> None:
         )
 
 
-def _in_order(values: Any) -> list[Any]:
-    """Numbers in order, then what is no number."""
-    return sorted(values, key=lambda value: (not _is_number(value), value if _is_number(value) else 0, str(value)))
-
-
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -429,14 +428,14 @@ def _is_number(value: Any) -> bool:
 def _places(axes: Axes, tested: Sequence[Any]) -> tuple[dict[str, float], bool]:
     """Where tested values lie on the horizontal axis, and whether it is one of numbers."""
     if not all(map(_is_number, tested)):
-        axes.set_xticks(range(len(tested)), map(str, tested))
-        return {str(value): float(index) for index, value in enumerate(tested)}, False
+        axes.set_xticks(range(len(tested)), map(shown, tested))
+        return {shown(value): float(index) for index, value in enumerate(tested)}, False
     if min(tested) > 0 and max(tested) / min(tested) >= 8:
         axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(list(tested)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    return {str(value): float(value) for value in tested}, True
+    return {shown(value): float(value) for value in tested}, True
 
 
 def _mark_trained(axes: Axes, trained: Any) -> None:

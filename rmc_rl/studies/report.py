@@ -102,7 +102,8 @@ def page(title: str, sections: Sequence[Section]) -> str:
             parts.append("<ul>" + "".join(f"<li>{_text(line)}</li>\n" for line in section.text) + "</ul>\n")
         if section.pictures:
             light, dark = (
-                f"data:image/svg+xml;base64,{base64.b64encode(section.pictures[theme]).decode()}" for theme in ("light", "dark")
+                f"data:image/svg+xml;base64,{base64.b64encode(section.pictures[theme]).decode()}"
+                for theme in ("light", "dark")
             )
             parts.append(
                 f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
@@ -111,7 +112,9 @@ def page(title: str, sections: Sequence[Section]) -> str:
         if section.table is not None:
             parts.append(section.table.html())
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
-    return f'<!doctype html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head>\n<body>\n{"".join(parts)}</body></html>\n'
+    return (
+        f'<!doctype html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head>\n<body>\n{"".join(parts)}</body></html>\n'
+    )
 
 
 def marl_eval(groups: Sequence[Group]) -> str:
@@ -130,7 +133,10 @@ def marl_eval(groups: Sequence[Group]) -> str:
         for member in group.members:
             grid = np.linspace(member.steps[0], group.step, CURVE_POINTS)
             steps: dict[str, Any] = {
-                f"step_{index}": {"step_count": round(at), **_metrics(group, float(np.interp(at, member.steps, member.returns)))}
+                f"step_{index}": {
+                    "step_count": round(at),
+                    **_metrics(group, float(np.interp(at, member.steps, member.returns))),
+                }
                 for index, at in enumerate(grid)
             }
             runs[f"seed_{member.value('seed')}"] = {**steps, "absolute_metrics": _metrics(group, member.at(group.step))}

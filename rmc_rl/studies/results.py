@@ -7,12 +7,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rmc_rl.studies import statistics
-from rmc_rl.studies.comparison import CORE, NOT_SET, Evaluation, Group, Reference, World, differing_keys, shown
+from rmc_rl.studies.comparison import (
+    CORE,
+    NOT_SET,
+    Evaluation,
+    Group,
+    Reference,
+    World,
+    differing_keys,
+    in_numeric_order,
+    shown,
+)
 from rmc_rl.studies.plots import Estimate, Line
 from rmc_rl.studies.report import Table
 
 THRESHOLD = 0.95  # of the way from floor to ceiling
 PROFILE_POINTS = 101
+DEFAULT = "default"  # the value of a keyword that nobody knows
 
 
 class Shared(NamedTuple):
@@ -34,7 +45,7 @@ def thresholds_of(groups: Sequence[Group], threshold: float | None) -> dict[str,
     The return that counts as reached, for each world that has one.
 
     :param groups: methods on worlds
-    :param threshold: a score on worlds whose floor and ceiling are known, a return on others; None: ``THRESHOLD`` on the former
+    :param threshold: a score on worlds whose floor and ceiling are known, a return on others; None: ``THRESHOLD`` as a score
     """
     worlds = {group.world.name: group.world for group in groups}
     found = {
@@ -53,10 +64,23 @@ def main_table(groups: Sequence[Group], thresholds: Mapping[str, float]) -> tupl
     :param thresholds: world -> return to reach
     """
     commits = {member.commit for group in groups for member in group.members}
-    titles = ["world", "method", "seeds", "steps", "parameters (core)", "state", "return", "score", "steps to it", "seconds to it"]
+    titles = [
+        "world",
+        "method",
+        "seeds",
+        "steps",
+        "parameters (core)",
+        "state",
+        "return",
+        "score",
+        "steps to it",
+        "seconds to it",
+    ]
     if len(commits) > 1:
         titles.append("commit")
-    numbers = "world method seeds steps parameters core_parameters state return return_low return_high score score_low score_high"
+    numbers = (
+        "world method seeds steps parameters core_parameters state return return_low return_high score score_low score_high"
+    )
     numbers += " threshold reached median_steps median_seconds commits"
     people, programs = [], []
     for group in groups:
@@ -168,13 +192,18 @@ def differences(groups: Sequence[Group]) -> list[str]:
             said.append(f"{name}: no run without memory (core=memoryless), the control of every comparison of memories")
         world = members[0].world
         if not world.is_normalised:
-            said.append(f"{name}: returns are not normalised, because the world states no floor or no ceiling with these keywords")
+            said.append(
+                f"{name}: returns are not normalised, because the world states no floor or no ceiling with these keywords"
+            )
         else:
             floor = "play without memory" if world.reference.memoryless is not None else "random play"
             said.append(
-                f"{name}: score 0 is a return of {world.floor:.3g} ({floor}), score 1 one of {world.reference.perfect:.3g} (perfect)"
+                f"{name}: a score of 0 is a return of {world.floor:.3g} ({floor}), "
+                f"one of 1 a return of {world.reference.perfect:.3g} (perfect play)"
             )
-    versions = {tuple(sorted((k, shown(v)) for k, v in member.versions.items())) for group in groups for member in group.members}
+    versions = {
+        tuple(sorted((k, shown(v)) for k, v in member.versions.items())) for group in groups for member in group.members
+    }
     if len(versions) > 1:
         said.append("versions of packages differ between runs: see the report")
     return said
@@ -224,7 +253,8 @@ def aggregates(shared: Shared) -> dict[str, dict[str, Estimate]]:
     """
     names = [name for name in statistics.AGGREGATES if shared.what == "normalised score" or name != "optimality gap"]
     return {
-        name: {label: estimate(scores, statistics.AGGREGATES[name]) for label, scores in shared.scores.items()} for name in names
+        name: {label: estimate(scores, statistics.AGGREGATES[name]) for label, scores in shared.scores.items()}
+        for name in names
     }
 
 
@@ -294,13 +324,17 @@ class Generalisation(NamedTuple):
 
 
 def generalisations(
-    groups: Sequence[Group], reference: Callable[[str, dict[str, Any]], Reference], say: Callable[[str], None]
+    groups: Sequence[Group],
+    reference: Callable[[str, dict[str, Any]], Reference],
+    defaults: Callable[[str], dict[str, Any]],
+    say: Callable[[str], None],
 ) -> list[Generalisation]:
     """
     What evaluations at other values of a keyword have found.
 
     :param groups: methods on worlds
     :param reference: from an environment's id and keywords to what is known of it
+    :param defaults: from an environment's id to the default values of its keywords, as far as they are known
     :param say: is told which evaluations do not count
     """
     kind = _kind_of_evaluations(groups, say)
@@ -308,38 +342,37 @@ def generalisations(
     found: dict[tuple[str, str], dict[tuple[str, str], dict[str, dict[str, float]]]] = {}
     values: dict[str, Any] = {}
     worlds: dict[tuple[str, str], World] = {}
-    for group in groups:
-        for member in group.members:
-            for each in member.evaluations:
-                if (each.model, each.deterministic) != kind or each.env != member.env:
-                    continue
-                trained = member.env_kwargs
-                changed = [k for k in {**trained, **each.env_kwargs} if trained.get(k, NOT_SET) != each.env_kwargs.get(k, NOT_SET)]
-                keywords = changed if len(changed) == 1 else list(each.env_kwargs) if not changed else []
-                for keyword in keywords:
-                    kept = {key: value for key, value in each.env_kwargs.items() if key != keyword}
-                    place = World(member.env, kept).name, keyword
-                    worlds[place] = World(member.env, kept)
-                    of_method = found.setdefault(place, {}).setdefault((group.label, shown(trained.get(keyword, "default"))), {})
-                    tested = each.env_kwargs.get(keyword, "default")
-                    values[shown(tested)] = tested
-                    values[shown(trained.get(keyword, "default"))] = trained.get(keyword, "default")
-                    of_method.setdefault(shown(tested), {})[shown(member.value("seed"))] = each.mean  # the newest is last
+    members = [(group.label, member) for group in groups for member in group.members]
+    for label, member in members:
+        usual = defaults(member.env)
+        trained = usual | member.env_kwargs
+        for each in member.evaluations:
+            if (each.model, each.deterministic) != kind or each.env != member.env:
+                continue
+            tested = usual | each.env_kwargs
+            keywords = list(dict.fromkeys([*trained, *tested]))
+            changed = [key for key in keywords if trained.get(key, DEFAULT) != tested.get(key, DEFAULT)]
+            for keyword in changed if len(changed) == 1 else [] if changed else keywords:
+                world = World(member.env, {key: value for key, value in member.env_kwargs.items() if key != keyword})
+                worlds[world.name, keyword] = world
+                pair = trained.get(keyword, DEFAULT), tested.get(keyword, DEFAULT)
+                values |= {shown(value): value for value in pair}
+                of_method = found.setdefault((world.name, keyword), {}).setdefault((label, shown(pair[0])), {})
+                # the newest is last
+                of_method.setdefault(shown(pair[1]), {})[shown(member.value("seed"))] = each.mean
     results = []
     for place, of_methods in found.items():
-        tested = {value for each in of_methods.values() for value in each}
-        if len(tested) < 2:
+        tested_values = {value for each in of_methods.values() for value in each}
+        if len(tested_values) < 2:
             continue
         lines = []
         for (label, trained_with), of_values in of_methods.items():
-            in_order = sorted(of_values, key=lambda text: (not isinstance(values[text], int | float), values[text], text))
+            in_order = sorted(of_values, key=lambda text: in_numeric_order(values[text]))
             returns = [list(of_values[text].values()) for text in in_order]
             bands = [statistics.interval([np.array(each)], statistics.mean) for each in returns]
             lines.append(Line(label, values[trained_with], [values[text] for text in in_order], returns, bands))
         world = worlds[place]
-        references = {
-            text: reference(world.env, {**world.env_kwargs, place[1]: values[text]}) for text in tested if text != "default"
-        }
+        references = {text: reference(world.env, {**world.env_kwargs, place[1]: values[text]}) for text in tested_values}
         results.append(Generalisation(world, place[1], lines, references))
     return results
 
@@ -354,8 +387,10 @@ def generalisation_table(found: Sequence[Generalisation]) -> Table:
     for each in found:
         for line in each.lines:
             for value, returns, band in zip(line.tested, line.returns, line.intervals, strict=True):
-                cell = _estimate(Estimate(np.mean(returns), band))
-                rows.append([each.world.name, line.label, each.keyword, shown(line.trained), shown(value), str(len(returns)), cell])
+                cell = _estimate(Estimate(np.asarray(np.mean(returns)), band))
+                rows.append(
+                    [each.world.name, line.label, each.keyword, shown(line.trained), shown(value), str(len(returns)), cell]
+                )
     return Table(["world", "method", "keyword", "trained with", "tested with", "seeds", "return"], rows)
 
 
@@ -371,7 +406,8 @@ def _kind_of_evaluations(groups: Sequence[Group], say: Callable[[str], None]) ->
     left_out = len(evaluations) - counts[kind]
     if left_out:
         say(
-            f"generalisation shows model={kind[0]} deterministic={shown(kind[1])}; {left_out} evaluations of other kinds are left out"
+            f"generalisation shows model={kind[0]} deterministic={shown(kind[1])}; "
+            f"{left_out} evaluations of other kinds are left out"
         )
     return kind
 

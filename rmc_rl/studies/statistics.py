@@ -82,12 +82,12 @@ def interval(scores: Sequence[np.ndarray], statistic: Callable[..., np.ndarray],
 
 def mean(*scores: np.ndarray) -> np.ndarray:
     """The mean over worlds of the mean over seeds."""
-    return np.mean([each.mean(-1) for each in scores], axis=0)
+    return np.asarray(np.mean([each.mean(-1) for each in scores], axis=0))
 
 
 def median(*scores: np.ndarray) -> np.ndarray:
     """The median over worlds of the mean over seeds."""
-    return np.median([each.mean(-1) for each in scores], axis=0)
+    return np.asarray(np.median([each.mean(-1) for each in scores], axis=0))
 
 
 def interquartile_mean(*scores: np.ndarray) -> np.ndarray:
@@ -99,7 +99,7 @@ def interquartile_mean(*scores: np.ndarray) -> np.ndarray:
 
 def optimality_gap(*scores: np.ndarray) -> np.ndarray:
     """How far scores are below 1 on average; a score above 1 counts as 1."""
-    return 1 - np.minimum(np.concatenate(scores, -1), 1).mean(-1)
+    return np.asarray(1 - np.minimum(np.concatenate(scores, -1), 1).mean(-1))
 
 
 # of normalised scores; only the optimality gap is better if it is small
@@ -136,10 +136,10 @@ def probability_of_improvement(*scores: np.ndarray) -> np.ndarray:
     """
     xs, ys = scores[: len(scores) // 2], scores[len(scores) // 2 :]
     pairs = [np.sign(x[..., :, None] - y[..., None, :]) for x, y in zip(xs, ys, strict=True)]
-    return np.mean([0.5 + pair.mean((-2, -1)) / 2 for pair in pairs], axis=0)
+    return np.asarray(np.mean([0.5 + pair.mean((-2, -1)) / 2 for pair in pairs], axis=0))
 
 
-def median_to_reach(times: Sequence[float]) -> float:
+def median_to_reach(times: Sequence[float] | np.ndarray) -> float:
     """
     The median over all seeds of the time to reach something, where some never reached it.
 
