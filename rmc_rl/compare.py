@@ -6,15 +6,15 @@ Compare trained agents from the folders of their runs: python -m rmc_rl.compare 
   python -m rmc_rl.compare runs='runs/*/gru,runs/*/rmc' x=seconds     patterns; curves over the seconds of training
   python -m rmc_rl.compare runs=runs by=core,algo.gamma threshold=0.9
 
-It prints a table and writes a folder: report.html, one page with everything; table.md, table.csv and table.tex; runs.csv with
-a row for each run; pictures as PNG and SVG; marl_eval.json. The pictures are learning curves, the time to a threshold, the
-interquartile mean and other aggregates, performance profiles, the probability of improvement, and returns against a keyword
-of the world, if `rmc_rl.evaluate` has played with other values of it.
+It prints a table and writes a folder: report.html, one page with everything; table.md, table.csv and table.tex; runs.csv
+with a row for each run; pictures as PNG and SVG; marl_eval.json. The pictures are learning curves, the time to a threshold,
+the interquartile mean and other aggregates, performance profiles, the probability of improvement, and returns against a
+keyword of the world, if `rmc_rl.evaluate` has played with other values of it.
 
 Runs are seeds of one method if they differ in nothing but the seed. With by=..., the settings named there make the methods,
 and runs of one method that differ in another setting, in the commit or in the number of parameters are refused: mix=true
-averages them. Intervals are 95 % percentile bootstraps over seeds. Returns are means over the last training episodes. A score is a
-return on a scale from the world's floor (play without memory, or random play) to its ceiling (perfect play).
+averages them. Intervals are 95 % percentile bootstraps over seeds. Returns are means over the last training episodes. A
+score is a return on a scale from the world's floor (play without memory, or random play) to its ceiling (perfect play).
 
 It needs matplotlib and scipy: pip install 'rmc-rl[plots]'.
 """

@@ -81,8 +81,8 @@ def read_records(runs: Sequence[Run], metric: str, say: Callable[[str], None]) -
     unknown_sizes = [record.path for record in records if not record.sizes]
     if unknown_sizes:
         say(
-            f"the number of parameters is unknown for {len(unknown_sizes)} runs, whose policy cannot be rebuilt from the folder; "
-            f"the first is {unknown_sizes[0]}"
+            f"the number of parameters is unknown for {len(unknown_sizes)} runs, whose policy cannot be rebuilt from the "
+            f"folder; the first is {unknown_sizes[0]}"
         )
     return records
 
@@ -174,8 +174,11 @@ def _curve(run: Run, rows: list[dict[str, str]], metric: str) -> np.ndarray:
 
 def _sizes(run: Run) -> dict[str, int]:
     """How large a run's policy is; empty if it cannot be rebuilt."""
+    path = run.model_path("last")
+    if not path.is_file():
+        return {}
     try:
-        policy = read_policy(run, run.model_path("last")).policy
+        policy = read_policy(run, path).policy
     except UsageError:
         return {}
     cores = ("core", "critic_core")
