@@ -482,3 +482,20 @@ def test_tables_escape_what_means_something():
     assert "a\\|b" in table.markdown()
     assert r"x\_1 \& 50\% $>$ $<$b$>$" in table.tex()
     assert "&lt;b&gt;" in table.html()
+
+
+def test_runs_that_share_no_step_are_refused(call):
+    make_run(seed=0, last=150)
+    path = make_run(seed=1)
+    (path / "progress.csv").write_text("rollout/ep_rew_mean,time/total_timesteps\n0.5,500\n0.6,1000\n")
+    status, out, err = call("runs=runs", "out=found", "unfinished=true")
+    assert (status, out) == (2, "")
+    assert "share no step" in err
+
+
+def test_several_folders_as_a_list(call):
+    first, second = make_run(seed=0), make_run(seed=1)
+    for runs in (f"runs=[{first},{second}]", f"runs={first},{second}", f"runs={first}/config.yaml,{second}"):
+        assert call(runs, "out=found", "by=[core,algo]")[0] == 0
+        assert rows("found/table.csv")[0]["seeds"] == "2"
+        assert rows("found/table.csv")[0]["method"] == "gru"

@@ -127,7 +127,9 @@ def _open(line: str, multirun: bool) -> str:
     key, equals, value = line.partition("=")
     if key.split(".")[0] in OPEN_KEYS:
         return f"++{line}"
-    if key in PATHS and not multirun and re.search(r"[^\w./:-]", value) and value[0] not in "\"'$[":
+    if key in PATHS and not multirun and re.search(r"[^\w./:-]", value) and value[0] not in "\"'$":
+        if key in LISTS and value[0] == "[":
+            return line
         value = value.replace("\\", "\\\\").replace('"', '\\"')
         return f'{key}{equals}"{value}"'
     return line

@@ -226,12 +226,14 @@ class Group:
         The mean learning curve over the members, where all of them have one.
 
         :param axis: "steps" or "seconds"
-        :param points: how many
-        :return: positions on the axis ``(points,)``, means ``(points,)``, 95 % intervals ``(2, points)`` or None
+        :param points: at most how many
+        :return: positions on the axis ``(T,)``, means ``(T,)``, 95 % intervals ``(2, T)`` or None
         """
         positions = [getattr(member, axis) for member in self.members]
         low, high = max(each[0] for each in positions), min(each[-1] for each in positions)
-        grid = np.linspace(low, max(low, high), points)
+        if low > high:
+            return np.zeros(0), np.zeros(0), None
+        grid = np.linspace(low, high, points if low < high else 1)
         # (points, members)
         curves = np.stack(
             [np.interp(grid, each, member.returns) for each, member in zip(positions, self.members, strict=True)], -1
@@ -346,7 +348,7 @@ def _hidden_keys(records: Sequence[Record], keys: Sequence[str]) -> set[tuple[An
 
 
 def _label(record: Record, keys: Sequence[str], hidden: set[tuple[Any, str]]) -> str:
-    names = [key.rpartition(".")[2] for key in keys]
+    names = [key.removesuffix(".name").rpartition(".")[2] for key in keys]  # algo.name is shown as algo
     parts = []
     for key, name in zip(keys, names, strict=True):
         value = record.value(key)
@@ -410,4 +412,10 @@ def _one_per_seed(label: str, world: str, records: Sequence[Record], say: Callab
         if len(runs) > 1:
             say(f"seed {seed} of '{label}' on {world} was run {len(runs)} times: only the newest counts, {newest.path}")
         chosen.append(newest)
+    last, first = min(chosen, key=lambda record: record.steps[-1]), max(chosen, key=lambda record: record.steps[0])
+    if first.steps[0] > last.steps[-1]:
+        raise UsageError(
+            f"the runs of '{label}' on {world} share no step: {last.path} ends at {last.steps[-1]:,.0f} steps, "
+            f"{first.path} has its first return at {first.steps[0]:,.0f}"
+        )
     return tuple(chosen)
