@@ -29,16 +29,8 @@ from rmc_rl.envs.make_vec import find_spec
 from rmc_rl.errors import UsageError, require, unknown
 
 OPEN_KEYS = ("env_kwargs",)  # nodes that take keys unknown to us
-PATHS = (
-    "run",
-    "runs",
-    "by",
-    "out",
-    "runs_dir",
-    "model",
-    "resume",
-    "init",
-)  # keys whose values are paths, or names with commas
+LISTS = ("runs", "by")  # keys whose values may be several names, with commas between them or as a list in brackets
+PATHS = (*LISTS, "run", "out", "runs_dir", "model", "resume", "init")  # keys whose values are paths
 MOST_CHECKED = 100  # jobs of a sweep that are checked before the first begins
 MOST_JOBS = 10_000  # of a sweep
 GRAMMAR = "an argument must read key=value, with brackets and quotes closed, and quotes around a value with = or commas"
