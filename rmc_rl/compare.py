@@ -115,7 +115,7 @@ def _study(groups: list[Group], config: DictConfig, folder: Path, notes: list[st
         Section("Results", ["Mean over seeds [95 % interval] at the last step that all seeds have taken.", reach], table),
         Section(
             "Learning curves",
-            ["Thin lines are seeds, thick lines means over seeds, bands 95 % intervals, dotted lines what the world states."],
+            ["Lines are means over seeds, thin lines single seeds, bands 95 % intervals, dotted lines what the world states."],
             pictures=picture("learning_curves", lambda: plots.learning_curves(groups, styles, config.x)),
             alt="return against training for each world and method",
         ),

@@ -298,6 +298,15 @@ def group_runs(
     return sorted(groups, key=lambda group: (group.world.name, group.is_control, group.label))
 
 
+def methods(groups: Sequence[Group]) -> list[str]:
+    """The names of all methods, sorted, the control last."""
+    return sorted({group.label for group in groups}, key=lambda label: _order(groups, label))
+
+
+def _order(groups: Sequence[Group], label: str) -> tuple[bool, str]:
+    return all(group.is_control for group in groups if group.label == label), label
+
+
 def differing_keys(records: Sequence[Record], ignored: Iterable[str] = FREE) -> list[str]:
     """
     The settings in which runs differ, the core's name first.

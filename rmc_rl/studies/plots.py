@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FixedLocator, NullLocator
 
-from rmc_rl.studies.comparison import Group, Reference, World, in_numeric_order, shown
+from rmc_rl.studies.comparison import Group, Reference, World, in_numeric_order, methods, shown
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 GREY = "#888888"
@@ -26,6 +26,7 @@ LINES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 PANELS = 3  # beside each other
 TITLE_WIDTH = 9  # characters per inch of a panel
+METHODS_WITH_SEEDS = 4  # in a panel with more methods, the lines of single seeds would hide the means
 NEAR = 0.07  # of an axis: labels nearer than this would overlap
 THEMES: dict[str, Any] = {
     "light": {},
@@ -119,17 +120,18 @@ def styles(groups: Sequence[Group]) -> dict[str, Style]:
     :param groups: of all worlds
     """
     controls = {group.label for group in groups if group.is_control}
-    labels = [label for label in dict.fromkeys(group.label for group in groups) if label not in controls]
-    found = {
-        label: Style(COLOURS[index % len(COLOURS)], LINES[index // len(COLOURS) % len(LINES)], MARKERS[index % len(MARKERS)])
-        for index, label in enumerate(sorted(labels))
-    }
-    return found | {label: Style(GREY, "--", "x") for label in sorted(controls)}
+    found: dict[str, Style] = {}
+    for label in methods(groups):
+        index = len(found)
+        line = LINES[index // len(COLOURS) % len(LINES)]
+        style = Style(COLOURS[index % len(COLOURS)], line, MARKERS[index % len(MARKERS)])
+        found[label] = Style(GREY, "--", "x") if label in controls else style
+    return found
 
 
 def learning_curves(groups: Sequence[Group], drawn: Mapping[str, Style], axis: str) -> Figure:
     """
-    A panel for each world: thin lines are seeds, thick ones their means, bands 95 % intervals.
+    A panel for each world: thick lines are means over seeds, bands 95 % intervals; thin lines are seeds, if methods are few.
 
     :param groups: methods on worlds
     :param drawn: style of each method
@@ -139,7 +141,7 @@ def learning_curves(groups: Sequence[Group], drawn: Mapping[str, Style], axis: s
     for axes, members in panels:
         for group in members:
             style = drawn[group.label]
-            for member in group.members if len(group.members) > 1 else ():
+            for member in group.members if len(members) <= METHODS_WITH_SEEDS else ():
                 axes.plot(getattr(member, axis), member.returns, color=style.color, linewidth=0.7, alpha=0.45)
             positions, means, band = group.curve(axis)
             line: dict[str, Any] = dict(color=style.color, linestyle=style.linestyle, linewidth=2)
@@ -150,7 +152,7 @@ def learning_curves(groups: Sequence[Group], drawn: Mapping[str, Style], axis: s
         axes.set(xlabel=f"{axis} of training", ylabel="return")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_xlim(left=0)
-    _legend(figure, panels)
+    _legend(figure, panels, drawn)
     return figure
 
 
@@ -175,6 +177,7 @@ def aggregates(estimates: Mapping[str, Mapping[str, Estimate]], drawn: Mapping[s
         axes.set_ylim(len(labels) - 0.5, -0.5)
         axes.set_title(f"{name} (small is good)" if name == "optimality gap" else name)
         axes.set_xlabel(what)
+        axes.use_sticky_edges = False  # otherwise a bar may touch the frame
         axes.margins(x=0.12)
         axes.locator_params(axis="x", nbins=4)
         axes.grid(axis="y", visible=False)
@@ -201,7 +204,7 @@ def profiles(thresholds: np.ndarray, estimates: Mapping[str, Estimate], drawn: M
                 thresholds, estimate.interval[0], estimate.interval[1], color=style.color, alpha=0.18, linewidth=0, step="post"
             )
     axes.set(xlabel=what, ylabel="share of runs above it", ylim=(-0.03, 1.03))
-    _legend(figure, [(axes, [])])
+    _legend(figure, [(axes, [])], drawn)
     return figure
 
 
@@ -257,7 +260,9 @@ def time_to_reach(groups: Sequence[Group], drawn: Mapping[str, Style], axis: str
             reached = times[np.isfinite(times)]
             axes.plot(reached, [row] * len(reached), "o", color=style.color, alpha=0.8)
             if len(reached) < len(times):
-                axes.plot(ends[row], row, ">", color=style.color, fillstyle="none", markersize=8, clip_on=False)
+                axes.plot(
+                    ends[row] + 0.04 * max(ends), row, ">", color=style.color, fillstyle="none", markersize=8, clip_on=False
+                )
             low, high = times[(len(times) - 1) // 2], times[len(times) // 2]
             if math.isfinite(high):
                 axes.plot([(low + high) / 2] * 2, [row - 0.32, row + 0.32], color=style.color, linewidth=3)
@@ -267,7 +272,7 @@ def time_to_reach(groups: Sequence[Group], drawn: Mapping[str, Style], axis: str
             )
         axes.set_yticks(range(len(members)), [group.label for group in members])
         axes.set_ylim(len(members) - 0.5, -0.5)
-        axes.set_xlim(0, 1.05 * max(ends))
+        axes.set_xlim(0, 1.08 * max(ends))
         axes.set_xlabel(f"{axis} to a return of {threshold:.3g}")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.grid(axis="y", visible=False)
@@ -313,7 +318,7 @@ def generalisation_lines(
         axes.axvline(places[shown(trained)], color=GREY, linewidth=8, alpha=0.25)
     axes.set(xlabel=f"{keyword} in the test (shaded: trained with {shown(trained)})", ylabel="return")
     axes.set_title(textwrap.fill(title, 70))
-    _legend(figure, [(axes, [])], 5)
+    _legend(figure, [(axes, [])], drawn, 5)
     return figure
 
 
@@ -385,15 +390,16 @@ def _panels(groups: Sequence[Group], height: float = 3.3) -> tuple[Figure, list[
     return figure, panels
 
 
-def _legend(figure: Figure, panels: Sequence[tuple[Axes, Any]], most: int = 8) -> None:
-    """One legend below all panels."""
+def _legend(figure: Figure, panels: Sequence[tuple[Axes, Any]], drawn: Mapping[str, Style], most: int = 8) -> None:
+    """One legend below all panels, the methods in the order of their styles."""
     handles: dict[str, Any] = {}
     for axes, _ in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
+    order = [label for label in drawn if label in handles] + [label for label in handles if label not in drawn]
     longest = max(map(len, handles))
     columns = max(1, min(most, len(handles), int(figure.get_figwidth() * 10) // (longest + 7)))
-    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns, fontsize=9)
+    figure.legend([handles[label] for label in order], order, loc="outside lower center", ncols=columns, fontsize=9)
 
 
 def _reference_lines(axes: Axes, world: World) -> None:

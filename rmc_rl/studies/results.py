@@ -16,6 +16,7 @@ from rmc_rl.studies.comparison import (
     World,
     differing_keys,
     in_numeric_order,
+    methods,
     shown,
 )
 from rmc_rl.studies.plots import Estimate, Line
@@ -217,7 +218,7 @@ def shared_scores(groups: Sequence[Group], say: Callable[[str], None]) -> Shared
     :param say: is told which worlds are left out
     :return: None if there is nothing to average
     """
-    labels = list(dict.fromkeys(group.label for group in groups))
+    labels = methods(groups)
     worlds: dict[str, dict[str, Group]] = {}
     for group in groups:
         worlds.setdefault(group.world.name, {})[group.label] = group
