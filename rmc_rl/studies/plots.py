@@ -215,7 +215,7 @@ def improvement(estimates: Mapping[tuple[str, str], Estimate], labels: Sequence[
     :param estimates: (row, column) -> probability
     :param labels: the methods
     """
-    size = max(3.4, 1.15 * len(labels))
+    size = 1 + 1.25 * len(labels)
     figure = Figure(figsize=(size + 1.6, size), layout="constrained")
     axes = figure.subplots()
     values = np.full((len(labels), len(labels)), np.nan)
@@ -310,7 +310,7 @@ def generalisation_lines(
         known = [(places[shown(value)], getattr(references.get(shown(value), Reference()), field)) for value in tested]
         known = [(x, y) for x, y in known if y is not None]
         if known:
-            axes.plot(*zip(*known, strict=True), color=colour, linestyle=line_style, linewidth=1.2, label=f"{name} play")
+            axes.plot(*zip(*known, strict=True), color=colour, linestyle=line_style, linewidth=1.2, label=f"{name} (stated)")
     trained = lines[0].trained
     if is_numeric:
         _mark_trained(axes, trained)
