@@ -51,7 +51,7 @@ def test_every_yaml_file_is_used(checkout):
         {f"{group}/{name}.yaml" for name in names} for group, names in (("core", core_names()), ("family", FAMILIES))
     )
     algorithms = {f"algo/{name}.yaml" for name in ALGORITHMS}
-    assert found == {"common.yaml", "train.yaml", "evaluate.yaml"} | cores | families | algorithms
+    assert found == {"common.yaml", "train.yaml", "evaluate.yaml", "compare.yaml"} | cores | families | algorithms
 
 
 @pytest.mark.parametrize("core", core_names())

@@ -29,7 +29,8 @@ from rmc_rl.envs.make_vec import find_spec
 from rmc_rl.errors import UsageError, require, unknown
 
 OPEN_KEYS = ("env_kwargs",)  # nodes that take keys unknown to us
-PATHS = ("run", "runs_dir", "model", "resume", "init")  # keys whose values are paths
+LISTS = ("runs", "by")  # keys whose values may be several names, with commas between them or as a list in brackets
+PATHS = (*LISTS, "run", "out", "runs_dir", "model", "resume", "init")  # keys whose values are paths
 MOST_CHECKED = 100  # jobs of a sweep that are checked before the first begins
 MOST_JOBS = 10_000  # of a sweep
 GRAMMAR = "an argument must read key=value, with brackets and quotes closed, and quotes around a value with = or commas"
@@ -113,12 +114,14 @@ def _open(line: str, multirun: bool) -> str:
     Spare the user two details of Hydra's grammar.
 
     ``env_kwargs.delay=5`` becomes ``++env_kwargs.delay=5``, Hydra's way to set a key that may be new; a path with
-    characters that mean something to Hydra gets quotes.
+    characters that mean something to Hydra gets quotes, but not a list in brackets.
     """
     key, equals, value = line.partition("=")
     if key.split(".")[0] in OPEN_KEYS:
         return f"++{line}"
     if key in PATHS and not multirun and re.search(r"[^\w./:-]", value) and value[0] not in "\"'$":
+        if key in LISTS and value[0] == "[":
+            return line
         value = value.replace("\\", "\\\\").replace('"', '\\"')
         return f'{key}{equals}"{value}"'
     return line

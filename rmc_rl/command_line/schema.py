@@ -101,6 +101,20 @@ class EvaluateKeys:
     device: str
 
 
+@dataclass
+class CompareKeys:
+    """Keys of ``configs/compare.yaml``."""
+
+    runs: Any
+    by: Any
+    threshold: float | None
+    x: str
+    metric: str
+    unfinished: bool
+    mix: bool
+    out: str | None
+
+
 def check_keys(schema: type[Any], config: DictConfig) -> DictConfig:
     """
     Check the types and ranges of a configuration.
