@@ -11,12 +11,13 @@ the value that the critic expects, and the reward so far. With why=<step> a stri
 decided the action of that step: the size of the gradient of the action's log-probability.
 
 Films lie in films/ of the run's folder, or of the model's folder if it belongs to no run. No window is needed. mp4 needs
-imageio-ffmpeg (pip install 'rmc-rl[watch]'); gif, html and png do not. A run is read as data, as by rmc_rl.evaluate; trust=true
-is needed for a model without a config.yaml, and for a run that names a module of your own, as in core=module:name.
+imageio-ffmpeg (pip install 'rmc-rl[watch]'); gif, html and png do not. A run is read as data, as by rmc_rl.evaluate;
+trust=true is needed for a model without a config.yaml, and for a run that names a module of your own, as in core=module:name.
 """
 
 import time
 from contextlib import closing
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,17 +37,16 @@ from rmc_rl.runs.folder import stamp
 from rmc_rl.studies.films import check_format, write_film, write_still
 from rmc_rl.studies.pictures import fitted
 
-
 FPS = 10.0  # frames per second of an environment that does not state its own
+MOST_FPS = 50.0  # of a film; more is not seen, and a GIF cannot have it
 SAID = 3  # observations that are named as the most influential
 
 
-def watch(config: DictConfig, command: str | None = None) -> int:
+def watch(config: DictConfig, _command: str | None = None) -> int:
     """
     Play episodes with a model and film them.
 
     :param config: checked; see ``configs/watch.yaml``
-    :param command: unused
     :return: exit status 0
     :raises UsageError: for a mistake in the configuration, or a run that is damaged
     """
@@ -54,10 +54,9 @@ def watch(config: DictConfig, command: str | None = None) -> int:
     player = find_player(config, find_device(config.device), "films")
     policy = getattr(player.model, "policy", player.model)  # a policy has none
     require(isinstance(policy, MlpMemoryPolicy), "model must be one whose policy has a core", type(policy).__name__)
-    env = make_playing_env(
-        player.env_id, player.env_kwargs, 1, config.seed, player.model, player.model_path, pictures=True
-    )
-    fps = config.fps or float(env.unwrapped.metadata.get("render_fps") or FPS)
+    env = make_playing_env(player.env_id, player.env_kwargs, 1, config.seed, player.model, player.model_path, pictures=True)
+    own_fps: Any = env.unwrapped.metadata.get("render_fps")
+    fps = config.fps or min(float(own_fps or FPS), MOST_FPS)
     named, began = f"{player.env_id}, {player.core or type(policy.core).__name__.lower()}", stamp()
     torch.manual_seed(config.seed)  # of sampled actions
     with closing(env):
@@ -83,7 +82,7 @@ def watch(config: DictConfig, command: str | None = None) -> int:
                 if path.stat().st_size == 0:  # claimed, but not written
                     path.unlink()
             cut = "" if recording.ended else f", cut by max_steps={config.max_steps}"
-            say(f"episode {episode}: {len(recording)} steps{cut}, return {recording.rewards.sum():.3f}")
+            say(f"episode {episode}: {recording.length} steps{cut}, return {recording.rewards.sum():.3f}")
             if why is not None:
                 _say_why(*why)
             say(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB, {time.monotonic() - started:.1f} seconds)")

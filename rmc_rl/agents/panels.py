@@ -19,8 +19,6 @@ from rmc_rl.agents.cores.base import Axis
 from rmc_rl.agents.policies import MlpMemoryPolicy
 from rmc_rl.agents.recording import Recording
 from rmc_rl.studies.pictures import (
-    BLUE,
-    VERMILLION,
     Bars,
     Column,
     Film,
@@ -36,7 +34,10 @@ from rmc_rl.studies.pictures import (
 
 AVERAGED = ("head", "unit")  # axes that pictures average over
 FEW = 24  # numbers that get a row or a bar of their own, with a label
-BRIGHTEST = 99.5  # percentile of the sizes of a state that gets the darkest colour: a single large number would hide the others
+BRIGHTEST = (
+    99.5  # percentile of the sizes of a state that gets the darkest colour: a single large number would hide the others
+)
+MEMORY_SHARE = 2.5  # of the height, relative to other panels over time
 STILLS = 8  # steps on a contact sheet
 SHARES = (1.05, 1.45, 0.85)  # widths of the columns: pictures and actions, over time, attention
 
@@ -51,9 +52,7 @@ class Panels:
     :param why: a step and what :func:`rmc_rl.agents.recording.influence` returned for it
     """
 
-    def __init__(
-        self, recording: Recording, policy: MlpMemoryPolicy, name: str, why: tuple[int, np.ndarray] | None = None
-    ):
+    def __init__(self, recording: Recording, policy: MlpMemoryPolicy, name: str, why: tuple[int, np.ndarray] | None = None):
         self.recording, self.policy, self.name = recording, policy, name
         self.axes = policy.core.axes()
         self.pictures: list[Panel] = []  # of the present step
@@ -65,14 +64,12 @@ class Panels:
         self._add_observations()
         self._add_core()
         self._add_actions()
-        so_far = recording.rewards.cumsum()
-        curves = {BLUE: recording.values, VERMILLION: so_far}
-        self.over_time.append(Lines("blue: value, what the critic expects; red: reward so far", curves))
+        self.lines = Lines("thin: value; thick: reward so far", recording.rewards.cumsum(), recording.values)
         if why is not None:
             step, influences = why
-            title = f"why the action of step {step}: gradient of its log-probability to each observation"
-            self.over_time.append(Strip(title, np.pad(influences, (0, len(recording) - 1 - step)), step))
-        self.over_time.append(TimeAxis(len(recording)))
+            title = f"why action {step}: gradient to each observation"
+            self.over_time.append(Strip(title, np.pad(influences, (0, recording.length - 1 - step)), step))
+        self.over_time.append(TimeAxis(recording.length))
 
     def film(self) -> Film:
         """The film: a frame before each action, and one after the last."""
@@ -81,11 +78,11 @@ class Panels:
         pairs = [self.attention[index : index + 2] for index in range(0, len(self.attention), 2)]
         matrices = [[panel] for panel in self.attention] if len(self.attention) < 4 else pairs
         columns = [
-            Column(pictures, [[panel] for panel in self.pictures + self.actions]),
+            Column(pictures, [[panel] for panel in (*self.pictures, *self.actions, self.lines)]),
             Column(over_time, [[panel] for panel in self.over_time]),
             Column(attention, matrices),
         ]
-        return Film(columns, len(self.recording) + 1, self.heading)
+        return Film(columns, self.recording.length + 1, self.heading)
 
     def sheet(self, why: int | None = None) -> np.ndarray:
         """
@@ -94,10 +91,14 @@ class Panels:
         :param why: a step that must be among them
         :return: the picture, ``(height, width, 3)`` uint8
         """
-        last = len(self.recording) - 1
-        steps = sorted({*np.linspace(0, last, min(STILLS, last + 1)).round().astype(int).tolist(), *([] if why is None else [why])})
+        last = self.recording.length - 1
+        steps = sorted(
+            {*np.linspace(0, last, min(STILLS, last + 1)).round().astype(int).tolist(), *([] if why is None else [why])}
+        )
         stills = [*self.pictures, *self.attention, *self.actions]
-        return contact_sheet(stills, self.over_time, steps, f"{self.name}: {last + 1} steps, reward {self._reward(last + 1)}")
+        return contact_sheet(
+            stills, [self.lines, *self.over_time], steps, f"{self.name}: {last + 1} steps, reward {self._reward(last + 1)}"
+        )
 
     def heading(self, step: int) -> str:
         """
@@ -105,9 +106,10 @@ class Panels:
 
         :param step: from 0; the number of steps after the last action
         """
-        count = len(self.recording)
+        count = self.recording.length
         if step >= count:
-            return f"{self.name}   {'the end' if self.recording.ended else 'cut'} after {count} steps   reward {self._reward(count)}"
+            how = "the end" if self.recording.ended else "cut"
+            return f"{self.name}   {how} after {count} steps   reward {self._reward(count)}"
         action = np.array2string(self.recording.actions[step].cpu().numpy(), precision=2, separator=", ")
         return f"{self.name}   step {step} of {count}   action {action}   reward so far {self._reward(step)}"
 
@@ -138,12 +140,14 @@ class Panels:
             scale = float(np.percentile(np.abs(values), BRIGHTEST)) or 1.0
             bar = "; black bar: active" if marked is not None else ""
             sign = "±" if (values < 0).any() else "0 to "
-            title = f"{name.replace('_', ' ')}: {what} x time ({sign}{scale:.2g}{bar})"
-            self.over_time.append(HeatMap(title, values, self._labels(name, 0, values.shape[1:]), scale, marked))
+            title = f"{name.replace('_', ' ')}: {what} over time ({sign}{scale:.2g}{bar})"
+            self.over_time.append(
+                HeatMap(title, values, self._labels(name, 0, values.shape[1:]), scale, marked, share=MEMORY_SHARE)
+            )
         if not memory:
             values = _numpy(looks["output"])[:, None]
             scale = float(np.percentile(np.abs(values), BRIGHTEST)) or 1.0
-            self.over_time.append(HeatMap("no memory; the core's output x time", values, ["output"], scale))
+            self.over_time.append(HeatMap("no memory; the core's output over time", values, ["output"], scale))
         gates = {}
         for name, look in looks.items():
             kind = re.sub(r"_?\d+$", "", name)
@@ -158,9 +162,8 @@ class Panels:
         bands: dict[int, dict[str, np.ndarray]] = {}
         for name, gate in gates.items():
             values = _numpy(gate)
-            labels = [self._axis(name, axis, values.shape[1:]) for axis in range(values.ndim - 1)]
-            rows = values.shape[1] if values.ndim > 1 else 1
-            if values.ndim > 2 and labels[-1] in AVERAGED and rows > 2:
+            last = self._axis(name, values.ndim - 2, values.shape[1:])
+            if values.ndim > 2 and last in AVERAGED and values.shape[1] > 2:
                 values = values.mean(-1)
             # otherwise every unit is a row: (T, layers, units) -> (T, layers * units)
             flat = values.reshape(len(values), -1)
@@ -185,19 +188,17 @@ class Panels:
         keys = self._labels(name, len(shape) - 1, shape)
         title = f"{name.replace('_', ' ')}" + (f" (mean of {heads} heads)" if heads > 1 else "")
         if values.shape[1] == 1:  # a single query is worth more over time than as one row
-            self.over_time.append(HeatMap(f"{title} x time", values.transpose(0, 2, 1), keys))
+            self.over_time.append(HeatMap(f"{title} over time", values.transpose(0, 2, 1), keys))
         else:
             self.attention.append(Matrix(f"{title} now", values, rows, keys))
 
     def _add_actions(self) -> None:
         recording, space = self.recording, self.policy.action_space
-        actions = recording.actions.cpu().numpy().reshape(len(recording), -1)
+        actions = recording.actions.cpu().numpy().reshape(recording.length, -1)
         if recording.probabilities is None:
             assert recording.means is not None
             labels = [f"{index}" for index in range(recording.means.shape[1])]
-            self.actions.append(
-                Bars("actions: mean", recording.means, labels, np.zeros(recording.means.shape, dtype=bool))
-            )
+            self.actions.append(Bars("actions: mean", recording.means, labels, np.zeros(recording.means.shape, dtype=bool)))
             return
         valid = recording.masks.cpu().numpy() if recording.masks is not None else None
         if isinstance(space, spaces.MultiBinary):
@@ -205,14 +206,14 @@ class Panels:
             valid = None if valid is None else valid[:, 1::2]
         else:
             sizes = [int(size) for size in np.atleast_1d(space.nvec if isinstance(space, spaces.MultiDiscrete) else space.n)]  # type: ignore[attr-defined]
-            chosen = np.concatenate([np.eye(size, dtype=bool)[actions[:, part].astype(int)] for part, size in enumerate(sizes)], 1)
+            chosen = np.concatenate(
+                [np.eye(size, dtype=bool)[actions[:, part].astype(int)] for part, size in enumerate(sizes)], 1
+            )
             several = len(sizes) > 1
             labels = [f"{part}:{index}" if several else str(index) for part, size in enumerate(sizes) for index in range(size)]
-        title = "action probabilities (red: taken)"
+        title = "action probabilities"
         if len(labels) > FEW:
-            self.over_time.append(
-                HeatMap(f"{title.split(' (')[0]} x time (0 to 1)", recording.probabilities[..., None], labels)
-            )
+            self.over_time.append(HeatMap(f"{title} over time (0 to 1)", recording.probabilities[..., None], labels))
         else:
             self.actions.append(Bars(title, recording.probabilities, labels, chosen, valid))
 
@@ -259,11 +260,11 @@ def _numbers_seen(title: str, observations: np.ndarray, space: spaces.Space[Any]
     steps = len(observations)
     if isinstance(space, spaces.Discrete):
         one_hot = np.eye(int(space.n))[observations.astype(int).reshape(steps)]
-        return HeatMap(f"{title} x time", one_hot[..., None], [str(value) for value in range(int(space.n))])
+        return HeatMap(f"{title} over time", one_hot[..., None], [str(value) for value in range(int(space.n))])
     values = observations.reshape(steps, -1).astype(float)
     largest = np.abs(values).max(axis=0)
     values = values / np.where(largest > 0, largest, 1)
     few = values.shape[1] <= FEW
     shaped = values[..., None] if few else values[:, None]
     labels = [str(index) for index in range(values.shape[1])] if few else [f"{values.shape[1]} numbers"]
-    return HeatMap(f"{title} x time (each row divided by its largest)", shaped, labels)
+    return HeatMap(f"{title} over time (each row divided by its largest)", shaped, labels)

@@ -1,8 +1,8 @@
 """
 An episode of an agent, step by step: what it saw, did, expected and got, and what its core showed.
 
-:func:`influence` answers which earlier step decided an action: the gradient of the action's log-probability with respect to the
-observations, as in the saliency maps of Simonyan et al., "Deep Inside Convolutional Networks", 2013,
+:func:`influence` answers which earlier step decided an action: the gradient of the action's log-probability with respect to
+the observations, as in the saliency maps of Simonyan et al., "Deep Inside Convolutional Networks", 2013,
 https://arxiv.org/abs/1312.6034.
 
 Shapes: ``T`` steps of the episode, ``A`` actions of all parts of the action space.
@@ -40,8 +40,8 @@ class Recording(NamedTuple):
     :param starts: ``(T,)`` bool, where the core began anew: at the first step, and after a lost life if that ends an episode
         for the agent
     :param actions: as the policy chose them, ``(T, *action_shape)``
-    :param masks: valid actions, ``(T, A)`` bool (MultiBinary: off and on of each action, ``(T, 2 A)``); None: the environment has
-        no masks
+    :param masks: valid actions, ``(T, A)`` bool (MultiBinary: off and on of each action, ``(T, 2 A)``); None: the environment
+        has no masks
     :param probabilities: of each action, ``(T, A)``; for MultiDiscrete the actions of all parts, one part after another; for
         MultiBinary the probability of "on"; None for Box actions
     :param means: of Box actions, before clipping, ``(T, numbers)``; None for other actions
@@ -64,7 +64,9 @@ class Recording(NamedTuple):
     looks: dict[str, Tensor]
     ended: bool
 
-    def __len__(self) -> int:  # type: ignore[override]  # steps, not fields
+    @property
+    def length(self) -> int:
+        """``T``"""
         return len(self.rewards)
 
 
@@ -154,7 +156,7 @@ def influence(policy: MlpMemoryPolicy, recording: Recording, step: int) -> np.nd
     :return: ``(step + 1,)``, one number for each observation; 0 before the last start of an episode
     :raises UsageError: for a step that the episode does not have
     """
-    last = len(recording) - 1
+    last = recording.length - 1
     valid = isinstance(step, int) and not isinstance(step, bool) and 0 <= step <= last
     require(valid, f"why must be a step of the episode, 0 to {last}", step)
     parts = recording.observations if isinstance(recording.observations, dict) else {"": recording.observations}
@@ -214,9 +216,9 @@ def _shown(distribution: Distribution, space: spaces.Space[Any]) -> np.ndarray:
     if all(isinstance(part, Categorical) for part in parts):
         # masked MultiBinary actions are pairs, off and on
         on = slice(1, None) if isinstance(space, spaces.MultiBinary) else slice(None)
-        return torch.cat([part.probs[0, on] for part in parts]).cpu().numpy()  # type: ignore[no-any-return]
+        return torch.cat([part.probs[0, on] for part in parts]).cpu().numpy()
     if isinstance(parts[0], Bernoulli):
-        return parts[0].probs[0].cpu().numpy()  # type: ignore[no-any-return]
+        return parts[0].probs[0].cpu().numpy()
     return distribution.mode()[0].flatten().cpu().numpy()
 
 

@@ -130,9 +130,7 @@ class AtariVecEnv(SameStepVecEnv):
             reward_clipping=False,  # done in reward(), because the statistics count the raw score
             use_fire_reset=bool(use_fire_reset),
         )
-        vector = self._make_vector(
-            img_height=img_height, img_width=img_width, grayscale=self.grayscale, stack_num=stack_num
-        )
+        vector = self._make_vector(img_height=img_height, img_width=img_width, grayscale=self.grayscale, stack_num=stack_num)
         self._frames_before_game = np.zeros(num_envs, dtype=np.int32)
         vector.render_mode = render_mode
         vector.metadata = {**vector.metadata, "render_fps": _EMULATOR_FPS // frameskip}
@@ -168,7 +166,7 @@ class AtariVecEnv(SameStepVecEnv):
         if self._screens is None:
             return None
         final = self._screens_info.get("final_obs", self._frames)  # a lost life does not end the game
-        return [np.array(frames[-1]) for frames in final]
+        return [np.array(frames[-1]) for frames in final]  # type: ignore[union-attr]  # set by every step
 
     def get_images(self) -> Sequence[np.ndarray | None]:
         if self.vector.render_mode is None:

@@ -203,7 +203,7 @@ class BatchedWorld(VectorEnv[Tensor, Tensor | np.ndarray, Tensor], ABC):
         done = terminated | truncated
         if self._is_on_cpu and not done.any():
             return self._observe(), rewards, terminated, truncated, {}
-        info = {"final_obs": self._observe(), "_final_obs": done}
+        info: dict[str, Any] = {"final_obs": self._observe(), "_final_obs": done}
         if self.render_mode is not None:
             info["final_frames"] = self.render()
         self._begin(done)

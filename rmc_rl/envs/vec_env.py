@@ -72,8 +72,8 @@ class SameStepVecEnv(VecEnv):
 
     The class also does the work of SB3's ``Monitor``: when an episode ends, ``info["episode"]`` holds its return ``r``, its
     length ``l`` in steps and the seconds ``t`` since the start. Infos hold only this, ``terminal_observation``,
-    ``TimeLimit.truncated`` and, with a render mode, ``final_frame``, the picture before the reset: filling a dictionary for each
-    of thousands of copies would take longer than the step.
+    ``TimeLimit.truncated`` and, with a render mode, ``final_frame``, the picture before the reset, because filling a
+    dictionary for each of thousands of copies would take longer than the step.
 
     :param vector: the environment; it must reset in the step that ends an episode and return ``final_obs``
     :raises UsageError: for another autoreset mode
@@ -115,7 +115,7 @@ class SameStepVecEnv(VecEnv):
         return over
 
     def final_frames(self, info: dict[str, Any]) -> Sequence[np.ndarray] | None:
-        """Pictures of all copies before the episodes that ended were reset; None if none are drawn. Subclasses may override it."""
+        """Pictures of all copies before those that ended were reset; None if none are drawn. Subclasses may override it."""
         frames: Sequence[np.ndarray] | None = info.get("final_frames")
         return frames
 

@@ -152,9 +152,7 @@ class Run:
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
-            raise UsageError(
-                f"the folder of {name} must be one that can be written to, got '{folder}': {error}"
-            ) from None
+            raise UsageError(f"the folder of {name} must be one that can be written to, got '{folder}': {error}") from None
 
     def new_path(self, folder: str, name: str) -> Path:
         """

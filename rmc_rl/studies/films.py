@@ -34,7 +34,8 @@ PAGE = """<!doctype html>
 <button id="play">play</button> <button id="back">-1</button> <button id="on">+1</button> frame <span id="at">0</span>
 <script>
 const frames = [$frames];
-const image = document.getElementById("frame"), slider = document.getElementById("step"), play = document.getElementById("play");
+const image = document.getElementById("frame"), slider = document.getElementById("step");
+const play = document.getElementById("play");
 let timer = null;
 function show(step) {
   slider.value = Math.max(0, Math.min(frames.length - 1, step));
@@ -149,7 +150,7 @@ def _write_gif(film: Film, frames: Iterator[np.ndarray], path: Path, fps: float)
     first.save(path, save_all=True, append_images=quantized, duration=durations, loop=0)
 
 
-def _write_html(film: Film, frames: Iterator[np.ndarray], path: Path, fps: float) -> None:
+def _write_html(_film: Film, frames: Iterator[np.ndarray], path: Path, fps: float) -> None:
     coded = []
     for frame in frames:
         buffer = io.BytesIO()

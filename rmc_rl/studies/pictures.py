@@ -1,8 +1,8 @@
 """
 Pictures from arrays, step by step: heat maps over time, matrices, bars, lines, and the film frames that hold them.
 
-A :class:`Panel` draws one thing. What all steps share is drawn once; a step then copies and recolours arrays, so that a film of
-hundreds of frames takes seconds. Colours: Okabe and Ito, "Color Universal Design", 2008, which colour-blind people can
+A :class:`Panel` draws one thing. What all steps share is drawn once; a step then copies and recolours arrays, so that a film
+of hundreds of frames takes seconds. Colours: Okabe and Ito, "Color Universal Design", 2008, which colour-blind people can
 distinguish.
 
 Shapes: ``T`` steps, ``P`` parts of ``U`` units each, ``h`` and ``w`` height and width in pixels. A picture is ``(h, w, 3)``
@@ -10,9 +10,10 @@ uint8.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -42,17 +43,24 @@ class Box(NamedTuple):
     :param width: pixels
     :param height: pixels
     :param margin: pixels of the width, on the left, for labels
+    :param is_still: nothing marks the present step
     """
 
     width: int
     height: int
     margin: int
+    is_still: bool = False
 
 
 class Panel(ABC):
-    """A part of a picture that changes from step to step, under a title."""
+    """
+    A part of a picture that changes from step to step, under a title.
+
+    ``share`` is its part of the height that panels without a :meth:`wish` divide among themselves, relative to the others.
+    """
 
     title: str
+    share: float = 1.0
 
     def margin(self) -> int:
         """The pixels that the labels on the left need."""
@@ -75,7 +83,7 @@ class Panel(ABC):
 @dataclass(frozen=True)
 class Pictures(Panel):
     """
-    A picture for each step, as large as there is room, enlarged only by whole numbers.
+    A picture for each step, as large as there is room; from twice its size on, it is enlarged by whole numbers.
 
     :param title: above it
     :param images: ``(h, w, 3)`` or grey ``(h, w)``; the last one stays if there are more steps
@@ -86,7 +94,7 @@ class Pictures(Panel):
 
     def wish(self, width: int) -> int:
         height, wide = self.images[0].shape[:2]
-        return max(1, round(height * _scale(width / wide)))
+        return max(1, int(height * _scale(width / wide)))
 
     def draw(self, box: Box) -> Drawn:
         def at(step: int) -> np.ndarray:
@@ -94,14 +102,8 @@ class Pictures(Panel):
             if image.ndim == 2:
                 image = np.repeat(image[..., None], 3, axis=2)
             height, width = image.shape[:2]
-            scale = _scale(min(box.width / width, box.height / height))
-            if scale >= 1:
-                image = image.repeat(int(scale), axis=0).repeat(int(scale), axis=1)
-            else:
-                size = (max(1, round(width * scale)), max(1, round(height * scale)))
-                image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
-            left = (box.width - image.shape[1]) // 2
-            frame[: image.shape[0], left : left + image.shape[1]] = image
+            image = _resized(image, _scale(min(box.width / width, box.height / height)))
+            frame[: image.shape[0], : image.shape[1]] = image
             return frame
 
         return at
@@ -118,6 +120,7 @@ class HeatMap(Panel):
     :param scale: the value with the darkest colour; values below 0 have the other colour
     :param marked: ``(T, P)`` bool: parts with a black bar above them at a step; None: no bars
     :param mean: where a pixel stands for several values it shows their mean, otherwise the one that is largest in size
+    :param share: see :class:`Panel`
     """
 
     title: str
@@ -126,6 +129,7 @@ class HeatMap(Panel):
     scale: float = 1.0
     marked: np.ndarray | None = None
     mean: bool = False
+    share: float = 1.0
 
     def margin(self) -> int:
         return max(map(text_width, self.labels), default=0) + 5
@@ -139,15 +143,16 @@ class HeatMap(Panel):
         mark = MARK if self.marked is not None else 0
         pool = _pool_mean if self.mean else _pool_largest
         columns = pool(self.values, width, 0)  # (w, P, U)
-        for part, (top, bottom) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
-            end = max(top + mark + 1, bottom - (1 if parts > 1 else 0))  # a line between bands
+        for part, (top, bottom) in enumerate(pairwise(edges.tolist())):
+            line = 0 if parts == 1 else 1 + (bottom - top > LARGEST_ROW)  # pixels between bands
+            end = max(top + mark + 1, bottom - line)
             band = pool(columns[:, part], end - top - mark, 1)  # (w, h)
             full[top + mark : end] = coloured(band.T, self.scale, colours)
             if self.marked is not None:
                 marks = _pool_largest(self.marked[:, part].astype(float), width, 0) > 0
                 full[top : top + mark, marks] = INK
         _write_labels(frame, self.labels, (edges[:-1] + edges[1:]) / 2, box.margin - 5)
-        return _revealed(frame, full, box.margin, steps)
+        return _revealed(frame, full, box, steps)
 
 
 @dataclass(frozen=True)
@@ -175,7 +180,7 @@ class Matrix(Panel):
         turned = max(map(text_width, self.columns)) + 4 > (box.width - margin) // columns
         top = (max(map(text_width, self.columns)) if turned else FONT + 3) + 4
         width = max(1, min((box.width - margin) // columns, 60))
-        height = max(1, min((box.height - top) // rows, max(width, 20)))
+        height = max(1, min((box.height - top) // rows, max(width, 24)))
         centres = (np.arange(rows) + 0.5) * height + top
         _write_labels(frame, self.rows, centres, margin - 5)
         image = Image.fromarray(frame)
@@ -189,7 +194,7 @@ class Matrix(Panel):
                     continue
                 _write_turned(image, label, round(centre), top - 4)
             else:
-                ImageDraw.Draw(image).text((centre, top - 4), label, fill=INK, font=font(), anchor="mb")
+                ImageDraw.Draw(image).text((centre, top - 6), label, fill=INK, font=font(), anchor="ms")
         frame = np.array(image)
 
         def at(step: int) -> np.ndarray:
@@ -197,7 +202,7 @@ class Matrix(Panel):
             cells = cells.repeat(height, axis=0).repeat(width, axis=1)
             if min(width, height) > 4:
                 cells[::height] = cells[:, ::width] = FUTURE
-            picture = frame.copy()
+            picture: np.ndarray = frame.copy()
             picture[top : top + len(cells), margin : margin + cells.shape[1]] = cells[: box.height - top]
             return picture
 
@@ -212,7 +217,7 @@ class Bars(Panel):
     :param title: above it
     :param values: ``(T, n)``
     :param labels: of the bars
-    :param chosen: ``(T, n)`` bool: bars of another colour
+    :param chosen: ``(T, n)`` bool: bars of another colour, with the word "taken"
     :param valid: ``(T, n)`` bool: the labels of the others are faint; None: all are valid
     """
 
@@ -229,7 +234,7 @@ class Bars(Panel):
         return min(LARGEST_ROW * len(self.labels), 200)
 
     def draw(self, box: Box) -> Drawn:
-        count, margin, number = len(self.labels), self.margin(), text_width("-0.00") + 6
+        count, margin, number = len(self.labels), self.margin(), text_width("-0.00 taken") + 6
         height = min(LARGEST_ROW, max(1, box.height // count))
         low, high = min(0.0, float(self.values.min())), max(1.0, float(self.values.max()))
         room = box.width - margin - number
@@ -249,7 +254,8 @@ class Bars(Panel):
                 if height > size - 4:
                     middle, ink = (top + bottom) / 2, INK if valid else FAINT
                     pen.text((margin - 5, middle), label, fill=ink, font=font(size), anchor="rm")
-                    shown = f"{value:.2f}" if valid else "masked"
+                    taken = " taken" if self.chosen[step, index] else ""
+                    shown = f"{value:.2f}{taken}" if valid else "masked"
                     pen.text((max(zero, end) + 4, middle), shown, fill=ink, font=font(size), anchor="lm")
             pen.line((zero, 0, zero, count * height), fill=INK)
             return np.array(image)
@@ -262,37 +268,45 @@ class Lines(Panel):
     """
     Curves over time, up to the present step.
 
-    :param title: above them; it names the colours
-    :param curves: numbers ``(T,)`` by colour
+    :param title: above them; it names them
+    :param thick: ``(T,)``, drawn thick and orange
+    :param thin: ``(T,)``, drawn thin and blue
     """
 
     title: str
-    curves: Mapping[tuple[int, int, int], np.ndarray]
+    thick: np.ndarray
+    thin: np.ndarray
 
     def _ends(self) -> tuple[float, float]:
-        numbers = np.concatenate([np.zeros(1), *self.curves.values()])
+        numbers = np.concatenate([np.zeros(1), self.thick, self.thin])
         low, high = float(numbers.min()), float(numbers.max())
         return low, high if high > low else low + 1
 
     def margin(self) -> int:
-        return max(text_width(f"{end:.3g}") for end in self._ends()) + 5
+        return max(text_width(f"{end:.2g}") for end in self._ends()) + 5
 
     def draw(self, box: Box) -> Drawn:
-        steps, width = len(next(iter(self.curves.values()))), box.width - box.margin
+        steps, width = len(self.thick), box.width - box.margin
         (low, high), frame = self._ends(), _blank(box)
 
         def y(value: float) -> float:
-            return 2 + (box.height - 5) * (1 - (value - low) / (high - low))
+            return 3 + (box.height - 7) * (1 - (value - low) / (high - low))
 
         image = Image.new("RGB", (width, box.height), PAPER)
         pen = ImageDraw.Draw(image)
         pen.line((0, y(0), width, y(0)), fill=FAINT)
-        for colour, curve in self.curves.items():
-            points = [((step + 0.5) * width / steps, y(float(value))) for step, value in enumerate(curve)]
-            pen.line([(0.0, points[0][1]), *points, (float(width), points[-1][1])], fill=colour, width=2)
-        ends = [f"{high:.3g}", f"{low:.3g}"] if box.height > 2 * FONT else [f"{high:.3g}"]
+        for curve, colour, size in ((self.thick, ORANGE, 5), (self.thin, BLUE, 2)):
+            edges = np.arange(steps + 1) * width / steps
+            heights = [y(float(value)) for value in curve]
+            # a level for each step
+            points = [
+                (float(x), height)
+                for x, height in zip(np.stack([edges[:-1], edges[1:]], 1).ravel(), np.repeat(heights, 2), strict=True)
+            ]
+            pen.line(points, fill=colour, width=size)
+        ends = [f"{high:.2g}", f"{low:.2g}"] if box.height > 2 * FONT else [f"{high:.2g}"]
         _write_labels(frame, ends, np.array([FONT / 2, box.height - FONT / 2][: len(ends)]), box.margin - 5)
-        return _revealed(frame, np.asarray(image), box.margin, steps)
+        return _revealed(frame, np.asarray(image), box, steps)
 
 
 @dataclass(frozen=True)
@@ -325,8 +339,9 @@ class Strip(Panel):
         frame[:, box.margin :] = np.asarray(image)
 
         def at(step: int) -> np.ndarray:
-            picture = frame.copy()
-            _draw_cursor(picture[:, box.margin :], min(step, steps - 1), steps)
+            picture: np.ndarray = frame.copy()
+            if not box.is_still:
+                _draw_cursor(picture[:, box.margin :], min(step, steps - 1), steps)
             return picture
 
         return at
@@ -354,8 +369,8 @@ class TimeAxis(Panel):
         pen = ImageDraw.Draw(image)
         for step in range(0, self.steps, every):
             x = box.margin + (step + 0.5) * width / self.steps
-            pen.text((x, 2), str(step), fill=FAINT, font=font(), anchor="mt")
-        _write_labels_on(pen, ["step"], np.array([FONT / 2 + 2]), box.margin - 5, FAINT)
+            pen.text((x, FONT), str(step), fill=FAINT, font=font(), anchor="ms")
+        pen.text((box.margin - 5, FONT), "step", fill=FAINT, font=font(), anchor="rs")
         frame = np.array(image)
         return lambda _step: frame
 
@@ -382,9 +397,7 @@ class Film:
     :param size: width and height in pixels
     """
 
-    def __init__(
-        self, columns: Sequence[Column], length: int, heading: Callable[[int], str], size: tuple[int, int] = SIZE
-    ):
+    def __init__(self, columns: Sequence[Column], length: int, heading: Callable[[int], str], size: tuple[int, int] = SIZE):
         self.length, self.heading = length, heading
         self.background = np.full((size[1], size[0], 3), PAPER, dtype=np.uint8)
         self.placed: list[tuple[int, int, Drawn]] = []  # left, top, and the panel
@@ -404,7 +417,7 @@ class Film:
 
         :param step: from 0
         """
-        frame = self.background.copy()
+        frame: np.ndarray = self.background.copy()
         for left, top, draw in self.placed:
             picture = draw(step)
             frame[top : top + len(picture), left : left + picture.shape[1]] = picture
@@ -422,13 +435,14 @@ class Film:
         ]
         room = height - sum(titles) - GAP * (len(rows) - 1)
         open_rows = sum(wish is None for wish in wishes)
+        shares = sum(row[0].share for row, wish in zip(rows, wishes, strict=True) if wish is None)
         wanted = sum(wish or 0 for wish in wishes)
         most = room - open_rows * min(120, room // (2 * len(rows)))  # so that the others keep a part
         if wanted > most:  # every wish is shortened alike
             wishes = [None if wish is None else int(wish * most / wanted) for wish in wishes]
             wanted = sum(wish or 0 for wish in wishes)
         for row, title, wish in zip(rows, titles, wishes, strict=True):
-            tall = (room - wanted) // open_rows if wish is None else wish
+            tall = int((room - wanted) * row[0].share / shares) if wish is None else wish
             for index, panel in enumerate(row):
                 x, wide = left + index * (_part(width, row) + GAP), _part(width, row)
                 write(self.background, panel.title, x, top, wide)
@@ -457,8 +471,8 @@ def contact_sheet(stills: Sequence[Panel], over_time: Sequence[Panel], steps: Se
         rows += [(0, [(GAP, panel.title, np.zeros((0, 0, 3), np.uint8))]), (tall, row)]
     margin = max((panel.margin() for panel in over_time), default=0)
     for panel in over_time:
-        tall = panel.wish(SHEET_WIDTH) or 150
-        picture = panel.draw(Box(SHEET_WIDTH - 2 * GAP, tall, margin))(max(steps))
+        tall = panel.wish(SHEET_WIDTH) or int(LARGEST_STILL / 2 * min(panel.share, 2))
+        picture = panel.draw(Box(SHEET_WIDTH - 2 * GAP, tall, margin, is_still=True))(max(steps))
         rows.append((tall, [(GAP, panel.title, picture)]))
     heights = [height + (TITLE if any(title for _, title, _ in row) else 0) + GAP // 2 for height, row in rows]
     sheet = np.full((sum(heights) + TITLE + 2 * GAP, SHEET_WIDTH, 3), PAPER, dtype=np.uint8)
@@ -479,11 +493,7 @@ def fitted(image: np.ndarray) -> np.ndarray:
 
     :param image: the picture
     """
-    scale = min(FITTED[0] / image.shape[1], FITTED[1] / image.shape[0])
-    if scale >= 1:
-        return image
-    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+    return _resized(image, min(1.0, FITTED[0] / image.shape[1], FITTED[1] / image.shape[0]))
 
 
 def coloured(values: np.ndarray, scale: float, colours: Sequence[tuple[int, int, int]]) -> np.ndarray:
@@ -543,7 +553,8 @@ def text_width(text: str) -> int:
 def _shades(colours: tuple[tuple[int, int, int], ...]) -> np.ndarray:
     places = np.linspace(0, 1, len(colours))
     channels = [np.interp(np.linspace(0, 1, SHADES), places, channel) for channel in zip(*colours, strict=True)]
-    return np.stack(channels, axis=-1).round().astype(np.uint8)
+    shades: np.ndarray = np.stack(channels, axis=-1).round().astype(np.uint8)
+    return shades
 
 
 def _blank(box: Box) -> np.ndarray:
@@ -556,8 +567,16 @@ def _part(width: int, row: Sequence[Panel]) -> int:
 
 
 def _scale(fits: float) -> float:
-    """How much a picture is enlarged, by a whole number, or shrunk."""
-    return float(min(MOST_SCALE, int(fits))) if fits >= 1 else fits
+    """How much a picture is enlarged or shrunk that would fit at a scale."""
+    return float(min(MOST_SCALE, int(fits))) if fits >= 2 else fits
+
+
+def _resized(image: np.ndarray, scale: float) -> np.ndarray:
+    if scale == int(scale):
+        return image.repeat(int(scale), axis=0).repeat(int(scale), axis=1)
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    kind = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC
+    return np.asarray(Image.fromarray(image).resize(size, kind))
 
 
 def _spans(count: int, pixels: int) -> tuple[np.ndarray, np.ndarray]:
@@ -585,24 +604,25 @@ def _pool_mean(values: np.ndarray, pixels: int, axis: int) -> np.ndarray:
     return means
 
 
-def _revealed(frame: np.ndarray, full: np.ndarray, margin: int, steps: int) -> Drawn:
+def _revealed(frame: np.ndarray, full: np.ndarray, box: Box, steps: int) -> Drawn:
     """
     A picture over time that is shown up to the present step.
 
     :param frame: what surrounds it, ``(h, margin + w, 3)``
     :param full: the picture of all steps, ``(h, w, 3)``
-    :param margin: pixels on its left
+    :param box: its room
     :param steps: ``T``
     """
-    first, _ = _spans(steps, full.shape[1])
+    first, margin = _spans(steps, full.shape[1])[0], box.margin
 
     def at(step: int) -> np.ndarray:
         step = min(step, steps - 1)
-        picture = frame.copy()
+        picture: np.ndarray = frame.copy()
         shown = int(np.searchsorted(first, step, side="right"))
         picture[:, margin : margin + shown] = full[:, :shown]
         picture[:, margin + shown :] = FUTURE
-        _draw_cursor(picture[:, margin:], step, steps)
+        if not box.is_still:
+            _draw_cursor(picture[:, margin:], step, steps)
         return picture
 
     return at

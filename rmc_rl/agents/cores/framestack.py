@@ -45,7 +45,9 @@ class FrameStack(Core):
         return self.linear.weight.new_zeros(batch_size, self.state_size)
 
     def memory_parts(self, state: Tensor) -> dict[str, Tensor]:
-        return {"memory": state.unflatten(-1, (self.num_frames - 1, self.input_size))} if self.state_size else {}
+        if self.state_size == 0:
+            return {}
+        return {"memory": state.reshape(*state.shape[:-1], self.num_frames - 1, self.input_size)}
 
     def axes(self) -> dict[str, tuple[Axis, ...]]:
         return {"memory": ([f"{ago} ago" for ago in range(self.num_frames - 2, -1, -1)], "unit")}

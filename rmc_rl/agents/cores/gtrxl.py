@@ -156,7 +156,7 @@ class GTrXL(Core):
 
     def memory_parts(self, state: Tensor) -> dict[str, Tensor]:
         """Of each layer's window the newest step: the older ones were shown at the steps before."""
-        windows = state[..., :-1].unflatten(-1, (len(self.layers), self.memory_length, self.width))
+        windows = state[..., :-1].reshape(*state.shape[:-1], len(self.layers), self.memory_length, self.width)
         return {"memory": windows[..., -1, :]}
 
     def axes(self) -> dict[str, tuple[Axis, ...]]:

@@ -95,7 +95,7 @@ class MinGRU(Core):
         return self.initial(batch_size)  # type: ignore[no-any-return]
 
     def memory_parts(self, state: Tensor) -> dict[str, Tensor]:
-        return {"memory": state.unflatten(-1, (len(self.blocks), -1))}
+        return {"memory": state.reshape(*state.shape[:-1], len(self.blocks), -1)}
 
     def axes(self) -> dict[str, tuple[Axis, ...]]:
         return {"memory": ("layer", "unit"), "input_gate": ("layer", "unit")}

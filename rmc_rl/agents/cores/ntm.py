@@ -89,7 +89,7 @@ class NTM(Core):
         return state.expand(batch_size, -1)
 
     def memory_parts(self, state: Tensor) -> dict[str, Tensor]:
-        return {"memory": state[..., : self.sizes[0]].unflatten(-1, (self.num_slots, self.slot_size))}
+        return {"memory": state[..., : self.sizes[0]].reshape(*state.shape[:-1], self.num_slots, self.slot_size)}
 
     def axes(self) -> dict[str, tuple[Axis, ...]]:
         writes = [f"write head {index + 1}" for index in range(self.heads - self.read_heads)]

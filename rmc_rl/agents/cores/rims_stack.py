@@ -60,7 +60,7 @@ class ModuleStack(Core):
         for index, part in enumerate(torch.split(state, self.state_sizes, dim=-1)):
             sizes = self.layer(index).sizes
             # (..., S of the layer) -> h (..., K s) -> (..., K, s)
-            h = part[..., : sizes.width].unflatten(-1, (sizes.num_modules, sizes.module_size))
+            h = part[..., : sizes.width].reshape(*part.shape[:-1], sizes.num_modules, sizes.module_size)
             parts["memory" if len(self.layers) == 1 else f"memory_{index}"] = h
         return parts
 

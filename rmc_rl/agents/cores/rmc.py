@@ -179,7 +179,7 @@ class RMC(Core):
         return memory.flatten().expand(batch_size, -1)
 
     def memory_parts(self, state: Tensor) -> dict[str, Tensor]:
-        return {"memory": state.unflatten(-1, (self.num_slots, self.width))}
+        return {"memory": state.reshape(*state.shape[:-1], self.num_slots, self.width)}
 
     def axes(self) -> dict[str, tuple[Axis, ...]]:
         inputs = ["input"] if self.num_entities == 1 else [f"input {index + 1}" for index in range(self.num_entities)]

@@ -110,7 +110,7 @@ class TorchRNN(Core):
 
     def memory_parts(self, state: Tensor) -> dict[str, Tensor]:
         # (..., S) -> (..., parts L, W): h of each layer, then c of each layer
-        return {"memory": state.unflatten(-1, (self.state_parts * self.rnn.num_layers, self.output_size))}
+        return {"memory": state.reshape(*state.shape[:-1], self.state_parts * self.rnn.num_layers, self.output_size)}
 
     def axes(self) -> dict[str, tuple[Axis, ...]]:
         layers = range(1, self.rnn.num_layers + 1)
