@@ -15,6 +15,7 @@ imageio-ffmpeg (pip install 'rmc-rl[watch]'); gif, html and png do not. A run is
 trust=true is needed for a model without a config.yaml, and for a run that names a module of your own, as in core=module:name.
 """
 
+import os
 import time
 from contextlib import closing
 from typing import Any
@@ -51,6 +52,7 @@ def watch(config: DictConfig, _command: str | None = None) -> int:
     :raises UsageError: for a mistake in the configuration, or a run that is damaged
     """
     check_format(config.format)
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame, which draws some environments, looks for a screen otherwise
     player = find_player(config, find_device(config.device), "films")
     policy = getattr(player.model, "policy", player.model)  # a policy has none
     require(isinstance(policy, MlpMemoryPolicy), "model must be one whose policy has a core", type(policy).__name__)
