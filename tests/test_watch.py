@@ -2,6 +2,7 @@
 
 import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import gymnasium
@@ -73,7 +74,7 @@ def test_a_film_of_every_core(core):
     assert len(film) == 7
     drawn = [film.frame(step) for step in range(7)]
     assert {frame.shape for frame in drawn} == {(576, 1024, 3)}
-    assert all((first != second).any() for first, second in zip(drawn, drawn[1:], strict=False))
+    assert all((first != second).any() for first, second in pairwise(drawn))
     assert panels.sheet().shape[1] == 1600
     looks = recording.looks
     memory = policy.core.memory_parts(looks["state"])
@@ -113,7 +114,9 @@ def test_frames_are_the_worlds_pictures_and_the_last_one_shows_the_end():
     _, recording = record("gru")
     blue = [int((frame == np.array(drawing.SEEN)).all(-1).sum()) for frame in recording.frames]
     assert 0 < blue[0] < blue[1] == blue[-1]
-    answers = [(frame == np.array(colour)).all(-1).sum() for frame in recording.frames for colour in (drawing.RIGHT, drawing.WRONG)]
+    answers = [
+        (frame == np.array(colour)).all(-1).sum() for frame in recording.frames for colour in (drawing.RIGHT, drawing.WRONG)
+    ]
     assert answers[-1] + answers[-2] > answers[-3] + answers[-4] > 0  # the last answer is in the last picture alone
 
 
@@ -291,7 +294,11 @@ def test_a_core_of_ones_own_needs_no_labels():
     policy = make_policy(env, Leak, {}, net_arch=[])
     panels = Panels(record_episode(policy, env), policy, "leak")
     (matrix,) = panels.attention
-    assert (matrix.title, matrix.rows, matrix.columns) == ("odd attention now", ["query 1", "query 2"], ["key 1", "key 2", "key 3"])
+    assert (matrix.title, matrix.rows, matrix.columns) == (
+        "odd attention now",
+        ["query 1", "query 2"],
+        ["key 1", "key 2", "key 3"],
+    )
     assert panel(panels, "state:").values.shape == (5, 1, 2)
 
 
@@ -363,7 +370,9 @@ def test_other_panels():
         columns = np.flatnonzero((cells == dark).all(-1).any(0))
         assert (columns.mean() > 90) == (place == 1)
     assert light != dark
-    bars = Bars("", np.array([[0.25, 0.75]]), ["a", "b"], np.array([[False, True]]), np.array([[True, False]])).draw(Box(300, 60, 0))(0)
+    bars = Bars("", np.array([[0.25, 0.75]]), ["a", "b"], np.array([[False, True]]), np.array([[True, False]])).draw(
+        Box(300, 60, 0)
+    )(0)
     lengths = [int((bars == colour).all(-1).any(0).sum()) for colour in (pictures.BLUE, pictures.VERMILLION)]
     assert lengths[1] == pytest.approx(3 * lengths[0], abs=4)
     lines = Lines("", np.array([0.0, 1.0]), np.array([0.0, 0.0])).draw(Box(100, 50, 20))(1)
@@ -406,7 +415,9 @@ def write_run(folder, core):
     folder.mkdir()
     kwargs = {key: value for key, value in core.items() if key != "name"}
     model = RecurrentPPO(
-        "MlpMemoryPolicy", make_vec("rmc_rl/Copy-v0", 2, env_kwargs=COPY), policy_kwargs=dict(core=core["name"], core_kwargs=kwargs)
+        "MlpMemoryPolicy",
+        make_vec("rmc_rl/Copy-v0", 2, env_kwargs=COPY),
+        policy_kwargs=dict(core=core["name"], core_kwargs=kwargs),
     )
     model.save(folder / "model.zip")
     config = dict(env="rmc_rl/Copy-v0", env_kwargs=COPY, core=core, policy={}, algo=dict(name="ppo", use_sde=False))
@@ -460,7 +471,7 @@ def test_gif_html_and_png(call, run):
     assert "3 steps, cut by max_steps=3" in out
     (still,) = written(out)
     with Image.open(still) as picture:
-        assert picture.width == 1600
+        assert picture.width == 900
     assert not [path for path in (run / "films").iterdir() if "partial" in path.name or path.stat().st_size == 0]
 
 
@@ -500,7 +511,10 @@ def test_mistakes_get_one_line(call, run, arguments, message):
 
 def test_a_film_needs_a_run_and_ffmpeg(call, run, tmp_path, monkeypatch):
     status, _, err = call("format=gif")
-    assert (status, err) == (2, "error: run must be the folder of a run, as in run=runs/<env>/<core>/<stamp>-seed0, got None\n")
+    assert (status, err) == (
+        2,
+        "error: run must be the folder of a run, as in run=runs/<env>/<core>/<stamp>-seed0, got None\n",
+    )
     (tmp_path / "empty").mkdir()
     status, _, err = call("run=empty", "format=gif")
     assert status == 2

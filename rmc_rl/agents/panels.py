@@ -7,6 +7,7 @@ user's own is shown in the same way.
 """
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,8 @@ BRIGHTEST = (
 )
 MEMORY_SHARE = 2.5  # of the height, relative to other panels over time
 STILLS = 8  # steps on a contact sheet
+MANY_MATRICES = 4  # so many stand in pairs
+SEEN_HEIGHT = 170  # pixels at most: of an image that the agent saw
 SHARES = (1.05, 1.45, 0.85)  # widths of the columns: pictures and actions, over time, attention
 
 
@@ -56,7 +59,7 @@ class Panels:
         self.recording, self.policy, self.name = recording, policy, name
         self.axes = policy.core.axes()
         self.pictures: list[Panel] = []  # of the present step
-        self.attention: list[Panel] = []  # of the present step
+        self.attention: list[Matrix] = []  # of the present step
         self.actions: list[Panel] = []
         self.over_time: list[Panel] = []
         if recording.frames:
@@ -74,12 +77,16 @@ class Panels:
     def film(self) -> Film:
         """The film: a frame before each action, and one after the last."""
         pictures, over_time, attention = SHARES
-        # two matrices side by side if there are many
-        pairs = [self.attention[index : index + 2] for index in range(0, len(self.attention), 2)]
-        matrices = [[panel] for panel in self.attention] if len(self.attention) < 4 else pairs
+        # two pictures leave no room for curves below them
+        beside = [self.lines] if len(self.pictures) > 1 else []
+        left = [*self.pictures, *self.actions, *([] if beside else [self.lines])]
+        matrices: list[list[Panel]] = [[panel] for panel in self.attention]
+        if len(self.attention) >= MANY_MATRICES:
+            short = [replace(panel, title=panel.title.split(" (")[0]) for panel in self.attention]
+            matrices = [[*short[index : index + 2]] for index in range(0, len(short), 2)]
         columns = [
-            Column(pictures, [[panel] for panel in (*self.pictures, *self.actions, self.lines)]),
-            Column(over_time, [[panel] for panel in self.over_time]),
+            Column(pictures, [[panel] for panel in left]),
+            Column(over_time, [[panel] for panel in (*beside, *self.over_time)]),
             Column(attention, matrices),
         ]
         return Film(columns, self.recording.length + 1, self.heading)
@@ -124,7 +131,7 @@ class Panels:
             title = f"what it saw: {name}" if name else "what it saw"
             numbers, of_part = part.cpu().numpy(), of_parts[name]
             if isinstance(of_part, spaces.Box) and is_image_space(of_part) and min(of_part.shape[:2]) > 0:
-                self.pictures.append(Pictures(title, _images(numbers, of_part)))
+                self.pictures.append(Pictures(title, _images(numbers, of_part), SEEN_HEIGHT))
             else:
                 self.over_time.append(_numbers_seen(title, numbers, of_part))
 
@@ -187,8 +194,12 @@ class Panels:
             rows = [f"{row} {label}".strip() for row in rows for label in self._labels(name, axis, shape)]
         keys = self._labels(name, len(shape) - 1, shape)
         title = f"{name.replace('_', ' ')}" + (f" (mean of {heads} heads)" if heads > 1 else "")
-        if values.shape[1] == 1:  # a single query is worth more over time than as one row
-            self.over_time.append(HeatMap(f"{title} over time", values.transpose(0, 2, 1), keys))
+        few_queries = values.shape[1] <= 4 and len(keys) > FEW  # GTrXL: layers to many past steps
+        if values.shape[1] == 1 or few_queries:  # shows more over time than at one step
+            bands = values if few_queries else values.transpose(0, 2, 1)
+            band = f"; top: {keys[0]}, bottom: {keys[-1]}" if few_queries else ""
+            labels, scale = (rows if few_queries else keys), float(np.percentile(values, BRIGHTEST))
+            self.over_time.append(HeatMap(f"{title} over time (0 to {scale:.2g}{band})", bands, labels, scale))
         else:
             self.attention.append(Matrix(f"{title} now", values, rows, keys))
 

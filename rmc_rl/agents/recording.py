@@ -9,6 +9,7 @@ Shapes: ``T`` steps of the episode, ``A`` actions of all parts of the action spa
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ from torch.distributions import Bernoulli, Categorical
 
 from rmc_rl.agents.policies import MlpMemoryPolicy
 from rmc_rl.agents.rollout import count_masked
+from rmc_rl.agents.sequences import unroll_sequences
 from rmc_rl.agents.state import join_state
 from rmc_rl.errors import require, require_whole
 
@@ -104,9 +106,11 @@ def record_episode(
         obs, _ = policy.obs_to_tensor(observation)
         mask = torch.as_tensor(np.asarray(get_action_masks(env)), device=policy.device) if has_masks else None
         starts = torch.full((1,), float(start), device=policy.device)
-        before = states
-        action, value, _, states = policy(obs, before, starts, deterministic, mask)
-        distribution, _ = policy.get_distribution(obs, before.pi, starts, mask)
+        # what the policy's forward does, which does not return the distribution
+        latent_pi, latent_vf, states = policy._latents(obs, states, partial(unroll_sequences, episode_starts=starts))
+        distribution = policy._distribution(latent_pi, mask)
+        action = distribution.get_actions(deterministic=deterministic).reshape(1, *(env.action_space.shape or ()))
+        value = policy.value_net(latent_vf)
         observation, reward, done, infos = env.step(policy.within_bounds(action.cpu().numpy()))
         found = (_cloned(obs), start, action[0], mask, _shown(distribution, env.action_space), value.item())
         for name, part in zip(steps, (*found, float(infos[0].get("unclipped_reward", reward[0]))), strict=True):

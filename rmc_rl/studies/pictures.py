@@ -30,7 +30,7 @@ MARK = 3  # pixels: height of a mark on a band
 LARGEST_ROW = 26  # pixels: of a bar
 MOST_SCALE = 8  # times that a small picture is enlarged
 SIZE = (1024, 576)  # width and height of a film
-SHEET_WIDTH, LARGEST_STILL = 1600, 300  # pixels: of a contact sheet, of one of its pictures
+SHEET_WIDTHS, LARGEST_STILL = (900, 1600), 280  # pixels: of a contact sheet, of one of its pictures
 FITTED = (400, 440)  # largest width and height at which a picture is kept
 
 Drawn = Callable[[int], np.ndarray]  # from a step to a picture
@@ -87,14 +87,16 @@ class Pictures(Panel):
 
     :param title: above it
     :param images: ``(h, w, 3)`` or grey ``(h, w)``; the last one stays if there are more steps
+    :param most: pixels: the largest height that it wishes for
     """
 
     title: str
     images: Sequence[np.ndarray]
+    most: int = FITTED[1]
 
     def wish(self, width: int) -> int:
         height, wide = self.images[0].shape[:2]
-        return max(1, int(height * _scale(width / wide)))
+        return max(1, int(height * _scale(min(width / wide, self.most / height))))
 
     def draw(self, box: Box) -> Drawn:
         def at(step: int) -> np.ndarray:
@@ -176,16 +178,19 @@ class Matrix(Panel):
 
     def draw(self, box: Box) -> Drawn:
         _, rows, columns = self.values.shape
-        frame, margin = _blank(box), self.margin()
-        turned = max(map(text_width, self.columns)) + 4 > (box.width - margin) // columns
-        top = (max(map(text_width, self.columns)) if turned else FONT + 3) + 4
+        row_labels, column_labels = self.rows, self.columns
+        if self.margin() > box.width // 4:  # little room: without the word before each number
+            row_labels, column_labels = _shortened(row_labels), _shortened(column_labels)
+        frame, margin = _blank(box), max(map(text_width, row_labels), default=0) + 5
+        turned = max(map(text_width, column_labels)) + 4 > (box.width - margin) // columns
+        top = (max(map(text_width, column_labels)) if turned else FONT + 3) + 4
         width = max(1, min((box.width - margin) // columns, 60))
         height = max(1, min((box.height - top) // rows, max(width, 24)))
         centres = (np.arange(rows) + 0.5) * height + top
-        _write_labels(frame, self.rows, centres, margin - 5)
+        _write_labels(frame, row_labels, centres, margin - 5)
         image = Image.fromarray(frame)
         every = -(-(FONT + 1) // width)  # labels that fit side by side
-        for column, label in enumerate(self.columns):
+        for column, label in enumerate(column_labels):
             if column % every and column != columns - 1:
                 continue
             centre = margin + (column + 0.5) * width
@@ -368,7 +373,7 @@ class TimeAxis(Panel):
         image = Image.fromarray(_blank(box))
         pen = ImageDraw.Draw(image)
         for step in range(0, self.steps, every):
-            x = box.margin + (step + 0.5) * width / self.steps
+            x = box.margin + max((step + 0.5) * width / self.steps, text_width(str(step)) / 2 + 2)
             pen.text((x, FONT), str(step), fill=FAINT, font=font(), anchor="ms")
         pen.text((box.margin - 5, FONT), "step", fill=FAINT, font=font(), anchor="rs")
         frame = np.array(image)
@@ -459,9 +464,11 @@ def contact_sheet(stills: Sequence[Panel], over_time: Sequence[Panel], steps: Se
     :param over_time: drawn once, at the last step
     :param steps: which steps are shown
     :param heading: the text above
-    :return: the picture, ``(h, 1600, 3)``
+    :return: the picture, 900 to 1600 pixels wide
     """
-    width = (SHEET_WIDTH - GAP) // max(len(steps), 3) - GAP  # three at least, so that no picture is huge
+    narrowest, widest = SHEET_WIDTHS
+    sheet_width = min(max(len(steps) * (LARGEST_STILL + GAP) + GAP, narrowest), widest)
+    width = min((sheet_width - GAP) // len(steps) - GAP, LARGEST_STILL)
     rows: list[tuple[int, list[tuple[int, str, np.ndarray]]]] = []  # height; left, title and picture of each panel
     for panel in stills:
         tall = min(panel.wish(width) or width, LARGEST_STILL)
@@ -471,17 +478,17 @@ def contact_sheet(stills: Sequence[Panel], over_time: Sequence[Panel], steps: Se
         rows += [(0, [(GAP, panel.title, np.zeros((0, 0, 3), np.uint8))]), (tall, row)]
     margin = max((panel.margin() for panel in over_time), default=0)
     for panel in over_time:
-        tall = panel.wish(SHEET_WIDTH) or int(LARGEST_STILL / 2 * min(panel.share, 2))
-        picture = panel.draw(Box(SHEET_WIDTH - 2 * GAP, tall, margin, is_still=True))(max(steps))
+        tall = panel.wish(sheet_width) or int(LARGEST_STILL / 2 * min(panel.share, 2))
+        picture = panel.draw(Box(sheet_width - 2 * GAP, tall, margin, is_still=True))(max(steps))
         rows.append((tall, [(GAP, panel.title, picture)]))
     heights = [height + (TITLE if any(title for _, title, _ in row) else 0) + GAP // 2 for height, row in rows]
-    sheet = np.full((sum(heights) + TITLE + 2 * GAP, SHEET_WIDTH, 3), PAPER, dtype=np.uint8)
-    write(sheet, heading, GAP, GAP // 2, SHEET_WIDTH - 2 * GAP, FONT + 1)
+    sheet = np.full((sum(heights) + TITLE + 2 * GAP, sheet_width, 3), PAPER, dtype=np.uint8)
+    write(sheet, heading, GAP, GAP // 2, sheet_width - 2 * GAP, FONT + 1)
     top = TITLE + GAP
     for (height, row), total in zip(rows, heights, strict=True):
         titled = total - height - GAP // 2
         for x, title, picture in row:
-            write(sheet, title, x, top, SHEET_WIDTH - GAP - x)
+            write(sheet, title, x, top, sheet_width - GAP - x)
             sheet[top + titled : top + titled + len(picture), x : x + picture.shape[1]] = picture
         top += total
     return sheet
@@ -637,19 +644,19 @@ def _draw_cursor(picture: np.ndarray, step: int, steps: int) -> None:
 
 def _write_labels(frame: np.ndarray, labels: Sequence[str], centres: np.ndarray, right: int) -> None:
     """Labels at some heights, right-aligned; only those that do not overlap."""
-    image = Image.fromarray(frame)
-    _write_labels_on(ImageDraw.Draw(image), labels, centres, right)
+    image, height = Image.fromarray(frame), len(frame)
+    pen = ImageDraw.Draw(image)
+    free = -float(FONT)
+    for label, centre in zip(labels, centres.tolist(), strict=True):
+        if centre - FONT / 2 >= free - 1 and -1 <= centre - FONT / 2 <= height - FONT + 1:
+            pen.text((right, centre), label, fill=INK, font=font(), anchor="rm")
+            free = centre + FONT / 2
     frame[:] = np.asarray(image)
 
 
-def _write_labels_on(
-    pen: ImageDraw.ImageDraw, labels: Sequence[str], centres: np.ndarray, right: int, colour: tuple[int, int, int] = INK
-) -> None:
-    free = -float(FONT)
-    for label, centre in zip(labels, centres.tolist(), strict=True):
-        if centre - FONT / 2 >= free - 1:
-            pen.text((right, centre), label, fill=colour, font=font(), anchor="rm")
-            free = centre + FONT / 2
+def _shortened(labels: Sequence[str]) -> list[str]:
+    """ "slot 3" as "3", if it is a number that follows."""
+    return [last if (last := label.rpartition(" ")[2]).isdigit() else label for label in labels]
 
 
 def _write_turned(image: Image.Image, label: str, centre: int, bottom: int) -> None:
