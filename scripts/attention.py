@@ -12,6 +12,7 @@ episodes. With --out it also draws the mean attention matrices.
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,8 @@ def look(run: str, model: str, episodes: int, seed: int) -> tuple[np.ndarray, np
     env_kwargs = dict(Run.open(run).read_config().env_kwargs)
     env = make_vec("rmc_rl/NthFarthest-v0", episodes, seed=seed, env_kwargs=env_kwargs)
     world = env.vector  # type: ignore[attr-defined]
-    seen, state, start = [env.reset()], None, np.ones(episodes, dtype=bool)
+    observation: Any = env.reset()
+    seen, state, start = [observation], None, np.ones(episodes, dtype=bool)
     for step in range(world.n_vectors):
         actions, state = policy.predict(seen[-1], state, start, deterministic=True)
         observation, rewards, start, _ = env.step(actions)

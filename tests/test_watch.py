@@ -1,6 +1,8 @@
 """Films of episodes: what is recorded, what is drawn of it, and why an action was taken."""
 
+import importlib
 import re
+import shlex
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -9,6 +11,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+import yaml
 from gymnasium import spaces
 from omegaconf import OmegaConf
 from PIL import Image
@@ -548,3 +551,50 @@ def test_masks_of_policies_in_algorithms(call, tmp_path):
     status, out, err = call("model=./m.zip", "env=CartPole-v1", "format=png", "trust=true", "max_steps=3")
     assert status == 0, err
     assert written(out)[0].parent == Path("films")
+
+
+def page(checkout):
+    return (checkout / "docs" / "watching.md").read_text()
+
+
+def test_command_lines_of_the_page_are_accepted(checkout, monkeypatch, capsys):
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", page(checkout), re.DOTALL))
+    lines = re.findall(r"^scripts/rmc .*", blocks, re.MULTILINE)
+    assert len(lines) >= 10
+    for line in lines:
+        _, verb, *arguments = shlex.split(line.replace("<folder>", "folder"), comments=True)
+        monkeypatch.setattr(sys, "argv", [verb, *arguments, "--cfg", "job"])
+        importlib.import_module(f"rmc_rl.{verb}").main()
+        assert yaml.safe_load(capsys.readouterr().out), line
+
+
+def test_python_of_the_page_runs(checkout, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```python\n(.*?)```", page(checkout), re.DOTALL)
+    exec(compile(block, "watching.md", "exec"), {"__name__": "page"})
+    with Image.open("film.gif") as film:
+        assert film.n_frames == 13
+
+
+def test_pictures_of_the_page_are_there(checkout):
+    found = re.findall(r"!\[[^]]+\]\(([^)]+)\)", page(checkout))
+    assert len(found) >= 5
+    for name in found:
+        assert 0 < (checkout / "docs" / name).stat().st_size < 2_000_000, name
+
+
+def test_attention_of_a_run_on_nth_farthest(checkout, tmp_path, python):
+    folder = tmp_path / "nth"
+    folder.mkdir()
+    env = make_vec("rmc_rl/NthFarthest-v0", 2)
+    RecurrentPPO(MlpMemoryPolicy, env, policy_kwargs=dict(core="rmc", core_kwargs=SMALL["rmc"])).save(folder / "model.zip")
+    core = dict(name="rmc", **SMALL["rmc"])
+    config = dict(env="rmc_rl/NthFarthest-v0", env_kwargs={}, core=core, policy={}, algo=dict(name="ppo", use_sde=False))
+    Run(folder).write_config(OmegaConf.create(config), "train")
+    done = python(str(checkout / "scripts" / "attention.py"), "nth", "--episodes", "50", "--out", "attention.png")
+    assert done.returncode == 0, done.stderr
+    rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| ") and line[2].isdigit()]
+    assert [row[1] for row in rows] == ["to come", "now", "to come", "now", "seen before", "now", "seen before"]
+    assert sum(int(row[2]) for row in rows) == 3 * 50
+    with Image.open(tmp_path / "attention.png") as picture:
+        assert picture.width > 700
