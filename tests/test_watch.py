@@ -342,6 +342,30 @@ def test_atari_shows_the_games_own_screen():
     env.close()
 
 
+@pytest.mark.parametrize(
+    ("env_id", "kwargs", "steps"),
+    [("ALE/Breakout-v5", dict(max_num_frames_per_episode=160), 50), ("rmc_rl/Copy-v0", COPY, 15), ("CartPole-v1", {}, 40)],
+)
+def test_drawing_changes_nothing_and_keeps_the_last_picture(env_id, kwargs, steps):
+    plain, drawn = (make_vec(env_id, 2, seed=4, env_kwargs=kwargs, pictures=pictures) for pictures in (False, True))
+    ends = 0
+    np.testing.assert_array_equal(plain.reset(), drawn.reset())
+    for step in range(steps):
+        actions = np.full(2, step % 2)
+        before = drawn.get_images()
+        (seen, rewards, dones, _), found = plain.step(actions), drawn.step(actions)
+        for first, second in zip((seen, rewards, dones), found, strict=False):
+            np.testing.assert_array_equal(first, second)
+        for index in np.flatnonzero(dones):
+            frame = found[3][index]["final_frame"]
+            assert frame.shape == before[index].shape
+            assert (frame != drawn.get_images()[index]).any()  # which is that of the next episode
+            ends += 1
+    assert ends >= 2
+    for env in (plain, drawn):
+        env.close()
+
+
 # pictures
 
 

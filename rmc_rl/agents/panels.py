@@ -35,9 +35,8 @@ from rmc_rl.studies.pictures import (
 
 AVERAGED = ("head", "unit")  # axes that pictures average over
 FEW = 24  # numbers that get a row or a bar of their own, with a label
-BRIGHTEST = (
-    99.5  # percentile of the sizes of a state that gets the darkest colour: a single large number would hide the others
-)
+# percentile of the sizes of a state that gets the darkest colour: a single large number would hide the others
+BRIGHTEST = 99.5
 MEMORY_SHARE = 2.5  # of the height, relative to other panels over time
 STILLS = 8  # steps on a contact sheet
 MANY_MATRICES = 4  # so many stand in pairs
@@ -67,7 +66,9 @@ class Panels:
         self._add_observations()
         self._add_core()
         self._add_actions()
-        self.lines = Lines("thin: value; thick: reward so far", recording.rewards.cumsum(), recording.values)
+        self.lines = Lines(
+            "thin: value; thick: reward so far, with this action's", recording.rewards.cumsum(), recording.values
+        )
         if why is not None:
             step, influences = why
             title = f"why action {step}: gradient to each observation"
@@ -118,7 +119,8 @@ class Panels:
             how = "the end" if self.recording.ended else "cut"
             return f"{self.name}   {how} after {count} steps   reward {self._reward(count)}"
         action = np.array2string(self.recording.actions[step].cpu().numpy(), precision=2, separator=", ")
-        return f"{self.name}   step {step} of {count}   action {action}   reward so far {self._reward(step)}"
+        brings = f"action {action}, reward {self.recording.rewards[step]:.3g}"
+        return f"{self.name}   step {step} of {count}   {brings}   so far {self._reward(step + 1)}"
 
     def _reward(self, steps: int) -> str:
         return f"{self.recording.rewards[:steps].sum():.3g}"
