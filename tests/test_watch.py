@@ -565,8 +565,7 @@ def test_a_film_that_fails_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_masks_of_policies_in_algorithms(call, tmp_path):
-    """A model without a run needs trust and an environment."""
+def test_a_model_without_a_run_needs_trust(call, tmp_path):
     env = make_vec("CartPole-v1", 1)
     RecurrentPPO(MlpMemoryPolicy, env, policy_kwargs=dict(core="gru", core_kwargs=dict(width=4))).save(tmp_path / "m.zip")
     status, _, err = call("model=./m.zip", "env=CartPole-v1", "format=png")

@@ -69,7 +69,7 @@ def check_format(name: str) -> None:
         _ffmpeg()
 
 
-def write_film(film: Film, path: Path, fps: float, after_frame: Callable[[], object] = lambda: None) -> None:
+def write_film(film: Film, path: str | Path, fps: float, after_frame: Callable[[], object] = lambda: None) -> None:
     """
     Draw all frames of a film into a file.
 
@@ -80,6 +80,7 @@ def write_film(film: Film, path: Path, fps: float, after_frame: Callable[[], obj
     :raises UsageError: for another ending, or if ffmpeg is not installed
     :raises OSError: if the file cannot be written
     """
+    path = Path(path)
     writers = {".mp4": _write_mp4, ".gif": _write_gif, ".html": _write_html}
     require_choice("the ending of a film", path.suffix, writers)
 
@@ -92,7 +93,7 @@ def write_film(film: Film, path: Path, fps: float, after_frame: Callable[[], obj
         writers[path.suffix](film, frames(), partial, fps)
 
 
-def write_still(picture: np.ndarray, path: Path) -> None:
+def write_still(picture: np.ndarray, path: str | Path) -> None:
     """
     Write one picture as PNG.
 
@@ -100,7 +101,7 @@ def write_still(picture: np.ndarray, path: Path) -> None:
     :param path: the file
     :raises OSError: if it cannot be written
     """
-    with _whole(path) as partial:
+    with _whole(Path(path)) as partial:
         Image.fromarray(picture).save(partial, optimize=True)
 
 
