@@ -103,7 +103,7 @@ def record_episode(
     steps: dict[str, list[Any]] = {name: [] for name in ("obs", "start", "action", "mask", "shown", "value", "reward")}
     ended = False
     while not ended and len(steps["obs"]) < max_steps:
-        obs, _ = policy.obs_to_tensor(observation)
+        obs = _cloned(policy.obs_to_tensor(observation)[0])
         mask = torch.as_tensor(np.asarray(get_action_masks(env)), device=policy.device) if has_masks else None
         starts = torch.full((1,), float(start), device=policy.device)
         # what the policy's forward does, which does not return the distribution
@@ -112,7 +112,7 @@ def record_episode(
         action = distribution.get_actions(deterministic=deterministic).reshape(1, *(env.action_space.shape or ()))
         value = policy.value_net(latent_vf)
         observation, reward, done, infos = env.step(policy.within_bounds(action.cpu().numpy()))
-        found = (_cloned(obs), start, action[0], mask, _shown(distribution, env.action_space), value.item())
+        found = (obs, start, action[0], mask, _shown(distribution, env.action_space), value.item())
         for name, part in zip(steps, (*found, float(infos[0].get("unclipped_reward", reward[0]))), strict=True):
             steps[name].append(part)
         start = bool(done[0])
