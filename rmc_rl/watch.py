@@ -12,7 +12,8 @@ decided the action of that step: the size of the gradient of the action's log-pr
 
 Films lie in films/ of the run's folder, or of the model's folder if it belongs to no run. No window is needed. mp4 needs
 imageio-ffmpeg (pip install 'rmc-rl[watch]'); gif, html and png do not. A run is read as data, as by rmc_rl.evaluate;
-trust=true is needed for a model without a config.yaml, and for a run that names a module of your own, as in core=module:name.
+trust=true is needed for a model without a config.yaml, and for a run of somebody else, or from another machine, that names a
+module, as in core=module:name.
 """
 
 import os
