@@ -9,6 +9,7 @@ A run's folder: what lies in it, how it is written and read back.
       checkpoints/<steps>/   what exact resume needs, every ``checkpoint_every`` steps: :mod:`rmc_rl.runs.checkpoint`
       events.out.tfevents*   TensorBoard; progress.csv holds the same numbers
       evaluations/           what ``rmc_rl.evaluate`` found
+      films/                 what ``rmc_rl.watch`` filmed
       lock                   held by the process that trains the run
 """
 
