@@ -51,7 +51,8 @@ def test_every_yaml_file_is_used(checkout):
         {f"{group}/{name}.yaml" for name in names} for group, names in (("core", core_names()), ("family", FAMILIES))
     )
     algorithms = {f"algo/{name}.yaml" for name in ALGORITHMS}
-    assert found == {"common.yaml", "train.yaml", "evaluate.yaml", "compare.yaml"} | cores | families | algorithms
+    files = {"common.yaml", "train.yaml", "evaluate.yaml", "compare.yaml", "watch.yaml"}
+    assert found == files | cores | families | algorithms
 
 
 @pytest.mark.parametrize("core", core_names())

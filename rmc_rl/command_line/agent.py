@@ -75,7 +75,13 @@ def make_env(config: DictConfig) -> VecEnv:
 
 
 def make_playing_env(
-    env_id: str, env_kwargs: dict[str, Any], n_envs: int, seed: int, model: BaseAlgorithm | BasePolicy, model_path: Path
+    env_id: str,
+    env_kwargs: dict[str, Any],
+    n_envs: int,
+    seed: int,
+    model: BaseAlgorithm | BasePolicy,
+    model_path: Path,
+    pictures: bool = False,
 ) -> VecEnv:
     """
     An environment to play in with a trained agent, wrapped as it was in training.
@@ -86,6 +92,7 @@ def make_playing_env(
     :param seed: of the copies
     :param model: the agent
     :param model_path: its file, beside which the statistics of normalised observations lie
+    :param pictures: see :func:`rmc_rl.make_vec`
     :raises UsageError: for a mistake in the keywords, an environment with other spaces than the agent's, or more copies than
         fit into memory
     """
@@ -96,7 +103,7 @@ def make_playing_env(
     require_memory("the observations and states of n_envs copies", size, torch.device("cpu"))
     previous = isinstance(seen, spaces.Dict) and PREVIOUS in seen.spaces
     keywords = {str(key): value for key, value in env_kwargs.items()}
-    env: VecEnv = make_vec(env_id, n_envs, seed=seed, env_kwargs=keywords, previous_action_reward=previous)
+    env: VecEnv = make_vec(env_id, n_envs, seed=seed, env_kwargs=keywords, previous_action_reward=previous, pictures=pictures)
     if (statistics := normalization_path(model_path)).is_file():
         env = load_normalization(statistics, env)
     env = wrap_env(RecurrentPPO, env)

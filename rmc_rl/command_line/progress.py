@@ -29,11 +29,11 @@ def say(text: str = "") -> None:
         print(text, flush=True)
 
 
-def progress_bar(total: int, unit: str, initial: int = 0) -> "tqdm[Any]":
+def progress_bar(total: int | None, unit: str, initial: int = 0) -> "tqdm[Any]":
     """
     A progress bar on standard error.
 
-    :param total: units until the end
+    :param total: units until the end; None: it is not known
     :param unit: what is counted, as in "steps"
     :param initial: units that were done before
     """

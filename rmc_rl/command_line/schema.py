@@ -115,6 +115,25 @@ class CompareKeys:
     out: str | None
 
 
+@dataclass
+class WatchKeys:
+    """Keys of ``configs/watch.yaml``."""
+
+    run: str | None
+    model: str
+    env: str | None
+    env_kwargs: dict[str, Any]
+    trust: bool
+    deterministic: bool
+    episodes: int = field(metadata=FROM_1)
+    max_steps: int = field(metadata=FROM_1)
+    why: int | None = field(metadata=FROM_0)
+    format: str
+    fps: float | None = field(metadata={"above": 0, "at_most": 100})
+    seed: int = field(metadata=FROM_0)
+    device: str
+
+
 def check_keys(schema: type[Any], config: DictConfig) -> DictConfig:
     """
     Check the types and ranges of a configuration.

@@ -56,7 +56,8 @@ class BatchedWorld(VectorEnv[Tensor, Tensor | np.ndarray, Tensor], ABC):
     autoreset and Gymnasium's interface. A copy whose episode ends begins the next one in the same step
     (``AutoresetMode.SAME_STEP``): the step returns the first observation of the new episode. The last observation of the
     ended episode is in ``info["final_obs"]``, valid where ``info["_final_obs"]``. On the CPU both keys exist only if an
-    episode ended. On another device they always exist, so that no step waits for the device.
+    episode ended. On another device they always exist, so that no step waits for the device. With a render mode,
+    ``info["final_frames"]`` beside them has the pictures before the new episodes began.
 
     One generator draws for all copies: ``reset(seed=...)`` fixes the whole batch, and the episodes of a copy depend on ``B``.
 
@@ -202,7 +203,9 @@ class BatchedWorld(VectorEnv[Tensor, Tensor | np.ndarray, Tensor], ABC):
         done = terminated | truncated
         if self._is_on_cpu and not done.any():
             return self._observe(), rewards, terminated, truncated, {}
-        info = {"final_obs": self._observe(), "_final_obs": done}
+        info: dict[str, Any] = {"final_obs": self._observe(), "_final_obs": done}
+        if self.render_mode is not None:
+            info["final_frames"] = self.render()
         self._begin(done)
         return self._observe(), rewards, terminated, truncated, info
 

@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import ale_py
@@ -30,6 +31,7 @@ gymnasium.register_envs(ale_py)
 
 
 _ATARI_GIVEN = ("self", "spec", "num_envs")  # arguments of AtariVecEnv that are not the user's
+DRAWN = "rgb_array"  # the render mode of pictures as arrays
 _NEAR = 0.75  # similarity of names that are suggested
 MOST_STEPS = 100_000  # of an episode of a world of rmc_rl/*: longer ones would seem to hang
 
@@ -110,6 +112,7 @@ def make_vec(
     processes: bool = False,
     device: torch.device | str = "cpu",
     previous_action_reward: bool = False,
+    pictures: bool = False,
 ) -> VecEnv:
     """
     Copies of an environment as an SB3 ``VecEnv`` with episode statistics.
@@ -128,6 +131,8 @@ def make_vec(
     :param device: where a batched world of ``rmc_rl/*`` keeps its tensors
     :param previous_action_reward: whether observations also contain the previous action and reward, see
         :class:`~rmc_rl.envs.previous_action_reward.PreviousActionReward`
+    :param pictures: draw the copies, where they can be drawn: ``get_images()`` returns their pictures, and
+        ``info["final_frame"]`` is the last picture of an episode
     :raises UsageError: for an unknown id or keyword, or an invalid value
     """
     n_envs = whole("n_envs", n_envs)
@@ -142,6 +147,8 @@ def make_vec(
     require(alone or not processes, f"processes must be false for {env_id}, whose copies are stepped together", processes)
     require(on_cpu or spec.id in WORLDS, f"device must be cpu for {env_id}, which is no world of rmc_rl/*", str(device))
     vec_env: VecEnv
+    if pictures and (is_atari(spec) or (spec.id in WORLDS and DRAWN in load_world(WORLDS[spec.id]).metadata["render_modes"])):
+        keywords["render_mode"] = DRAWN
     if is_atari(spec):
         check_keywords(kind, AtariVecEnv.__init__, keywords, given=_ATARI_GIVEN)
         vec_env = AtariVecEnv(spec, n_envs, **keywords)
@@ -154,13 +161,30 @@ def make_vec(
         require(steps <= MOST_STEPS, f"{rule}, not of about {steps:,}", keywords)
         vec_env = SameStepVecEnv(batch)
     else:
-        vec_env = _make_gymnasium(spec, env_id, n_envs, keywords, processes)
+        vec_env = _make_gymnasium(spec, env_id, n_envs, keywords, processes, pictures)
     vec_env.seed(seed)
     return PreviousActionReward(vec_env) if previous_action_reward else vec_env
 
 
-def _make_gymnasium(spec: EnvSpec, env_id: str, n_envs: int, keywords: dict[str, Any], processes: bool) -> VecEnv:
-    """Copies of an environment that has no batched form."""
+class FinalFrame(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """
+    Keeps the last picture of an episode in ``info["final_frame"]``: SB3's vector environments reset at once.
+
+    :param env: the environment
+    """
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = super().step(action)
+        if terminated or truncated:
+            with suppress(Exception):  # whatever an environment raises that cannot be drawn
+                info = {**info, "final_frame": self.render()}
+        return observation, reward, terminated, truncated, info
+
+
+def _make_gymnasium(
+    spec: EnvSpec, env_id: str, n_envs: int, keywords: dict[str, Any], processes: bool, pictures: bool
+) -> VecEnv:
+    """Copies of an environment that has no batched form. SB3 makes them with ``render_mode="rgb_array"`` in any case."""
     wrapper: Any = None
     name = env_id
     if is_minigrid(spec):
@@ -170,6 +194,9 @@ def _make_gymnasium(spec: EnvSpec, env_id: str, n_envs: int, keywords: dict[str,
     if processes:
         view = wrapper
         wrapper = Resumable if view is None else lambda env: Resumable(view(env))
+    if pictures:
+        inner = wrapper
+        wrapper = FinalFrame if inner is None else lambda env: FinalFrame(inner(env))
     try:
         creator = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
         if creator is not None:

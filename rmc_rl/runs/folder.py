@@ -9,6 +9,7 @@ A run's folder: what lies in it, how it is written and read back.
       checkpoints/<steps>/   what exact resume needs, every ``checkpoint_every`` steps: :mod:`rmc_rl.runs.checkpoint`
       events.out.tfevents*   TensorBoard; progress.csv holds the same numbers
       evaluations/           what ``rmc_rl.evaluate`` found
+      films/                 what ``rmc_rl.watch`` filmed
       lock                   held by the process that trains the run
 """
 
@@ -186,21 +187,33 @@ class Run:
         rule = "name must be that of no other run; resume=auto goes on with the run of this name"
         require(not self.config_path.exists(), rule, str(self.path))
 
-    def check_writable(self) -> None:
+    def check_writable(self, name: str = "evaluations") -> None:
         """
         Find out whether results can be written, before work is spent on them.
 
-        :raises UsageError: if no file can be made in the folder of evaluations
+        :param name: of the folder in the run's folder
+        :raises UsageError: if no file can be made in it
         """
-        folder = self.path / "evaluations"
+        folder = self.path / name
         try:
             folder.mkdir(exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
-            raise UsageError(
-                f"the folder of evaluations must be one that can be written to, got '{folder}': {error}"
-            ) from None
+            raise UsageError(f"the folder of {name} must be one that can be written to, got '{folder}': {error}") from None
+
+    def new_path(self, folder: str, name: str) -> Path:
+        """
+        Claim the name of a new file, by an empty file.
+
+        :param folder: its folder in the run's folder, which exists
+        :param name: its name; one that is taken gets a number
+        :raises UsageError: if the file cannot be made
+        """
+        try:
+            return _claim(self.path / folder / name, lambda path: path.touch(exist_ok=False))
+        except OSError as error:
+            raise UsageError(f"'{folder}' must be a folder that can be written to, got '{self.path}': {error}") from None
 
     def write_evaluation(self, text: str) -> Path:
         """

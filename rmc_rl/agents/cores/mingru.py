@@ -9,7 +9,7 @@ Shapes: ``B`` batch, ``T`` time, ``F`` features read per step, ``L`` layers, ``W
 import torch
 from torch import Tensor, nn
 
-from rmc_rl.agents.cores.base import Core
+from rmc_rl.agents.cores.base import Axis, Core
 from rmc_rl.agents.cores.layers import InitialState
 from rmc_rl.agents.cores.registry import register_core
 from rmc_rl.agents.cores.scan import scan
@@ -93,6 +93,12 @@ class MinGRU(Core):
 
     def initial_state(self, batch_size: int) -> Tensor:
         return self.initial(batch_size)  # type: ignore[no-any-return]
+
+    def memory_parts(self, state: Tensor) -> dict[str, Tensor]:
+        return {"memory": state.reshape(*state.shape[:-1], len(self.blocks), -1)}
+
+    def axes(self) -> dict[str, tuple[Axis, ...]]:
+        return {"memory": ("layer", "unit"), "input_gate": ("layer", "unit")}
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         outputs, state = self(x.unsqueeze(0), state)

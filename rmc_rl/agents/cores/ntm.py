@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rmc_rl.agents.cores.base import Core
+from rmc_rl.agents.cores.base import Axis, Core
 from rmc_rl.agents.cores.registry import register_core
 from rmc_rl.errors import require_whole
 
@@ -87,6 +87,19 @@ class NTM(Core):
         weights = torch.eye(1, self.num_slots, dtype=self.memory.dtype, device=self.memory.device).expand(self.heads, -1)
         state = torch.cat([self.memory.flatten(), weights.flatten(), self.memory.new_zeros(self.sizes[2])])
         return state.expand(batch_size, -1)
+
+    def memory_parts(self, state: Tensor) -> dict[str, Tensor]:
+        return {"memory": state[..., : self.sizes[0]].reshape(*state.shape[:-1], self.num_slots, self.slot_size)}
+
+    def axes(self) -> dict[str, tuple[Axis, ...]]:
+        writes = [f"write head {index + 1}" for index in range(self.heads - self.read_heads)]
+        reads = [f"read head {index + 1}" for index in range(self.read_heads)]
+        return {
+            "memory": ("slot", "unit"),
+            "read_attention": (reads, "slot"),
+            "write_attention": (writes, "slot"),
+            "interpolation_gate": (reads + writes,),
+        }
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         memory, weights, read = torch.split(state, self.sizes, dim=1)

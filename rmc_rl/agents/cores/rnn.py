@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rmc_rl.agents.cores.base import Core
+from rmc_rl.agents.cores.base import Axis, Core
 from rmc_rl.agents.cores.kernels import dispatch
 from rmc_rl.agents.cores.layers import FIRST_GATES, InitialState, uniform_gate_bias
 from rmc_rl.agents.cores.registry import register_core
@@ -107,6 +107,16 @@ class TorchRNN(Core):
         if self._looks is not None:
             self._show_gates(x, parts[0], torch.stack([new[0] for new in new_parts]))
         return output, state
+
+    def memory_parts(self, state: Tensor) -> dict[str, Tensor]:
+        # (..., S) -> (..., parts L, W): h of each layer, then c of each layer
+        return {"memory": state.reshape(*state.shape[:-1], self.state_parts * self.rnn.num_layers, self.output_size)}
+
+    def axes(self) -> dict[str, tuple[Axis, ...]]:
+        layers = range(1, self.rnn.num_layers + 1)
+        names = [f"{part} {layer}" if len(layers) > 1 else part for part in "hc"[: self.state_parts] for layer in layers]
+        per_unit: tuple[Axis, ...] = ("layer", "unit")
+        return {"memory": (names, "unit"), **{name: per_unit for name in self.gate_names if name is not None}}
 
     @abstractmethod
     def _cell(self, x: Tensor, parts: list[Tensor], weights: list[Tensor]) -> Tensor:
