@@ -101,6 +101,19 @@ class EvaluateKeys:
     device: str
 
 
+@dataclass
+class ExportKeys:
+    """Keys of ``configs/export.yaml``."""
+
+    run: str | None
+    model: str
+    format: str
+    masks: bool | None
+    trust: bool
+    n_envs: int = field(metadata=FROM_1)
+    seed: int = field(metadata=FROM_0)
+
+
 def check_keys(schema: type[Any], config: DictConfig) -> DictConfig:
     """
     Check the types and ranges of a configuration.

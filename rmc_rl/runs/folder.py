@@ -8,6 +8,7 @@ A run's folder: what lies in it, how it is written and read back.
       checkpoints/<steps>/   what exact resume needs, every ``checkpoint_every`` steps: :mod:`rmc_rl.runs.checkpoint`
       events.out.tfevents*   TensorBoard; progress.csv holds the same numbers
       evaluations/           what ``rmc_rl.evaluate`` found
+      exports/               what ``rmc_rl.export`` wrote: the policy as one file that acts without this package
 """
 
 import itertools
@@ -184,7 +185,7 @@ class Run:
             "command": None if command is None else command.replace("${", "\\${"),
             "started": datetime.now().astimezone().isoformat(timespec="seconds"),
             "git_commit": git_commit(),
-            "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+            "versions": versions(),
         }
         keys = OmegaConf.to_container(config, resolve=True)
         with written_whole(self.config_path) as file:
@@ -301,6 +302,11 @@ def _claim(path: Path, make: Callable[[Path], None]) -> Path:
         except FileExistsError:
             path = path.with_name(f"{path.stem.split('_')[0]}_{attempt}{path.suffix}")
     raise AssertionError("there is always another number")
+
+
+def versions() -> dict[str, str | None]:
+    """The versions of Python and of the packages that a run depends on; None for one that is not installed."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
 
 
 def git_commit() -> str | None:
