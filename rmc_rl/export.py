@@ -2,11 +2,11 @@
 Export a trained agent to one file that acts without this package: python -m rmc_rl.export run=<folder> ...
 
   python -m rmc_rl.export run=runs/rmc_rl-Copy-v0/rmc/20261120-210000-seed0 model=best   exports/best.onnx in the run's folder
-  python -m rmc_rl.export run=<folder> format=pt2                                        exports/last.pt2, for torch.export.load
+  python -m rmc_rl.export run=<folder> format=pt2                                        exports/last.pt2, for torch
 
 The file computes one step for any number of environments: observation, state and episode_start in; action, log_prob, logits
-(or mean and std), value and next_state out. The initial state, the scaling of observations and the statistics of normalize=true
-are inside. docs/exporting.md shows how to play with it. A run is read as data, as by rmc_rl.evaluate.
+(Box actions: mean and std), value and next_state out. The initial state, the scaling of observations and the statistics of
+normalize=true are inside. docs/exporting.md shows how to play with it. A run is read as data, as by rmc_rl.evaluate.
 
 Before the file gets its name, it plays 200 steps side by side with the policy in the run's environment, and every output must
 be equal within 1e-5. If it is not, nothing is written and the status is 1.
@@ -14,6 +14,7 @@ be equal within 1e-5. If it is not, nothing is written and the status is 1.
 
 from collections.abc import Mapping
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 from omegaconf import DictConfig
@@ -26,18 +27,17 @@ from rmc_rl.command_line.progress import say
 from rmc_rl.command_line.schema import ExportKeys
 from rmc_rl.envs import make_vec
 from rmc_rl.errors import UsageError, require, require_choice
-from rmc_rl.runs.folder import find_model, versions
+from rmc_rl.runs.folder import MODELS, find_model, versions
 from rmc_rl.runs.loading import read_policy
 from rmc_rl.runs.normalization import load_normalization, normalization_path
 from rmc_rl.runs.sharing import shareable
 
 
-def export(config: DictConfig, command: str | None = None) -> int:
+def export(config: DictConfig, _command: str | None = None) -> int:
     """
     Export the policy of a run, and check the file.
 
     :param config: checked; see ``configs/export.yaml``
-    :param command: unused
     :return: exit status: 0; 1 if the file does not compute what the policy does
     :raises UsageError: for a mistake in the configuration, a run that is damaged, or a policy that cannot be exported
     """
@@ -50,7 +50,8 @@ def export(config: DictConfig, command: str | None = None) -> int:
     previous = bool(trained.get("policy", {}).get("previous_action_reward", False))
     env_kwargs = {str(key): value for key, value in plain(trained.env_kwargs).items()}
     env = make_vec(trained.env, config.n_envs, seed=config.seed, env_kwargs=env_kwargs, previous_action_reward=previous)
-    path = run.path / "exports" / f"{model_path.stem if config.model not in ('last', 'best') else config.model}.{config.format}"
+    name = config.model if config.model in MODELS else model_path.stem
+    path = run.path / "exports" / f"{name}.{config.format}"
     partial = path.with_stem(f"{path.stem}.partial")
     with closing(env):
         scalings = _scalings(env, model_path)
@@ -69,7 +70,8 @@ def export(config: DictConfig, command: str | None = None) -> int:
                 return tell(RuntimeError(f"the exported file does not act as the policy does: {found}, {worst}"), FAILED)
             partial.replace(path)
         except OSError as error:
-            raise UsageError(f"the folder of exports must be one that can be written to, got '{path.parent}': {error}") from None
+            rule = "the folder of exports must be one that can be written to"
+            raise UsageError(f"{rule}, got '{path.parent}': {error}") from None
         finally:
             partial.unlink(missing_ok=True)
     for kind, ports in exporting.describe(policy, env.observation_space, masked).items():
@@ -79,7 +81,7 @@ def export(config: DictConfig, command: str | None = None) -> int:
     return 0
 
 
-def _scalings(env: VecEnv, model_path: str) -> Mapping[str, exporting.Scaling]:
+def _scalings(env: VecEnv, model_path: Path) -> Mapping[str, exporting.Scaling]:
     """The running means that lie beside a model, by key of the observation; empty if training did not normalise."""
     statistics = normalization_path(model_path)
     if not statistics.is_file():

@@ -18,8 +18,8 @@ the initial state, which replaces the state where an episode starts.
                                    training normalised them)
               next_state           (B, S) float32, the state for the next step
 
-Shapes: ``B`` environments; ``S`` numbers of the state of the actor's core, followed by those of the critic's own; ``N`` numbers
-of all discrete actions.
+Shapes: ``B`` environments; ``S`` numbers of the state of the actor's core, followed by those of the critic's own core; ``N``
+number of all discrete actions.
 """
 
 import importlib.util
@@ -44,7 +44,7 @@ from torch import Tensor, nn
 from rmc_rl.agents.policies import MlpMemoryPolicy
 from rmc_rl.agents.rollout import count_masked
 from rmc_rl.agents.sequences import unroll_sequences
-from rmc_rl.agents.state import join_state, split_state
+from rmc_rl.agents.state import join_state
 from rmc_rl.compat import remember_onnx_operators, unchecked_distributions
 from rmc_rl.errors import UsageError, require, require_choice
 
@@ -227,7 +227,8 @@ def export_policy(
         require_onnx()
     observation_space = policy.observation_space if observation_space is None else observation_space
     copy = plain_copy(policy)
-    require(not masked or not isinstance(copy.action_space, spaces.Box), "action masks need discrete actions", copy.action_space)
+    discrete = not isinstance(copy.action_space, spaces.Box)
+    require(discrete or not masked, "action masks need discrete actions", copy.action_space)
     graph = ActingStep(copy, observation_space, scalings or {}).eval()
     example = _example(copy, observation_space, masked)
     batch = torch.export.Dim("batch", min=1)
@@ -381,8 +382,7 @@ def _act(
     :param action: of the file. It is expected itself if the actions are discrete and it is as likely as the likeliest one
     :return: the expected outputs and the next states
     """
-    observation: Any = {name: scalings[name].apply(part) if name in scalings else part for name, part in step.observation.items()}
-    obs, _ = policy.obs_to_tensor(observation.get("", observation))
+    obs, _ = policy.obs_to_tensor(_scaled(step.observation, scalings))
     first = torch.as_tensor(starts, dtype=torch.float32)
     masks = None if step.action_masks is None else torch.as_tensor(step.action_masks)
     latent_actor, latent_critic, states = policy._latents(obs, states, partial(unroll_sequences, episode_starts=first))
@@ -457,8 +457,7 @@ def played_steps(
         parts = dict(observation) if isinstance(observation, dict) else {"": observation}
         masks = np.asarray(get_action_masks(env), dtype=bool).reshape(env.num_envs, -1) if masked else None
         yield Step({name: np.array(part) for name, part in parts.items()}, masks)
-        scaled = {name: scalings[name].apply(part) if scalings and name in scalings else part for name, part in parts.items()}
-        action, state = policy.predict(scaled.get("", scaled), state, starts, action_masks=masks)
+        action, state = policy.predict(_scaled(parts, scalings or {}), state, starts, action_masks=masks)
         observation, _, starts, _ = env.step(action)
 
 
@@ -547,6 +546,12 @@ def _example(policy: MlpMemoryPolicy, observation_space: spaces.Space[Any], mask
 def _parts(space: spaces.Space[Any]) -> dict[str, spaces.Space[Any]]:
     """The spaces of a ``Dict`` by key; another space under the key ``""``."""
     return dict(space.spaces) if isinstance(space, spaces.Dict) else {"": space}
+
+
+def _scaled(observation: Arrays, scalings: Mapping[str, Scaling]) -> Any:
+    """An observation as ``VecNormalize`` returns it: an array, or a dictionary of them."""
+    parts = {name: scalings[name].apply(part) if name in scalings else part for name, part in observation.items()}
+    return parts.get("", parts)
 
 
 def _sizes(space: spaces.Space[Any]) -> list[int]:

@@ -114,6 +114,19 @@ class ExportKeys:
     seed: int = field(metadata=FROM_0)
 
 
+@dataclass
+class ShareKeys:
+    """Keys of ``configs/share.yaml``."""
+
+    run: str | None
+    model: str
+    to: str | None
+    repository: str | None
+    license: str | None
+    zip: bool
+    trust: bool
+
+
 def check_keys(schema: type[Any], config: DictConfig) -> DictConfig:
     """
     Check the types and ranges of a configuration.

@@ -281,6 +281,8 @@ def find_model(run: str | None, model: str) -> tuple[Run, Path]:
         require(run is not None, "run must be the folder of a run, as in run=runs/<env>/<core>/<stamp>-seed0", run)
         found = Run.open(str(run))
         path = found.model_path(model)
+        if model == "last" and not path.is_file() and path.with_suffix(".safetensors").is_file():
+            path = path.with_suffix(".safetensors")  # what rmc_rl.share wrote
         if not path.is_file():
             raise UsageError(f"model must have been saved by the run, got '{model}', and there is no {path}")
         return found, path
