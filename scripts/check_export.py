@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,13 +26,13 @@ from rmc_rl.agents.policies import CRITICS, choose_policy
 from rmc_rl.errors import UsageError
 
 IMAGE = spaces.Box(0, 255, (3, 36, 36), np.uint8)
-OBSERVATIONS: dict[str, spaces.Space] = {
+OBSERVATIONS: dict[str, spaces.Space[Any]] = {
     "box": spaces.Box(-np.inf, np.inf, (5,), np.float32),
     "image": IMAGE,
     "dict": spaces.Dict({"camera": IMAGE, "joints": spaces.Box(-1, 1, (3,), np.float64), "room": spaces.Discrete(4)}),
 }
 SCALINGS = {"box": {"": exporting.Scaling(np.array([100.0, 0, 0, -5, 1]), np.array([1.0, 3, 0.01, 2, 1]), 10.0)}}
-ACTIONS: dict[str, tuple[spaces.Space, bool]] = {
+ACTIONS: dict[str, tuple[spaces.Space[Any], bool]] = {
     "Discrete with masks": (spaces.Discrete(4), True),
     "MultiDiscrete with masks": (spaces.MultiDiscrete([3, 2]), True),
     "MultiBinary": (spaces.MultiBinary(3), False),

@@ -1,5 +1,6 @@
 """The package as it is installed, its YAML files, and the README."""
 
+import importlib
 import inspect
 import re
 import shlex
@@ -14,7 +15,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 import rmc_rl
-from rmc_rl import evaluate, train
+from rmc_rl.__main__ import VERBS
 from rmc_rl.agents.cores import core_class, core_names, registry
 from rmc_rl.command_line.agent import ALGORITHMS
 from rmc_rl.command_line.schema import TrainKeys, check_keys
@@ -55,7 +56,7 @@ def test_every_yaml_file_is_used(checkout):
         {f"{group}/{name}.yaml" for name in names} for group, names in (("core", core_names()), ("family", FAMILIES))
     )
     algorithms = {f"algo/{name}.yaml" for name in ALGORITHMS}
-    assert found == {"common.yaml", "train.yaml", "evaluate.yaml"} | cores | families | algorithms
+    assert found == {"common.yaml", *(f"{verb}.yaml" for verb in VERBS)} | cores | families | algorithms
 
 
 @pytest.mark.parametrize("core", core_names())
@@ -90,7 +91,7 @@ def test_readme_command_lines_are_accepted(checkout, monkeypatch, capsys):
     assert len(lines) >= 5
     for line in lines:
         words = shlex.split(line, comments=True)
-        verb = evaluate if "evaluate" in words else train
+        verb = importlib.import_module(f"rmc_rl.{next((word for word in words if word in VERBS), 'train')}")
         arguments = words[1:] if words[0] == "scripts/train" else words[2:]
         arguments = [argument.replace("<folder>", "folder") for argument in arguments if argument != "-m"]
         arguments = [re.sub(r"=([^,{}\[\]]+),.*", r"=\1", argument) for argument in arguments]  # of a sweep, the first run

@@ -21,14 +21,14 @@ from rmc_rl.runs import sharing
 from rmc_rl.runs.folder import Run, save_model
 from rmc_rl.runs.normalization import normalize
 
-KEYWORDS = dict(n_symbols=3, length=2, delay=2)
+KEYWORDS = dict(n_vectors=3, dim=2)
 
 
 @pytest.fixture(name="run", scope="module")
 def make_run(tmp_path_factory):
     """A run that was evaluated, with a film."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    env = normalize(make_vec("rmc_rl/Copy-v0", 2, env_kwargs=KEYWORDS), "obs", 0.99)
+    env = normalize(make_vec("rmc_rl/NthFarthest-v0", 2, env_kwargs=KEYWORDS), "obs", 0.99)
     core = dict(name="gru", width=4)
     model = RecurrentPPO(
         MlpMemoryPolicy, env, n_steps=4, batch_size=8, policy_kwargs=dict(core="gru", core_kwargs=dict(width=4))
@@ -36,7 +36,7 @@ def make_run(tmp_path_factory):
     model.learn(8)
     folder.mkdir()
     save_model(model, folder / "model.zip")
-    config = dict(env="rmc_rl/Copy-v0", env_kwargs=KEYWORDS, core=core, policy={}, seed=3, runs_dir=str(folder.parent))
+    config = dict(env="rmc_rl/NthFarthest-v0", env_kwargs=KEYWORDS, core=core, policy={}, seed=3, runs_dir=str(folder.parent))
     Run(folder).write_config(OmegaConf.create(config), f"train runs_dir={folder.parent}")
     (folder / "films").mkdir()
     (folder / "films" / "20260101-000000-episode0.gif").write_bytes(b"older kind")
@@ -119,7 +119,7 @@ def test_the_card_states_the_evaluation_and_nothing_tells_a_path(run, call, tmp_
     found = json.loads(next((run / "evaluations").iterdir()).read_text())
     card = huggingface_hub.ModelCard.load(shared / "README.md")
     assert card.data.library_name == "stable-baselines3"
-    assert {"rmc-rl", "gru", "rmc_rl/Copy-v0"} <= set(card.data.tags)
+    assert {"rmc-rl", "gru", "rmc_rl/NthFarthest-v0"} <= set(card.data.tags)
     (result,) = card.data.eval_results
     mean, deviation = found["return"]["mean"], found["return"]["std"]
     assert (result.metric_type, result.metric_value) == ("mean_reward", f"{mean:.2f} +/- {deviation:.2f}")

@@ -151,7 +151,7 @@ class ActingStep(nn.Module):
         cores = [policy.core] if policy.critic_core is None else [policy.core, policy.critic_core]
         initial = torch.cat([core.initial_state(state.shape[0]) for core in cores], dim=1)
         state = torch.where(episode_start.unsqueeze(-1), initial, state)
-        states = state.split([core.state_size for core in cores], dim=1)
+        states = torch.split(state, [core.state_size for core in cores], dim=1)
         if isinstance(observation, dict):
             prepared: Any = {name: self._prepare(name, part) for name, part in observation.items()}
         else:

@@ -238,7 +238,7 @@ def _read_zip(path: Path, expected: Mapping[str, torch.Tensor]) -> tuple[dict[st
     limit = size + OVERHEAD + OVERHEAD_PER_TENSOR * len(expected)
     if path.suffix == ".safetensors":
         tensors, num_timesteps = read_weights(path, limit)
-        _check_tensors(tensors, expected, rule.replace("save", "rmc_rl.share"))
+        _check_tensors(tensors, expected, f"model must be a file that rmc_rl.share has written, got '{path}'")
         return tensors, num_timesteps
     try:
         with zipfile.ZipFile(path) as archive:
