@@ -53,6 +53,7 @@ OBSERVATION, STATE, EPISODE_START, ACTION_MASKS = "observation", "state", "episo
 METADATA = "rmc_rl"  # the name under which a file keeps its metadata, as JSON
 OPSET = 18  # of ONNX: old enough for runtimes of 2023
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+CHATTY = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")  # loggers
 STEPS, TOLERANCE = 200, 1e-5  # of the check that a file computes what the policy does
 START_RATE = 0.05  # share of its steps at which an episode starts
 TRACED_BATCH = 2  # torch.export takes a size of 1 for a constant
@@ -570,13 +571,15 @@ def _state_size(policy: MlpMemoryPolicy) -> int:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what torch reports about its own conversion from the terminal."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Keep what torch and its helpers report about the conversion from the terminal."""
+    loggers = list(map(logging.getLogger, CHATTY))
+    levels = [logger.level for logger in loggers]
     try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
