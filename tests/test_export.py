@@ -191,6 +191,7 @@ def test_a_run_is_exported_and_plays_alone(call, tmp_path):
     run = write_run(tmp_path / "run")
     status, out, err = call(f"run={run}", "trust=true", "n_envs=3")
     assert (status, err) == (0, "")
+    assert [line.split(":")[0] for line in out.splitlines()] == ["inputs", "outputs", "check", "written"]  # and no chatter
     assert "check: equal to the policy on 200 steps of 3 copies" in out
     path = run / "exports" / "last.onnx"
     assert [each.name for each in path.parent.iterdir()] == ["last.onnx"]
