@@ -8,8 +8,8 @@ The file computes one step for any number of environments: observation, state an
 (Box actions: mean and std), value and next_state out. The initial state, the scaling of observations and the statistics of
 normalize=true are inside. docs/exporting.md shows how to play with it. A run is read as data, as by rmc_rl.evaluate.
 
-Before the file gets its name, it plays 200 steps side by side with the policy in the run's environment, and every output must
-be equal within 1e-5. If it is not, nothing is written and the status is 1.
+Before the file gets its name, it plays 200 steps side by side with the policy in the run's environment. At each step every
+output must be equal within 1e-5. If it is not, nothing is written and the status is 1.
 """
 
 from collections.abc import Mapping
@@ -66,6 +66,7 @@ def export(config: DictConfig, _command: str | None = None) -> int:
             parity = exporting.check(policy, exporting.load_exported(partial), steps, scalings, config.seed)
             found = f"{parity.steps} steps of {config.n_envs} copies, {parity.starts} episode starts"
             worst = f"largest difference {parity.difference:.1e} ({parity.output}; at most {exporting.TOLERANCE:g} is allowed)"
+            drift = f"with the file's own state for all steps {parity.drift:.1e}"
             if not parity.is_equal:
                 return tell(RuntimeError(f"the exported file does not act as the policy does: {found}, {worst}"), FAILED)
             partial.replace(path)
@@ -76,7 +77,7 @@ def export(config: DictConfig, _command: str | None = None) -> int:
             partial.unlink(missing_ok=True)
     for kind, ports in exporting.describe(policy, env.observation_space, masked).items():
         say(f"{kind}: " + ", ".join(f"{each['name']} {each['shape']} {each['dtype']}".replace("'", "") for each in ports))
-    say(f"check: equal to the policy on {found}; {worst}")
+    say(f"check: equal to the policy on {found}; {worst}, {drift}")
     say(f"written: {path} ({path.stat().st_size:,} bytes)")
     return 0
 
