@@ -352,7 +352,8 @@ def check(
     states: RNNStates | None = None
     own = np.zeros((0, 0), dtype=np.float32)
     worst, drift, count, started = (0.0, ""), 0.0, 0, 0
-    for count, step in enumerate(steps, start=1):
+    for step in steps:
+        count += 1
         batch = len(next(iter(step.observation.values())))
         starts = rng.random(batch) < START_RATE if states is not None else np.ones(batch, dtype=bool)
         started += int(starts.sum())
