@@ -1,7 +1,7 @@
 """
 Exports of all cores against PyTorch: python scripts/check_export.py [--cores rmc rims] [--observations box image dict] ...
 
-Each cell is an agent with random weights that is exported, loaded again, and played side by side with the policy; episodes start
+Each cell is an agent with random weights that is exported, loaded, and played side by side with the policy; episodes start
 at random steps. It states the largest difference of any output over all steps and batch sizes: first from the state that the
 policy has at each step, then with the file's own state for all steps, in which differences of rounding add up. Actions and
 critics take turns: Discrete with masks, MultiDiscrete with masks, MultiBinary, Box; shared, separate and memoryless. Box

@@ -116,7 +116,7 @@ class Parity(NamedTuple):
     @property
     def is_equal(self) -> bool:
         """Whether the file computes what the policy does, within ``TOLERANCE``."""
-        return self.difference <= TOLERANCE
+        return self.steps > 0 and self.difference <= TOLERANCE
 
 
 class ActingStep(nn.Module):
