@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import shutil
 import sys
 import zipfile
@@ -78,7 +79,7 @@ def equal(first, second):
     return all(np.array_equal(one, two) for one, two in zip(acted(first), acted(second), strict=True))
 
 
-def test_a_run_is_shared_and_comes_back(run, call, tmp_path, monkeypatch):
+def test_a_run_is_shared_and_comes_back(run, call, tmp_path, monkeypatch, checkout):
     status, out, err = call(f"run={run}", "to=shared", "repository=me/copy", "license=mit")
     assert (status, err) == (0, "")
     assert "hf upload me/copy shared" in out
@@ -87,6 +88,10 @@ def test_a_run_is_shared_and_comes_back(run, call, tmp_path, monkeypatch):
     assert sorted(path.name for path in shared.iterdir()) == sorted([*names, "replay.mp4"])
     original = load_policy(run)
     assert equal(load_policy(shared), original)
+    (block,) = re.findall(r"```python\n(.*?)```", (checkout / "docs" / "sharing.md").read_text(), re.DOTALL)
+    names = {}
+    exec(compile(block, "sharing.md", "exec"), names)
+    assert equal(names["policy"], original)
     assert equal(load_policy(shared / "model.safetensors"), original)
     assert equal(sb3_contrib.RecurrentPPO.load(shared / "model.zip").policy, original)
 
