@@ -15,11 +15,15 @@ The run's folder is runs/<env>/<core>/<stamp>-seed<k>. It holds config.yaml, mod
 TensorBoard's events and progress.csv. Ctrl-C (status 130), SIGTERM (143), SIGHUP (129) and SIGUSR1 (138) end the run after
 the present update, with a checkpoint; a second one ends it at once. A mistake on the command line gets one line and status 2,
 a number that is not finite one line and status 3, a disk that is full or a worker process that died one line and status 1.
+A run is trained by one process at a time: another one that is started with the same name gets one line and status 2.
 """
 
 import shlex
 import time
-from contextlib import suppress
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from multiprocessing.connection import wait
 
 import numpy as np
 import torch
@@ -35,13 +39,15 @@ from rmc_rl.command_line.devices import check_threads, keep_freed_memory
 from rmc_rl.command_line.progress import RunCallback, episode_returns, say
 from rmc_rl.command_line.resuming import find_run, given_keys, initial_model, say_what_changes
 from rmc_rl.command_line.schema import TrainKeys
-from rmc_rl.command_line.signals import Stopped, StopSignals
+from rmc_rl.command_line.signals import Stopped, StopSignals, time_limit
 from rmc_rl.envs.make_vec import env_family
 from rmc_rl.errors import NonFiniteError
 from rmc_rl.runs.checkpoint import Checkpoints, find_checkpoints
 from rmc_rl.runs.curves import make_logger
 from rmc_rl.runs.folder import Run, save_model
 from rmc_rl.runs.loading import load_weights
+
+CLOSING_SECONDS = 20  # that an environment may take to close
 
 
 def train(config: DictConfig, command: str | None = None) -> int:
@@ -52,9 +58,17 @@ def train(config: DictConfig, command: str | None = None) -> int:
     :param command: the command line that repeats the run; None: it was started from Python
     :return: exit status: 0; 1 if training failed; 3 if a number was not finite; 128 and the number of the signal that
         stopped it
-    :raises UsageError: for a mistake in the configuration, before anything is written
+    :raises UsageError: for a mistake in the configuration, before anything is written; or if another process trains the run
     """
+    with ExitStack() as locks:
+        return _train(config, command, locks)
+
+
+def _train(config: DictConfig, command: str | None, locks: ExitStack) -> int:
+    """See :func:`train`; ``locks`` holds the lock of the run's folder."""
     old_run, config = find_run(config, [] if command is None else given_keys())
+    if old_run is not None:
+        locks.enter_context(old_run.locked())
     initial = None if config.init is None or old_run is not None else initial_model(config.init)
     check_threads(config.num_threads)
     keep_freed_memory()
@@ -64,6 +78,9 @@ def train(config: DictConfig, command: str | None = None) -> int:
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     run = old_run or Run.create(config.runs_dir, config.env, config.core.name, config.seed, config.name)
+    if old_run is None:
+        locks.enter_context(run.locked())
+        run.check_is_new()
     callback, signals = RunCallback(run, config), StopSignals()
     checkpoints = Checkpoints(
         run.checkpoints_path,
@@ -90,7 +107,7 @@ def train(config: DictConfig, command: str | None = None) -> int:
     started = time.monotonic()
     model.set_logger(make_logger(run.path, first_step if old_run is not None else None))
     status, again = 0, f"to go on: {how_to_run('train')} {shlex.quote(f'resume={run.path}')}"
-    with signals:
+    with _closing(model), signals:
         try:
             model.learn(remaining, callback=[checkpoints, callback, CoreScalars()], reset_num_timesteps=not found)
         except NonFiniteError as error:
@@ -102,15 +119,13 @@ def train(config: DictConfig, command: str | None = None) -> int:
             if not isinstance(error, OSError | EOFError):
                 raise
             died = config.processes and isinstance(error, EOFError | ConnectionError)
-            status = tell(OSError("a process of the environment has died") if died else error, FAILED)
+            status = tell(OSError(_dead_workers(model)) if died else error, FAILED)
         finally:  # after a crash as well
             signals.ignore()  # a Ctrl-C from here on must not lose the model
             callback.close()
             with suppress(OSError):  # the disk may be full, and worker processes may have died
                 _save_if_finite(model, run)
                 model.logger.close()
-            with suppress(OSError, EOFError):
-                model.get_env().close()  # type: ignore[union-attr]
     if signals.received is not None and model.num_timesteps < config.total_timesteps:
         status = 128 + signals.received
         say(f"stopped by {signals.name} after {model.num_timesteps:,} steps; {again}")
@@ -138,6 +153,36 @@ def _save_if_finite(model: BaseAlgorithm, run: Run) -> None:
     """Save the last model, but not over a better one if it holds a number that is not finite."""
     if all(bool(torch.isfinite(parameter).all()) for parameter in model.policy.parameters()):
         save_model(model, run.model_path("last"))
+
+
+def _dead_workers(model: BaseAlgorithm) -> str:
+    """Which worker processes have died, and how."""
+    processes = getattr(model.get_env().unwrapped, "processes", [])  # type: ignore[union-attr]
+    wait([process.sentinel for process in processes], timeout=1)  # its pipe ends before the process
+    dead = [f"copy {index}, exit code {process.exitcode}" for index, process in enumerate(processes) if not process.is_alive()]
+    return f"a process of the environment has died: {'; '.join(dead) or 'it sent no answer'}"
+
+
+@contextmanager
+def _closing(model: BaseAlgorithm) -> Iterator[None]:
+    """
+    Close the environment after a ``with`` block.
+
+    The run has been saved then: it does not fail because of an environment that cannot be closed.
+    """
+    try:
+        yield
+    finally:
+        try:
+            with time_limit(CLOSING_SECONDS):
+                model.get_env().close()  # type: ignore[union-attr]
+        except TimeoutError:
+            warnings.warn(f"the environment did not close within {CLOSING_SECONDS} seconds", stacklevel=2)
+        except (OSError, EOFError):  # a worker process has died
+            pass
+        except Exception as error:  # whatever a user's class raises
+            why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            warnings.warn(f"the environment could not be closed: {why}", stacklevel=2)
 
 
 def main() -> None:

@@ -91,7 +91,9 @@ CASES = {
     ),
     "cartpole": lambda: _model(_normalized(), "lstm"),
     "processes": lambda: _model(VecNormalize(make_vec("CartPole-v1", 2, seed=1, processes=True), gamma=0.9), "lstm"),
-    "pendulum": lambda: _model(make_vec("Pendulum-v1", 2, seed=1), "rmc", use_sde=True, sde_sample_freq=8),
+    # the exploration matrices of the checkpoint hold for the whole rollout, or are drawn again at its first step
+    "pendulum": lambda: _model(make_vec("Pendulum-v1", 2, seed=1), "rmc", use_sde=True),
+    "pendulum resampled": lambda: _model(make_vec("Pendulum-v1", 2, seed=1), "rmc", use_sde=True, sde_sample_freq=8),
     "frames": lambda: _model(_framestack(), "lstm", use_sde=True),
     "masks": lambda: _model(make_vec(MASKED, 2, seed=1), "gtrxl"),
     "stock": lambda: _model(_normalized(), "rmc", StockRecurrentPPO),

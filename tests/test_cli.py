@@ -2,12 +2,10 @@
 
 import csv
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -603,10 +601,10 @@ def test_patterns_in_a_sweep(call):
     status, _, err = call(train, "-m", "core=glob(no*)")
     assert (status, err.startswith("error: a sweep must have at least one job")) == (2, True)
     status, _, err = call(
-        train, "-m", "core=glob(*)", *COPY, "n_envs=2", "algo.n_steps=22", "algo.batch_size=44", "total_timesteps=1"
+        train, "-m", "core=glob(m*)", *COPY, "n_envs=2", "algo.n_steps=22", "algo.batch_size=44", "total_timesteps=1"
     )
     assert status == 0, err
-    assert {path.name for path in Path("runs/rmc_rl-Copy-v0").iterdir()} >= {"rmc", "memoryless"}
+    assert {path.name for path in Path("runs/rmc_rl-Copy-v0").iterdir()} == {"memoryless", "mingru"}
 
 
 def test_values_that_hydra_looks_up(call, monkeypatch):
@@ -705,29 +703,6 @@ def test_the_configuration_can_be_printed_alone(call):
     config = OmegaConf.create(out)
     assert (status, config.algo.clip_range, config.core.name) == (0, 0.1, "rmc")
     assert not Path("runs").exists()
-
-
-@pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGUSR1, 138)]
-)
-def test_a_stopped_run_leaves_its_model(tmp_path, number, status):
-    arguments = [sys.executable, "-m", "rmc_rl.train", *TINY, "total_timesteps=100000000"]
-    process = subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        deadline = time.monotonic() + 120
-        while not [path for path in tmp_path.glob("runs/*/*/*/progress.csv") if path.stat().st_size]:
-            assert time.monotonic() < deadline, "training has not begun"
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.1)
-        os.kill(process.pid, number)
-        out, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == status, err
-    assert "Traceback" not in err
-    assert f"stopped by {number.name}" in out
-    (model,) = tmp_path.glob("runs/*/*/*/model.zip")
-    assert RecurrentPPO.load(model).num_timesteps > 0
 
 
 def test_a_ctrl_c_while_the_model_is_saved_does_not_lose_it(call, monkeypatch):

@@ -216,7 +216,7 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "a tensor of NaN": weights(lambda found: found.update({first(found): found[first(found)] * torch.nan})),
     "a huge tensor": weights(lambda found: found.update({first(found): torch.zeros(10**6)})),
     "a huge compressed tensor": lambda path: replace(
-        path / "model.zip", policy__pth=compressed(tensors(path) | {"core": torch.zeros(2 * 10**7)})
+        path / "model.zip", policy__pth=compressed(tensors(path) | {"core": torch.zeros(5 * 10**6)})
     ),
     "a huge view": weights(lambda found: found.update({first(found): torch.zeros(1).expand(10**12)})),
     "config missing": lambda path: (path / "config.yaml").unlink(),

@@ -29,6 +29,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -192,7 +193,7 @@ def save_checkpoint(
     _write_folder(path, files)
     for old in sorted(_checkpoint_folders(folder), key=lambda old: int(old.name))[:-keep]:
         if old != path:
-            shutil.rmtree(old, ignore_errors=True)
+            _delete(old)
     return path
 
 
@@ -458,6 +459,13 @@ def _write_folder(path: Path, files: Mapping[str, bytes]) -> None:
     finally:
         for stale in parent.glob(f"{PARTIAL}*"):
             shutil.rmtree(stale, ignore_errors=True)
+
+
+def _delete(path: Path) -> None:
+    """Delete a checkpoint. It loses its name first: whoever is killed meanwhile leaves no checkpoint that is damaged."""
+    with suppress(OSError):
+        path = path.rename(path.with_name(f"{PARTIAL}{path.name}"))
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _umask() -> int:

@@ -10,15 +10,18 @@ A run's folder: what lies in it, how it is written and read back.
       events.out.tfevents*   TensorBoard; progress.csv holds the same numbers
       evaluations/           what ``rmc_rl.evaluate`` found
       exports/               what ``rmc_rl.export`` wrote: the policy as one file that acts without this package
+      lock                   held by the process that trains the run
 """
 
 import itertools
 import os
 import platform
 import subprocess
+import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import metadata
@@ -31,13 +34,18 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+if sys.platform != "win32":
+    import fcntl
+
 from rmc_rl.errors import UsageError, require, require_choice
 from rmc_rl.runs import signature
 from rmc_rl.runs.normalization import normalization_path, statistics
 
 PACKAGES = ("rmc-rl", "torch", "numpy", "gymnasium", "ale-py", "stable-baselines3", "sb3-contrib", "hydra-core")
 MODELS = ("last", "best")
-LARGEST_CONFIG = 1 << 20  # bytes
+LARGEST_CONFIG = 1 << 16  # bytes; ours have about 3,000
+DEEPEST_CONFIG = 16  # levels
+LOCK = "lock"  # the file whose lock is held by the process that trains the run
 
 
 def stamp() -> str:
@@ -64,8 +72,8 @@ class Run:
         :param env: the environment's id; ``/`` and ``:`` become ``-`` in the folder's name
         :param core: the core's name, changed in the same way
         :param seed: the run's seed
-        :param name: of its folder; None: the time and the seed
-        :raises UsageError: if the folder cannot be made, or there is a run of this name
+        :param name: of its folder, which may exist if it holds no run yet; None: the time and the seed
+        :raises UsageError: if the folder cannot be made
         """
         try:
             if name is None:
@@ -74,11 +82,7 @@ class Run:
                 return cls(_claim(run.path, Path.mkdir))
             run = cls.named(root, env, core, name)
             run.path.mkdir(parents=True, exist_ok=True)  # a run that was killed at once has left it empty
-            rule = "name must be that of no other run; resume=auto goes on with the run of this name"
-            require(not run.config_path.exists(), rule, str(run.path))
             return run
-        except UsageError:
-            raise
         except (OSError, ValueError, RuntimeError) as error:  # a null byte, an unknown user after ~
             raise UsageError(f"runs_dir must be a folder that can be written to, got {str(root)!r}: {error}") from None
 
@@ -140,6 +144,48 @@ class Run:
     def checkpoints_path(self) -> Path:
         """The folder of checkpoints."""
         return self.path / "checkpoints"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """
+        Keep other processes from training this run inside a ``with`` block.
+
+        The system releases the lock when the process dies, also by ``kill -9``. Windows, and a file system that knows no
+        locks, have none.
+
+        :raises UsageError: if another process trains this run, or the folder cannot be written to
+        """
+        if sys.platform == "win32":
+            yield
+            return
+        path = self.path / LOCK
+        try:
+            file = path.open("a+", errors="replace")  # the text of another process stays until the lock is ours
+        except OSError as error:
+            raise UsageError(f"the run's folder must be one that can be written to, got '{self.path}': {error}") from None
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read(100).strip() or "another process"
+                raise UsageError(f"a run must be trained by one process at a time: {holder} trains '{self.path}'") from None
+            except OSError as error:
+                warnings.warn(f"'{self.path}' is not locked, so that only one process may train it: {error}", stacklevel=3)
+            with suppress(OSError):  # a full disk
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {platform.node()}")
+                file.flush()
+            yield
+
+    def check_is_new(self) -> None:
+        """
+        Check that the folder holds no run yet; to be called with the lock.
+
+        :raises UsageError: if it does
+        """
+        rule = "name must be that of no other run; resume=auto goes on with the run of this name"
+        require(not self.config_path.exists(), rule, str(self.path))
 
     def check_writable(self) -> None:
         """
@@ -205,8 +251,7 @@ class Run:
             size = path.stat().st_size
             require(size <= LARGEST_CONFIG, f"it must have at most {LARGEST_CONFIG:,} bytes", size)
             text = path.read_text()
-            # a few nested aliases can stand for billions of values
-            require(not any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)), "it must have no aliases", path)
+            _check_yaml(text)
             config = OmegaConf.create(text)
             plain = OmegaConf.to_container(config)
         except (OSError, yaml.YAMLError, OmegaConfBaseException, RecursionError, ValueError) as error:
@@ -331,6 +376,20 @@ def _version(package: str) -> Any:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _check_yaml(text: str) -> None:
+    """
+    Check that YAML stands for no more values than it shows, and that it can be read quickly.
+
+    :raises UsageError: for aliases, a few of which can stand for billions of values, and for many levels, because the time to
+        read them grows with their square
+    """
+    depth = 0
+    for event in yaml.parse(text):
+        require(not isinstance(event, yaml.AliasEvent), "it must have no aliases", getattr(event, "anchor", None))
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        require(depth <= DEEPEST_CONFIG, f"it must have at most {DEEPEST_CONFIG} levels", depth)
 
 
 def _is_resolved(node: Any, open_key: str | None = None) -> bool:
