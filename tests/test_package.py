@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 import rmc_rl
+from rmc_rl.__main__ import VERBS
 from rmc_rl.agents.cores import core_class, core_names
 from rmc_rl.command_line.agent import ALGORITHMS
 from rmc_rl.command_line.schema import TrainKeys, check_keys
@@ -51,8 +52,7 @@ def test_every_yaml_file_is_used(checkout):
         {f"{group}/{name}.yaml" for name in names} for group, names in (("core", core_names()), ("family", FAMILIES))
     )
     algorithms = {f"algo/{name}.yaml" for name in ALGORITHMS}
-    files = {"common.yaml", "train.yaml", "evaluate.yaml", "compare.yaml", "watch.yaml"}
-    assert found == files | cores | families | algorithms
+    assert found == {"common.yaml", *(f"{verb}.yaml" for verb in VERBS)} | cores | families | algorithms
 
 
 @pytest.mark.parametrize("core", core_names())

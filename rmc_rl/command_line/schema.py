@@ -134,6 +134,32 @@ class WatchKeys:
     device: str
 
 
+@dataclass
+class ExportKeys:
+    """Keys of ``configs/export.yaml``."""
+
+    run: str | None
+    model: str
+    format: str
+    masks: bool | None
+    trust: bool
+    n_envs: int = field(metadata=FROM_1)
+    seed: int = field(metadata=FROM_0)
+
+
+@dataclass
+class ShareKeys:
+    """Keys of ``configs/share.yaml``."""
+
+    run: str | None
+    model: str
+    to: str | None
+    repository: str | None
+    license: str | None
+    zip: bool
+    trust: bool
+
+
 def check_keys(schema: type[Any], config: DictConfig) -> DictConfig:
     """
     Check the types and ranges of a configuration.

@@ -10,6 +10,7 @@ A run's folder: what lies in it, how it is written and read back.
       events.out.tfevents*   TensorBoard; progress.csv holds the same numbers
       evaluations/           what ``rmc_rl.evaluate`` found
       films/                 what ``rmc_rl.watch`` filmed
+      exports/               what ``rmc_rl.export`` wrote: the policy as one file that acts without this package
       lock                   held by the process that trains the run
 """
 
@@ -245,7 +246,7 @@ class Run:
             "command": None if command is None else command.replace("${", "\\${"),
             "started": datetime.now().astimezone().isoformat(timespec="seconds"),
             "git_commit": git_commit(),
-            "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+            "versions": versions(),
         }
         keys = OmegaConf.to_container(config, resolve=True)
         with written_whole(self.config_path) as file:
@@ -341,6 +342,8 @@ def find_model(run: str | None, model: str) -> tuple[Run, Path]:
         require(run is not None, "run must be the folder of a run, as in run=runs/<env>/<core>/<stamp>-seed0", run)
         found = Run.open(str(run))
         path = found.model_path(model)
+        if model == "last" and not path.is_file() and path.with_suffix(".safetensors").is_file():
+            path = path.with_suffix(".safetensors")  # what rmc_rl.share wrote
         if not path.is_file():
             raise UsageError(f"model must have been saved by the run, got '{model}', and there is no {path}")
         return found, path
@@ -362,6 +365,11 @@ def _claim(path: Path, make: Callable[[Path], None]) -> Path:
         except FileExistsError:
             path = path.with_name(f"{path.stem.split('_')[0]}_{attempt}{path.suffix}")
     raise AssertionError("there is always another number")
+
+
+def versions() -> dict[str, str | None]:
+    """The versions of Python and of the packages that a run depends on; None for one that is not installed."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
 
 
 def git_commit() -> str | None:

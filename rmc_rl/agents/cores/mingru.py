@@ -108,7 +108,7 @@ class MinGRU(Core):
         if starts is None:
             starts = torch.zeros(inputs.shape[:2], dtype=torch.bool, device=inputs.device)
         # (B, S) -> L tensors (B, W)
-        states, initial_states = (each.chunk(len(self.blocks), dim=1) for each in (state, self.initial_state(len(state))))
+        states, initial_states = (each.chunk(len(self.blocks), dim=1) for each in (state, self.initial_state(state.shape[0])))
         x, last_states, gates = self.embedding(inputs), [], []
         for block, *block_states in zip(self.blocks, states, initial_states, strict=True):
             x, h, update = block(x, *block_states, starts.unsqueeze(-1))

@@ -161,7 +161,7 @@ class TorchRNN(Core):
 
     def _parts(self, state: Tensor) -> Tensor:
         """``(B, S)`` -> ``(B, parts, L, W)`` -> ``(parts, L, B, W)``, ``h`` first."""
-        return state.view(len(state), self.state_parts, self.rnn.num_layers, self.output_size).permute(1, 2, 0, 3)
+        return state.view(state.shape[0], self.state_parts, self.rnn.num_layers, self.output_size).permute(1, 2, 0, 3)
 
     def _show_gates(self, x: Tensor, h: Tensor, new_h: Tensor) -> None:
         """Show the gates of a step, which torch does not return: from the input, and ``h`` before and after, ``(L, B, W)``."""
