@@ -23,6 +23,7 @@ from rmc_rl.command_line.progress import EPISODES_FOR_BEST
 from rmc_rl.command_line.signals import ignored_interrupts
 from rmc_rl.compat import wrap_env
 from rmc_rl.envs import make_vec
+from rmc_rl.envs.base import Returns
 from rmc_rl.envs.make_vec import env_family
 from rmc_rl.envs.previous_action_reward import PREVIOUS
 from rmc_rl.errors import UsageError, require, require_choice, require_number
@@ -94,6 +95,19 @@ def make_playing_env(
         found, needed = getattr(env, name), getattr(model, name)
         require(found == needed, f"env and env_kwargs must leave the {name} as it was in training, {needed}", found)
     return env
+
+
+def reference_returns(env: VecEnv) -> Returns:
+    """
+    Mean returns of random, memoryless and perfect play, as far as a world states them.
+
+    :param env: copies of any environment
+    """
+    try:
+        found = env.env_method("returns")[0] if env.has_attr("returns") else None
+    except Exception:  # an attribute of a user's environment that happens to have this name
+        found = None
+    return found if isinstance(found, Returns) else Returns()
 
 
 def make_model(config: DictConfig, env: VecEnv) -> sb3_contrib.RecurrentPPO:

@@ -2,8 +2,9 @@
 
 import sys
 from collections import deque
-from contextlib import suppress
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
@@ -17,6 +18,11 @@ from rmc_rl.runs.folder import Run, save_model
 EPISODES_FOR_BEST = 100  # SB3 averages ep_rew_mean over as many
 REFRESH_SECONDS = 0.2  # of a progress bar in a terminal
 REFRESH_SECONDS_IN_FILE = 30.0  # each refresh writes a line there
+
+# what a verb tells of a job of a sweep, beside its exit status: "result" in a few words, "run" (a folder), "error",
+# "evaluations" (files), "cpu_seconds"
+told: dict[str, Any] = {}
+_bar_options: dict[str, Any] = {}  # of progress bars in a job of a sweep
 
 
 def say(text: str = "") -> None:
@@ -37,8 +43,23 @@ def progress_bar(total: int, unit: str, initial: int = 0) -> "tqdm[Any]":
     :param unit: what is counted, as in "steps"
     :param initial: units that were done before
     """
-    interval = REFRESH_SECONDS if sys.stderr.isatty() else REFRESH_SECONDS_IN_FILE
-    return tqdm(total=total, initial=initial, unit=f" {unit}", mininterval=interval, dynamic_ncols=True)
+    interval = REFRESH_SECONDS if sys.stderr.isatty() or _bar_options else REFRESH_SECONDS_IN_FILE
+    return tqdm(total=total, initial=initial, unit=f" {unit}", mininterval=interval, dynamic_ncols=True, **_bar_options)
+
+
+@contextmanager
+def bar_in_sweep(terminal: TextIO | None, label: str) -> Iterator[None]:
+    """
+    Show the progress bars of a job on the terminal while its other output goes elsewhere, and remove them afterwards.
+
+    :param terminal: None: the job has no terminal of its own, and shows no bars
+    :param label: of the job, shown before the bar
+    """
+    _bar_options.update(disable=True) if terminal is None else _bar_options.update(file=terminal, desc=label, leave=False)
+    try:
+        yield
+    finally:
+        _bar_options.clear()
 
 
 class RunCallback(BaseCallback):

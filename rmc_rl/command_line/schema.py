@@ -94,7 +94,7 @@ class EvaluateKeys:
     env: str | None
     env_kwargs: dict[str, Any]
     trust: bool
-    deterministic: bool
+    deterministic: Any
     episodes: int = field(metadata=FROM_1)
     n_envs: int = field(metadata=FROM_1)
     seed: int = field(metadata=FROM_0)

@@ -10,6 +10,7 @@ A run's folder: what lies in it, how it is written and read back.
       evaluations/           what ``rmc_rl.evaluate`` found
 """
 
+import glob
 import itertools
 import os
 import platform
@@ -22,7 +23,7 @@ from datetime import datetime
 from importlib import metadata
 from io import BufferedIOBase
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -53,7 +54,9 @@ class Run:
     path: Path
 
     @classmethod
-    def create(cls, root: str | Path, env: str, core: str, seed: int, name: str | None = None) -> "Run":
+    def create(
+        cls, root: str | Path, env: str, core: str, seed: int, name: str | None = None, started: str | None = None
+    ) -> "Run":
         """
         Make the folder of a new run.
 
@@ -62,11 +65,12 @@ class Run:
         :param core: the core's name, changed in the same way
         :param seed: the run's seed
         :param name: of its folder; None: the time and the seed
+        :param started: the time in that name, as :func:`stamp` writes it; None: now
         :raises UsageError: if the folder cannot be made, or there is a run of this name
         """
         try:
             if name is None:
-                run = cls.named(root, env, core, f"{stamp()}-seed{seed}")
+                run = cls.named(root, env, core, f"{started or stamp()}-seed{seed}")
                 run.path.parent.mkdir(parents=True, exist_ok=True)
                 return cls(_claim(run.path, Path.mkdir))
             run = cls.named(root, env, core, name)
@@ -154,18 +158,22 @@ class Run:
                 f"the folder of evaluations must be one that can be written to, got '{folder}': {error}"
             ) from None
 
-    def write_evaluation(self, text: str) -> Path:
+    def write_evaluation(self, text: str, episodes: str | None = None) -> Path:
         """
         Keep the result of an evaluation.
 
         :param text: the result as JSON
-        :return: the new file
+        :param episodes: a CSV with a row for each episode, which is kept beside it under the same name
+        :return: the new file of the result
         :raises UsageError: if it cannot be written
         """
         folder = self.path / "evaluations"
         try:
             folder.mkdir(exist_ok=True)
             path = _claim(folder / f"{stamp()}.json", lambda path: path.touch(exist_ok=False))
+            if episodes is not None:
+                with written_whole(path.with_suffix(".csv")) as file:
+                    file.write(episodes.encode())
             with written_whole(path) as file:
                 file.write(text.encode())
         except OSError as error:
@@ -265,6 +273,53 @@ def save_model(model: BaseAlgorithm, path: Path) -> None:
             file.write(statistics(normalized).encode())
     with written_whole(path) as file:
         model.save(file)
+
+
+class FoundRuns(NamedTuple):
+    """
+    The folders that :func:`find_runs` found.
+
+    :param runs: folders of runs, as texts that :meth:`Run.open` takes
+    :param others: what else a pattern matched, which holds no ``config.yaml``
+    """
+
+    runs: list[str]
+    others: list[str]
+
+
+def find_runs(text: str) -> FoundRuns:
+    """
+    The runs that a text names.
+
+    :param text: the folder of a run, a pattern as in ``runs/*/*/*``, or several of these with commas between them
+    :return: each run once, in the order of the text; what a pattern matches is sorted
+    :raises UsageError: if a pattern or a folder of several matches no run
+    """
+    if _is_folder(text):
+        return FoundRuns([text], [])
+    rule = "run must be the folder of a run, a pattern as in 'runs/*/*/*', or several of these with commas between them"
+    runs: dict[Path, str] = {}
+    others: list[str] = []
+    for part in text.split(","):
+        found = [part]
+        if not _is_folder(part):
+            require(glob.has_magic(part), rule, part)
+            matches = sorted(glob.glob(os.path.expanduser(part), recursive=True))
+            found = [path for path in matches if (Path(path) / "config.yaml").is_file()]
+            others += [path for path in matches if path not in found]
+            what = f"matches {len(matches)} paths, none of which is the folder of a run" if matches else "matches nothing"
+            if not found:
+                raise UsageError(f"{rule}, got '{part}', which {what}")
+        for path in found:
+            runs.setdefault(Path(path).expanduser().resolve(), path)
+    return FoundRuns(list(runs.values()), others)
+
+
+def _is_folder(text: str) -> bool:
+    try:
+        return Path(text).expanduser().is_dir()
+    except (OSError, ValueError, RuntimeError):
+        return False
 
 
 def find_model(run: str | None, model: str) -> tuple[Run, Path]:
