@@ -3,8 +3,8 @@ Play episodes with trained agents and print return and length: python -m rmc_rl.
 
   python -m rmc_rl.evaluate run=runs/ALE-Pong-v5/rmc/20261120-210000-seed0 episodes=20
   python -m rmc_rl.evaluate run=<folder of a run on the copy task> env_kwargs.delay=20   a longer delay than in training
-  python -m rmc_rl.evaluate run='runs/rmc_rl-Copy-v0/*/*' episodes=500                   all runs of a pattern, in one table
-  python -m rmc_rl.evaluate -m run='runs/rmc_rl-Copy-v0/*/*' env_kwargs.delay=5,10,20    the same for each delay: generalisation
+  python -m rmc_rl.evaluate run='runs/rmc_rl-Copy-v0/*/*' episodes=500                   all runs of a pattern in one table
+  python -m rmc_rl.evaluate -m run='runs/rmc_rl-Copy-v0/*/*' env_kwargs.delay=5,10,20    the same for each of three delays
   python -m rmc_rl.evaluate model=<any model.zip> env=CartPole-v1 trust=true             a model that was trained in Python
 
 A run is read as data: nothing in its folder is executed. trust=true is needed for a model without a config.yaml, and for a
@@ -31,7 +31,7 @@ from rmc_rl.command_line.agent import make_playing_env, plain, reference_returns
 from rmc_rl.command_line.app import MISTAKE, run_verb, tell
 from rmc_rl.command_line.costs import Costs
 from rmc_rl.command_line.devices import find_device
-from rmc_rl.command_line.progress import progress_bar, say, told
+from rmc_rl.command_line.progress import PLAYERS, in_words, progress_bar, say, told
 from rmc_rl.command_line.schema import EvaluateKeys
 from rmc_rl.command_line.sweep import Job
 from rmc_rl.envs.base import Returns
@@ -60,7 +60,9 @@ def evaluate(config: DictConfig, command: str | None = None) -> int:
     if config.run is not None:
         runs, others = find_runs(config.run)
         if others:
-            say(f"skipped {len(others)} that are no runs: {', '.join(others[:SHOWN])}{', ...' * (len(others) > SHOWN)}")
+            told["skipped"] = f"skipped {len(others)} that are no runs: {', '.join(others[:SHOWN])}"
+            told["skipped"] += ", ..." * (len(others) > SHOWN)
+            say(told["skipped"])
     many, status, results = len(runs) > 1, 0, []
     for index, run in enumerate(runs):
         try:
@@ -134,8 +136,15 @@ def _evaluate(
     path = run.write_evaluation(json.dumps(result, indent=1), _csv(episodes))
     if tell_all:
         say(f"written: {path}")
-    core, seed = (None, None) if trained is None else (OmegaConf.select(trained, "core.name"), trained.get("seed"))
-    return result | {"file": path, "core": core, "run_seed": seed}
+    return result | _of_run(run) | {"file": path}
+
+
+def _of_run(run: Run, keys: Sequence[str] = ()) -> dict[str, Any]:
+    """What the table says about a run: its core, its seed, and the values of some keys it was trained with."""
+    config = run.read_config() if run.config_path.is_file() else OmegaConf.create()
+    values = {key.rpartition(".")[2]: OmegaConf.select(config, key) for key in keys if key.startswith("env_kwargs.")}
+    trained = " ".join(f"{name}={'default' if value is None else value}" for name, value in values.items())
+    return {"core": OmegaConf.select(config, "core.name"), "run_seed": OmegaConf.select(config, "seed"), "trained": trained}
 
 
 def _say(result: dict[str, Any], reference: Returns, costs: Costs, device: torch.device) -> None:
@@ -147,16 +156,10 @@ def _say(result: dict[str, Any], reference: Returns, costs: Costs, device: torch
         found = result[name]
         low, high = found["interval"]
         say(f"{name}: mean {found['mean']:.3f}, standard deviation {found['std']:.3f}, 95 % interval [{low:.3f}, {high:.3f}]")
-    if any(value is not None for value in reference):
-        say(f"for comparison: {in_words(reference)}")
+    if text := in_words(reference):
+        say(f"for comparison: {text}")
     for line in costs.lines(sum(result["length"]["each"]), device):
         say(line)
-
-
-def in_words(reference: Returns) -> str:
-    """The known ones of a world's reference returns."""
-    known = {name: value for name, value in reference._asdict().items() if value is not None}
-    return ", ".join(f"{name.replace('memoryless', 'without memory')} {value:.3g}" for name, value in known.items())
 
 
 def _csv(episodes: Episodes) -> str:
@@ -186,21 +189,22 @@ def _table(results: Sequence[tuple[dict[str, Any], str]]) -> str:
     """
     modes = {result["deterministic"] for result, _ in results}
     worlds = list(dict.fromkeys(result["env"] for result, _ in results))
-    columns, rows = {}, {}
+    columns: dict[str, None] = {}
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    players: dict[tuple[str, ...], dict[str, str]] = {}
     for result, title in results:
         if len(modes) > 1:
             title = f"{title} {'likeliest' if result['deterministic'] else 'sampled'}".strip()
         columns[title or "return"] = None
-        row = (result["run"], str(result["core"] or ""), "" if result["run_seed"] is None else str(result["run_seed"]))
+        seed = "" if result["run_seed"] is None else str(result["run_seed"])
+        row = (result["run"], str(result["core"] or ""), seed, result["trained"])
         rows.setdefault(row, {})[title or "return"] = _cell(result)
         for name, value in result["reference"].items():
             if value is not None:
                 of = f" on {result['env']}" if len(worlds) > 1 else ""
-                line = (f"{name.replace('memoryless', 'without memory')} play{of}".replace("memory play", "memory"), "", "")
-                rows.setdefault(line, {})[title or "return"] = f"{value:.3f}"
-    ordered = sorted(rows, key=lambda row: row[1:] == ("", "") and row[0] not in {result["run"] for result, _ in results})
-    body = [[*row, *(rows[row].get(column, "") for column in columns)] for row in ordered]
-    return "mean return with its 95 % interval\n" + text_table(["run", "core", "seed", *columns], body)
+                players.setdefault((f"{PLAYERS[name]}{of}", "", "", ""), {})[title or "return"] = f"{value:.3f}"
+    body = [[*row, *(cells.get(column, "") for column in columns)] for row, cells in (rows | players).items()]
+    return "mean return with its 95 % interval\n" + text_table(["run", "core", "seed", "trained at", *columns], body)
 
 
 def _at_sweep_end(jobs: Sequence[Job]) -> None:
@@ -211,21 +215,20 @@ def _at_sweep_end(jobs: Sequence[Job]) -> None:
         title = " ".join(line.removeprefix("env_kwargs.") for line in job.overrides if line.partition("=")[0] in varied)
         for path in job.told.get("evaluations", []):
             result = json.loads(Path(path).read_text())
-            run = Run(Path(result["run"]))
-            config = run.read_config() if run.config_path.is_file() else OmegaConf.create()
-            found = {"core": OmegaConf.select(config, "core.name"), "run_seed": OmegaConf.select(config, "seed")}
-            results.append((result | found, title))
+            results.append((result | _of_run(Run(Path(result["run"])), varied), title))
+    for line in dict.fromkeys(job.told["skipped"] for job in jobs if "skipped" in job.told):
+        say(line)
     if results:
         say(_table(results))
 
 
-def _varied(jobs: Sequence[Job]) -> set[str]:
+def _varied(jobs: Sequence[Job]) -> list[str]:
     """The keys whose values differ between jobs, apart from the one that chooses the run."""
     values: dict[str, set[str]] = {}
     for line in (line for job in jobs for line in job.overrides):
         key, _, value = line.partition("=")
         values.setdefault(key, set()).add(value)
-    return {key for key, found in values.items() if len(found) > 1} - {"run"}
+    return [key for key, found in values.items() if len(found) > 1 and key != "run"]
 
 
 def main() -> None:

@@ -178,10 +178,15 @@ def sweep_stamp() -> str | None:
     return None if found is None else found[0]
 
 
+def stopped_by() -> int | None:
+    """The number of the signal that asked the sweep of the present job to stop; None: it goes on, or there is none."""
+    sweep = current_sweep()
+    return None if sweep is None else sweep.stopped_by()
+
+
 def should_stop() -> bool:
     """Whether the present job belongs to a sweep that was asked to stop."""
-    sweep = current_sweep()
-    return sweep is not None and sweep.stopped_by() is not None
+    return stopped_by() is not None
 
 
 def run_job(sweep: Sweep, work: Callable[[], int]) -> None:
@@ -205,13 +210,13 @@ def run_job(sweep: Sweep, work: Callable[[], int]) -> None:
     if sweep.stopped_by() is None:
         progress.told.clear()
         label = f"{job.number + 1}/{state.get('num_jobs') or '?'}"
-        with (folder / "output.txt").open("w") as file, redirect_stdout(file), redirect_stderr(file):
-            with progress.bar_in_sweep(terminal[1] if here and terminal[1].isatty() else None, label):
-                try:
-                    job.status = work()
-                except Exception as error:  # a mistake in this program, or in the user's environment
-                    traceback.print_exc()
-                    job.status, job.error = 1, f"{type(error).__name__}: {' '.join(str(error).split())}"
+        bar = progress.bar_in_sweep(terminal[1] if here and terminal[1].isatty() else None, label)
+        with (folder / "output.txt").open("w") as file, redirect_stdout(file), redirect_stderr(file), bar:
+            try:
+                job.status = work()
+            except Exception as error:  # a mistake in this program, or in the user's environment
+                traceback.print_exc()
+                job.status, job.error = 1, f"{type(error).__name__}: {' '.join(str(error).split())}"
         job.told = dict(progress.told)
         job.error = job.told.pop("error", job.error)
         job.state = DONE if job.status == 0 else STOPPED if job.status > 128 else FAILED
