@@ -81,7 +81,7 @@ class RunCallbacks:
         return self.evaluations is not None and self.evaluations.is_out_of_patience()
 
     def reached(self) -> dict[str, float]:
-        """The means that the agent has reached: ``return`` of the last training episodes, ``evaluation``, ``best evaluation``."""
+        """Means that the agent has reached: ``return`` of the last training episodes, ``evaluation``, ``best evaluation``."""
         found, returns = {}, episode_returns(self.model)
         if returns:
             found["return"] = float(np.mean(returns))
