@@ -18,6 +18,7 @@ evaluations/ of the run's folder, or of the model's folder if it belongs to no r
 import csv
 import io
 import json
+import shlex
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -28,7 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rmc_rl.agents.evaluation import Episodes, evaluate_episodes
 from rmc_rl.command_line.agent import make_playing_env, plain, reference_returns
-from rmc_rl.command_line.app import MISTAKE, run_verb, tell
+from rmc_rl.command_line.app import MISTAKE, how_to_run, run_verb, tell
 from rmc_rl.command_line.costs import Costs
 from rmc_rl.command_line.devices import find_device
 from rmc_rl.command_line.progress import PLAYERS, in_words, progress_bar, say, told
@@ -220,6 +221,10 @@ def _at_sweep_end(jobs: Sequence[Job]) -> None:
         say(line)
     if results:
         say(_table(results))
+    folders = dict.fromkeys(line.removeprefix("run=") for job in jobs for line in job.overrides if line.startswith("run="))
+    if folders and any(key.startswith("env_kwargs.") for key in varied):
+        names = ",".join(folders)
+        say(f"next: {how_to_run('compare')} {shlex.quote(f'runs={names}')}")
 
 
 def _varied(jobs: Sequence[Job]) -> list[str]:

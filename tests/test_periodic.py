@@ -130,7 +130,7 @@ def test_patience_ends_a_run_that_does_not_improve(call):
     never = [*TINY, *EVALUATE, "patience=2", "algo.learning_rate=1e-30", "total_timesteps=5000"]
     status, out, err = call(train, *never)
     assert status == 0, err
-    assert "ended after 528 steps by patience: none of the last 2 evaluations was better" in out
+    assert "ended after 532 steps by patience: none of the last 2 evaluations was better" in out
     assert len(column("eval/mean_reward")) == 3
     status, out, _ = call(train, f"resume={RUN}")
     assert (status, "no evaluation was better; patience=null goes on" in out) == (0, True)
