@@ -241,7 +241,7 @@ def test_callbacks_of_ones_own(call):
         (["evaluate_every=9", "evaluation.env_kwargs.dealy=3"], "unknown keyword of rmc_rl/Copy-v0 'dealy'; did you mean"),
         (["evaluate_every=9", "evaluation.env_kwargs.n_symbols=5"], "evaluation.env_kwargs must leave the observation_space"),
         (["evaluation.deterministic=maybe"], "evaluation.deterministic must be true or false, got 'maybe'"),
-        (["callbacks=mine:Mine"], "callbacks must be a list, as in [64], got 'mine:Mine'"),
+        (["callbacks=mine:Mine"], "callbacks must be a list as in [my_module:MyCallback]"),
         (["callbacks=[Mine]"], "callbacks must be a list as in [my_module:MyCallback] or [{name: my_module"),
         (["callbacks=[nowhere:Mine]"], "callback 'nowhere:Mine' names a module that cannot be imported: ModuleNotFound"),
         (["callbacks=[mine:Mime]"], "unknown callback of module mine 'Mime'; did you mean 'Mine'?"),

@@ -194,6 +194,16 @@ def test_which_keys_are_swept(tmp_path):
     assert sweep.swept_keys(Sweep(tmp_path)) == ["seed", "core", "x"]
 
 
+def test_a_launcher_that_breaks_off_gets_one_line(call, monkeypatch):
+    def killed(*_args, **_kwargs):
+        raise RuntimeError("a worker was killed\nby the system")
+
+    monkeypatch.setattr("hydra._internal.core_plugins.basic_launcher.BasicLauncher.launch", killed)
+    status, out, err = call("-m", "seed=1,2", "core=memoryless", *SHORT)
+    assert (status, err) == (1, "error: the sweep broke off: RuntimeError: a worker was killed\n")
+    assert "\nsweep: 0 of 2 done in " in out
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(0.44, "0.4 s"), (59.4, "59 s"), (83, "1 min 23 s"), (5000, "1 h 23 min")])
 def test_durations(seconds, text):
     assert duration(seconds) == text

@@ -5,6 +5,7 @@ Exit status: 0; 1 if something outside the program failed (a full disk, a worker
 after a number that is not finite; 128 and the number of the signal that stopped it. A traceback means a bug.
 """
 
+import importlib
 import os
 import shlex
 import signal
@@ -23,7 +24,7 @@ from rmc_rl.command_line.help import CONFIGS, help_text
 from rmc_rl.command_line.overrides import as_typed, check_overrides, first_line
 from rmc_rl.command_line.progress import say, told
 from rmc_rl.command_line.schema import check_keys
-from rmc_rl.command_line.sweep import Job, current_sweep, end_sweep, run_job, with_resume
+from rmc_rl.command_line.sweep import Job, current_sweep, end_sweep, is_sweeping, run_job, with_resume
 from rmc_rl.compat import hydra_arguments
 from rmc_rl.errors import UsageError, require
 
@@ -58,14 +59,15 @@ def run_verb(
     typed, status = sys.argv[1:], 0
     try:
         if _prepare(name, description, schema, family_of):
-            _run(verb, name, schema)
+            status = _run(_importable(verb, name), name, schema)
     except UsageError as error:
         status = tell(error)
     except KeyboardInterrupt:  # before there was anything to save, or between two jobs
         status = 128 + signal.SIGINT
     finally:
         again = with_resume(how_to_run(name), typed) if "resume" in schema.__annotations__ else None
-        status = end_sweep(again, at_sweep_end) or status
+        ended = end_sweep(again, at_sweep_end)
+        status = status or ended
     if status:
         sys.exit(status)
 
@@ -124,8 +126,16 @@ def _prepare(name: str, description: str, schema: type, family_of: Callable[[str
     return True
 
 
-def _run(verb: Callable[[DictConfig, str | None], int], name: str, schema: type) -> None:
-    """Hand over to Hydra, which calls the verb once for each job."""
+def _importable(verb: Callable[[DictConfig, str | None], int], name: str) -> Callable[[DictConfig, str | None], int]:
+    """The verb as other processes import it: a function of ``__main__`` would be copied into them, with its globals."""
+    if verb.__module__ != "__main__":
+        return verb
+    imported: Callable[[DictConfig, str | None], int] = getattr(importlib.import_module(f"rmc_rl.{name}"), verb.__name__)
+    return imported
+
+
+def _run(verb: Callable[[DictConfig, str | None], int], name: str, schema: type) -> int:
+    """Hand over to Hydra, which calls the verb once for each job; returns the exit status if a sweep broke off."""
     running = False
 
     def checked(config: DictConfig) -> int:
@@ -153,11 +163,14 @@ def _run(verb: Callable[[DictConfig, str | None], int], name: str, schema: type)
     try:
         job()
     except Exception as error:
+        if is_sweeping():  # a job keeps its own exceptions: this one is of the launcher, whose process may have been killed
+            return tell(OSError(f"the sweep broke off: {type(error).__name__}: {first_line(error)}"), FAILED)
         if running:
             raise
         raise UsageError(f"Hydra refused the command line: {first_line(error)}") from None
     finally:
         warnings.formatwarning = format_before
+    return 0
 
 
 def _format_warning(message: Warning | str, *_args: object, **_kwargs: object) -> str:

@@ -1,7 +1,6 @@
 """The callbacks of a run on the command line: progress, evaluations, pictures of the memory, and those of the user."""
 
 import importlib
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -99,15 +98,16 @@ class RunCallbacks:
                     each.env.close()
 
 
-def make_callbacks(entries: Sequence[Any]) -> dict[str, BaseCallback]:
+def make_callbacks(entries: Any) -> dict[str, BaseCallback]:
     """
     Make the callbacks that a configuration names.
 
     :param entries: each ``module:Class``, or a mapping with ``name: module:Class`` and the arguments of its constructor
     :return: name -> callback; a name that occurs again gets a number
-    :raises UsageError: for a module that cannot be imported, a class that is missing or no callback of SB3, or arguments that
-        it does not take
+    :raises UsageError: for something that is no list, a module that cannot be imported, a class that is missing or no callback
+        of SB3, or arguments that it does not take
     """
+    require(isinstance(entries, list) or OmegaConf.is_list(entries), RULE, entries)
     made: dict[str, BaseCallback] = {}
     for entry in entries:
         keywords: Any = OmegaConf.to_container(entry) if OmegaConf.is_dict(entry) else {"name": entry}

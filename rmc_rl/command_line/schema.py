@@ -92,7 +92,7 @@ class TrainKeys:
     init: str | None
     checkpoint_every: int | None = field(metadata=FROM_1)
     keep_checkpoints: int = field(metadata=FROM_1)
-    callbacks: list[Any]
+    callbacks: Any
     memory_picture_every: int | None = field(metadata=FROM_1)
     evaluate_every: int | None = field(metadata=FROM_1)
     patience: int | None = field(metadata=FROM_1)

@@ -164,11 +164,16 @@ class SweepStart(Callback):
 
 
 def current_sweep() -> Sweep | None:
-    """The sweep that the present job belongs to; None: it is a job of its own."""
-    if not HydraConfig.initialized():
+    """The sweep that the present job belongs to; None: there is none, or :class:`SweepStart` did not start it."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return None
-    hydra_config = HydraConfig.get()
-    return Sweep(Path(hydra_config.sweep.dir)) if hydra_config.mode == RunMode.MULTIRUN else None
+    sweep = Sweep(Path(HydraConfig.get().sweep.dir))
+    return sweep if sweep.state else None
+
+
+def is_sweeping() -> bool:
+    """Whether this process has started a sweep that has not ended."""
+    return _running is not None
 
 
 def sweep_stamp() -> str | None:
