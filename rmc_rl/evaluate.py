@@ -217,12 +217,12 @@ def _at_sweep_end(jobs: Sequence[Job]) -> None:
         for path in job.told.get("evaluations", []):
             result = json.loads(Path(path).read_text())
             results.append((result | _of_run(Run(Path(result["run"])), varied), title))
-    for line in dict.fromkeys(job.told["skipped"] for job in jobs if "skipped" in job.told):
-        say(line)
+    for skipped in dict.fromkeys(job.told["skipped"] for job in jobs if "skipped" in job.told):
+        say(skipped)
     if results:
         say(_table(results))
     folders = dict.fromkeys(line.removeprefix("run=") for job in jobs for line in job.overrides if line.startswith("run="))
-    if folders and any(key.startswith("env_kwargs.") for key in varied):
+    if results and folders and any(key.startswith("env_kwargs.") for key in varied):
         names = ",".join(folders)
         say(f"next: {how_to_run('compare')} {shlex.quote(f'runs={names}')}")
 

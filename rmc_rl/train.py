@@ -44,7 +44,7 @@ from rmc_rl.command_line.progress import in_words, say, told
 from rmc_rl.command_line.resuming import find_run, given_keys, initial_model, say_what_changes
 from rmc_rl.command_line.schema import TrainKeys
 from rmc_rl.command_line.signals import Stopped, StopSignals
-from rmc_rl.command_line.sweep import Job, should_stop, stopped_by, sweep_stamp
+from rmc_rl.command_line.sweep import DONE, Job, should_stop, stopped_by, sweep_stamp
 from rmc_rl.envs.base import Returns
 from rmc_rl.envs.make_vec import env_family
 from rmc_rl.errors import NonFiniteError
@@ -204,7 +204,7 @@ def _as_words(reached: dict[str, float]) -> list[str]:
 
 def _at_sweep_end(jobs: Sequence[Job]) -> None:
     """The command that compares the runs of a sweep."""
-    folders = list(dict.fromkeys(job.told["run"] for job in jobs if "run" in job.told))
+    folders = list(dict.fromkeys(job.told["run"] for job in jobs if job.state == DONE and "run" in job.told))
     if folders:
         say(f"next: {how_to_run('compare')} {shlex.quote(f'runs={_as_patterns(folders)}')}")
 

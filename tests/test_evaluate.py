@@ -3,12 +3,14 @@
 import csv
 import json
 import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from rmc_rl import evaluate, train
 from rmc_rl.command_line.agent import reference_returns
@@ -159,6 +161,11 @@ def test_a_damaged_run_does_not_stop_the_others(call):
     assert status == 1
     assert f"failed: 1/2 run={gru}: model must be a file that save has written" in out
     assert memoryless in out[out.index("mean return") :]
+    # a job that evaluates both
+    status, out, err = call("-m", "run=runs/*/*/*", "env_kwargs.delay=5", "episodes=3")
+    assert (status, err) == (1, "")
+    assert memoryless in out[out.index("mean return") :]
+    assert "\nskipped " in out
 
 
 @pytest.mark.parametrize(
@@ -192,3 +199,16 @@ def test_reference_returns_of_worlds_and_of_others():
 
 def test_tables_leave_empty_columns_out():
     assert text_table(["a", "b", "c"], [["1", "", "x"], ["22", "", ""]]) == "a   c\n--  -\n1   x\n22"
+
+
+def test_command_lines_of_the_page_are_accepted(checkout, monkeypatch, capsys):
+    text = (checkout / "docs" / "evaluating.md").read_text()
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL))
+    lines = re.findall(r"^scripts/rmc (train|evaluate) (.*)", blocks, re.MULTILINE)
+    assert len(lines) >= 8
+    for verb, line in lines:
+        words = [word.replace("<folder>", "folder") for word in shlex.split(line) if word != "-m"]
+        words = [re.sub(r"=([^,{}\[\]]+),.*", r"=\1", word) for word in words]  # of a sweep, the first job
+        monkeypatch.setattr(sys, "argv", [verb, *words, "--cfg", "job"])
+        {"train": train, "evaluate": evaluate}[verb].main()
+        assert yaml.safe_load(capsys.readouterr().out), line

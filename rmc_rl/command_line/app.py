@@ -50,7 +50,7 @@ def run_verb(
     :param description: the text of ``--help`` before the keys
     :param schema: the types of its keys
     :param family_of: from an environment's id to the name of its defaults in ``configs/family``; None: the verb has none
-    :param at_sweep_end: tells what follows from the jobs of a sweep that are done, once it has ended
+    :param at_sweep_end: tells what follows from the jobs of a sweep that are done or failed, once it has ended
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see rmc_rl/__init__.py
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -214,8 +214,8 @@ def run_job(sweep: Sweep, work: Callable[[], int]) -> None:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sweep.stopped_by() is None:
         progress.told.clear()
-        label = f"{job.number + 1}/{state.get('num_jobs') or '?'}"
-        bar = progress.bar_in_sweep(terminal[1] if here and terminal[1].isatty() else None, label)
+        title = f"{job.number + 1}/{state.get('num_jobs') or '?'}"
+        bar = progress.bar_in_sweep(terminal[1] if here and terminal[1].isatty() else None, title)
         with (folder / "output.txt").open("w") as file, redirect_stdout(file), redirect_stderr(file), bar:
             try:
                 job.status = work()
@@ -287,7 +287,7 @@ def end_sweep(again: str | None, at_end: Callable[[Sequence[Job]], None] | None)
     Tell the person how the sweep of this process ended; does nothing if it has not started one.
 
     :param again: the command line that goes on with the sweep; None: the verb cannot go on
-    :param at_end: tells what follows from the jobs that are done
+    :param at_end: tells what follows from the jobs that are done, and from those that failed as far as they came
     :return: exit status: 0; 1 if a job failed; 128 and the number of the signal that stopped the sweep
     """
     global _running, _signals
@@ -302,8 +302,8 @@ def end_sweep(again: str | None, at_end: Callable[[Sequence[Job]], None] | None)
     cpu = sum(job.told.get("cpu_seconds", 0.0) for job in jobs)
     wall = time.time() - state.get("started", time.time())
     say(f"sweep: {len(done)} of {total} done in {duration(wall)} ({duration(cpu)} of the processor)")
-    if done and at_end is not None:
-        at_end(done)
+    if at_end is not None:
+        at_end(done + failed)
     for job in failed:
         why = job.error or f"status {job.status}"
         say(f"failed: {job.number + 1}/{total} {label(job, sweep)}: {why} ({sweep.job_folder(job.number) / 'output.txt'})")
