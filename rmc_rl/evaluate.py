@@ -78,7 +78,7 @@ def evaluate(config: DictConfig, command: str | None = None) -> int:
             say(f"{index + 1}/{len(runs)} {run}: {_in_words(found)}")
     told["evaluations"] = [str(result["file"]) for result in results]
     told["cpu_seconds"] = sum(result["cpu_seconds"] for result in results)
-    told["result"] = _in_words(results) if len(results) < 3 else f"{len(results)} evaluations"
+    told["result"] = f"{len(results)} evaluations" if many else _in_words(results)
     if len(results) > 1:
         say(_table([(result, "") for result in results]))
     return status
@@ -178,8 +178,9 @@ def _cell(result: dict[str, Any]) -> str:
 
 
 def _in_words(results: Sequence[dict[str, Any]]) -> str:
-    kinds = {True: "likeliest actions ", False: "sampled actions "} if len(results) > 1 else {True: "", False: ""}
-    return ", ".join(f"return {kinds[result['deterministic']]}{_cell(result)}" for result in results)
+    """The mean returns of one run, of each way to act."""
+    ways = {True: " of the likeliest actions", False: " of sampled actions"} if len(results) > 1 else {True: "", False: ""}
+    return ", ".join(f"return {_cell(result)}{ways[result['deterministic']]}" for result in results)
 
 
 def _table(results: Sequence[tuple[dict[str, Any], str]]) -> str:
