@@ -4,10 +4,13 @@ A run's folder: what lies in it, how it is written and read back.
     runs/<env>/<core>/<stamp>-seed<k>/
       config.yaml            the resolved configuration, and under ``run`` versions, git commit and command line
       model.zip              the last policy; beside each model trained with ``normalize``, its ``.normalization.json``
-      best/model.zip         the policy with the highest mean return over the last 100 training episodes, once there were 100
+      best/model.zip         the policy with the highest mean return over the last 100 training episodes, once there were 100;
+                             with ``evaluate_every`` the one with the highest evaluation
       checkpoints/<steps>/   what exact resume needs, every ``checkpoint_every`` steps: :mod:`rmc_rl.runs.checkpoint`
       events.out.tfevents*   TensorBoard; progress.csv holds the same numbers
-      evaluations/           what ``rmc_rl.evaluate`` found
+      evaluations/           what ``rmc_rl.evaluate`` found: JSON, and beside it a CSV with a row for each episode
+
+``runs/sweeps/`` holds no runs, but what Hydra and :mod:`rmc_rl.command_line.sweep` write about sweeps.
 """
 
 import glob
