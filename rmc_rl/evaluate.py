@@ -8,7 +8,7 @@ Play episodes with trained agents and print return and length: python -m rmc_rl.
   python -m rmc_rl.evaluate model=<any model.zip> env=CartPole-v1 trust=true             a model that was trained in Python
 
 A run is read as data: nothing in its folder is executed. trust=true is needed for a model without a config.yaml, and for a
-run that names a module of your own, as in core=module:name.
+run of somebody else, or from another machine, that names a module, as in core=module:name.
 
 Each copy of the environment plays a number of episodes that is fixed beforehand, so that short episodes do not count too
 often. The interval printed is a 95 % percentile bootstrap of the mean over the episodes. The result is kept as JSON in
@@ -56,7 +56,8 @@ def evaluate(config: DictConfig, command: str | None = None) -> int:
     :raises UsageError: for a mistake in the configuration, or a single run that is damaged
     """
     device = find_device(config.device)
-    require(config.deterministic in MODES, "deterministic must be true, false or both", config.deterministic)
+    known = isinstance(config.deterministic, bool) or config.deterministic == "both"
+    require(known, "deterministic must be true, false or both", config.deterministic)
     runs: Sequence[str | None] = [config.run]
     if config.run is not None:
         runs, others = find_runs(config.run)

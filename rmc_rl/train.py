@@ -91,7 +91,7 @@ def train(config: DictConfig, command: str | None = None) -> int:
     if found:
         checkpoints.resume(model, found[0])
         say_what_changes(run, config, model.num_timesteps)
-    first_step, ending = model.num_timesteps, _Ending.of(run, config, model)
+    first_step, ending = model.num_timesteps, _Ending.of(run, model)
     remaining = config.total_timesteps - first_step
     if old_run is None or config.total_timesteps != run.read_config().total_timesteps:
         run.write_config(config, command)
@@ -161,27 +161,24 @@ class _Ending:
     What a run tells at its end, as far as it is known before the environment is closed.
 
     :param run: the run
-    :param trust: " trust=true" if the run names modules of the user's own
     :param reference: returns of some players
     :param harder: an argument with two values of a keyword that the world draws for each episode: the one of training and
         twice as much; empty if there is none
     """
 
     run: Run
-    trust: str
     reference: Returns
     harder: str
 
     @classmethod
-    def of(cls, run: Run, config: DictConfig, model: BaseAlgorithm) -> "_Ending":
+    def of(cls, run: Run, model: BaseAlgorithm) -> "_Ending":
         env: Any = model.get_env()
         reference, harder = reference_returns(env), ""
         if reference != Returns() and (names := env.get_attr("ranges")[0]):
             value = env.get_attr(names[-1])[0]
             value = max(value) if isinstance(value, list | tuple) else value
             harder = f" env_kwargs.{names[-1]}={value},{2 * value}" if isinstance(value, int) else ""
-        trust = " trust=true" if ":" in f"{config.env}{config.core.name}" else ""
-        return cls(run, trust, reference, harder)
+        return cls(run, reference, harder)
 
     def say(self, reached: dict[str, float]) -> None:
         """Tell what the run has reached, where its model is, and what to do next."""
@@ -192,7 +189,7 @@ class _Ending:
         if text := in_words(self.reference):
             say(f"for comparison: {text}")
         say(f"model: {self.run.model_path('last')}")
-        argument = f"{shlex.quote(f'run={self.run.path}')}{self.trust}"
+        argument = shlex.quote(f"run={self.run.path}")
         say(f"next: {how_to_run('evaluate')} {argument}")
         if self.harder:
             say(f"or:   {how_to_run('evaluate')} -m {argument}{self.harder}")
