@@ -3,14 +3,12 @@
 import csv
 import json
 import re
-import shlex
 import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
 from rmc_rl import evaluate, train
 from rmc_rl.command_line.agent import reference_returns
@@ -114,7 +112,8 @@ def test_a_sweep_over_a_keyword_has_a_column_for_each_value(call):
     assert {np.mean(result["length"]["each"]) for result in found} == {8, 11}
     # one line for each job, and what the job printed is kept
     assert len(re.findall(r"^\d/4  ", out, re.MULTILINE)) == 4
-    assert len(out.splitlines()) == 14
+    assert len(out.splitlines()) == 15
+    assert out.splitlines()[-1] == f"next: python -m rmc_rl.compare runs={gru},{memoryless}"
     kept = sorted(Path().glob("runs/sweeps/*/*/output.txt"))
     assert len(kept) == 4
     assert "95 % interval" in kept[0].read_text()
@@ -199,16 +198,3 @@ def test_reference_returns_of_worlds_and_of_others():
 
 def test_tables_leave_empty_columns_out():
     assert text_table(["a", "b", "c"], [["1", "", "x"], ["22", "", ""]]) == "a   c\n--  -\n1   x\n22"
-
-
-def test_command_lines_of_the_page_are_accepted(checkout, monkeypatch, capsys):
-    text = (checkout / "docs" / "evaluating.md").read_text()
-    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL))
-    lines = re.findall(r"^scripts/rmc (train|evaluate) (.*)", blocks, re.MULTILINE)
-    assert len(lines) >= 8
-    for verb, line in lines:
-        words = [word.replace("<folder>", "folder") for word in shlex.split(line) if word != "-m"]
-        words = [re.sub(r"=([^,{}\[\]]+),.*", r"=\1", word) for word in words]  # of a sweep, the first job
-        monkeypatch.setattr(sys, "argv", [verb, *words, "--cfg", "job"])
-        {"train": train, "evaluate": evaluate}[verb].main()
-        assert yaml.safe_load(capsys.readouterr().out), line
