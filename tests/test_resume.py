@@ -147,7 +147,6 @@ def test_settings_that_may_not_change_are_named_in_one_line(call, argument, mess
     ("arguments", "message"),
     [
         (["resume=missing"], "run must be the folder"),
-        (["resume=auto"], "needs the name"),
         (["name=a/b"], "name must be made of"),
         (["name=.."], "name must be made of"),
         (["init=missing"], "init must be"),

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
 from rmc_rl.agents import Imitation, MlpMemoryPolicy, RecurrentPPO, match_parameters
 from rmc_rl.agents.encoder import check_spaces
@@ -24,6 +24,7 @@ from rmc_rl.command_line.progress import EPISODES_FOR_BEST
 from rmc_rl.command_line.signals import ignored_interrupts
 from rmc_rl.compat import wrap_env
 from rmc_rl.envs import make_vec
+from rmc_rl.envs.base import Returns
 from rmc_rl.envs.make_vec import env_family
 from rmc_rl.envs.previous_action_reward import PREVIOUS
 from rmc_rl.errors import UsageError, require, require_choice, require_number
@@ -56,22 +57,53 @@ def make_env(config: DictConfig) -> VecEnv:
     require_memory("a rollout of n_envs * algo.n_steps steps", transitions * NUMBERS_PER_STEP * FLOAT, torch.device("cpu"))
     if config.processes:
         require_memory("a process for each of the n_envs copies", config.n_envs * PROCESS, torch.device("cpu"))
-    with ignored_interrupts() if config.processes else nullcontext():
-        env = make_vec(
-            config.env,
-            config.n_envs,
-            seed=config.seed,
-            env_kwargs={str(key): value for key, value in plain(config.env_kwargs).items()},
-            processes=config.processes,
-            device=find_device(config.env_device, "env_device"),
-            previous_action_reward=config.policy.previous_action_reward,
-        )
+    env = _make_copies(config, config.n_envs, config.seed, plain(config.env_kwargs))
     check_spaces(env.observation_space, env.action_space)
     if config.algo.use_sde:
         require(isinstance(env.action_space, spaces.Box), "algo.use_sde needs Box actions", env.action_space)
     if config.env_kwargs:
         _try(env, config)
     return normalize(env, config.normalize, config.algo.gamma)
+
+
+def make_evaluation_env(config: DictConfig, trained: VecEnv, n_envs: int) -> VecEnv:
+    """
+    An environment in which an agent plays while it trains, with the keywords of ``evaluation.env_kwargs``.
+
+    If observations are normalised, the statistics are those of the training environment at every moment. Rewards are not
+    normalised.
+
+    :param config: checked; see ``configs/train.yaml``
+    :param trained: the training environment, as the agent has it
+    :param n_envs: copies
+    :raises UsageError: for a mistake in the keywords, or an environment with other spaces than the one of training
+    """
+    env_kwargs = plain(config.env_kwargs) | plain(config.evaluation.env_kwargs)
+    env = normalize(_make_copies(config, n_envs, config.evaluation.seed, env_kwargs), config.normalize, config.algo.gamma)
+    if isinstance(env, VecNormalize):
+        env.training, env.norm_reward = False, False
+        if env.norm_obs:
+            env.obs_rms = unwrap_vec_normalize(trained).obs_rms  # type: ignore[union-attr]  # one object for both
+    wrapped: VecEnv = wrap_env(RecurrentPPO, env)
+    for name in ("observation_space", "action_space"):
+        found, needed = getattr(wrapped, name), getattr(trained, name)
+        require(found == needed, f"evaluation.env_kwargs must leave the {name} as it is in training, {needed}", found)
+    return wrapped
+
+
+def _make_copies(config: DictConfig, n_envs: int, seed: int, env_kwargs: dict[str, Any]) -> VecEnv:
+    """Copies of the environment that a configuration names."""
+    with ignored_interrupts() if config.processes else nullcontext():
+        env: VecEnv = make_vec(
+            config.env,
+            n_envs,
+            seed=seed,
+            env_kwargs={str(key): value for key, value in env_kwargs.items()},
+            processes=config.processes,
+            device=find_device(config.env_device, "env_device"),
+            previous_action_reward=config.policy.previous_action_reward,
+        )
+    return env
 
 
 def make_playing_env(
@@ -113,6 +145,19 @@ def make_playing_env(
     return env
 
 
+def reference_returns(env: VecEnv) -> Returns:
+    """
+    Mean returns of random, memoryless and perfect play, as far as a world states them.
+
+    :param env: copies of any environment
+    """
+    try:
+        found = env.env_method("returns")[0] if env.has_attr("returns") else None
+    except Exception:  # an attribute of a user's environment that happens to have this name
+        found = None
+    return found if isinstance(found, Returns) else Returns()
+
+
 def make_model(config: DictConfig, env: VecEnv) -> sb3_contrib.RecurrentPPO:
     """
     The agent.
@@ -142,7 +187,9 @@ def make_model(config: DictConfig, env: VecEnv) -> sb3_contrib.RecurrentPPO:
         algo[key] = LinearSchedule(algo[key], 0.0, 1.0)
     policy, seen = choose_policy(env.observation_space), wrap_env(RecurrentPPO, env)
     if config.params is not None:
-        matched = match_parameters(policy, seen.observation_space, seen.action_space, policy_kwargs, config.params)
+        matched = match_parameters(
+            policy, seen.observation_space, seen.action_space, policy_kwargs, config.params, config.params_of
+        )
         policy_kwargs = matched
         with open_dict(config.core):  # the YAML of a user's own core may leave the sizes out
             config.core.update(matched["core_kwargs"])

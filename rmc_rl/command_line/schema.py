@@ -60,6 +60,17 @@ class AlgoKeys:
 
 
 @dataclass
+class EvaluationKeys:
+    """Keys of the node ``evaluation``."""
+
+    episodes: int = field(metadata=FROM_1)
+    deterministic: bool
+    env_kwargs: dict[str, Any]
+    n_envs: int = field(metadata=FROM_1)
+    seed: int = field(metadata=FROM_0)
+
+
+@dataclass
 class TrainKeys:
     """Keys of ``configs/train.yaml``."""
 
@@ -70,6 +81,7 @@ class TrainKeys:
     normalize: Any
     total_timesteps: int = field(metadata=FROM_1)
     params: int | None = field(metadata=FROM_1)
+    params_of: str
     seed: int = field(metadata=FROM_0)
     num_threads: int | None = field(metadata=FROM_1)
     device: str
@@ -80,6 +92,11 @@ class TrainKeys:
     init: str | None
     checkpoint_every: int | None = field(metadata=FROM_1)
     keep_checkpoints: int = field(metadata=FROM_1)
+    callbacks: Any
+    memory_picture_every: int | None = field(metadata=FROM_1)
+    evaluate_every: int | None = field(metadata=FROM_1)
+    patience: int | None = field(metadata=FROM_1)
+    evaluation: EvaluationKeys
     policy: PolicyKeys
     algo: AlgoKeys
     core: dict[str, Any]
@@ -94,7 +111,7 @@ class EvaluateKeys:
     env: str | None
     env_kwargs: dict[str, Any]
     trust: bool
-    deterministic: bool
+    deterministic: Any
     episodes: int = field(metadata=FROM_1)
     n_envs: int = field(metadata=FROM_1)
     seed: int = field(metadata=FROM_0)

@@ -28,8 +28,8 @@ import random
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -376,6 +376,16 @@ def _settings(model: Any) -> dict[str, Any]:
         "action space": str(model.action_space),
         **{name: getattr(model, name) for name in names},
     }
+
+
+@contextmanager
+def kept_generators() -> Iterator[None]:
+    """Put the random generators of Python, NumPy and torch back after a ``with`` block, so that it has no effect on them."""
+    before = _generators()
+    try:
+        yield
+    finally:
+        _set_generators(before)
 
 
 def _generators() -> dict[str, Any]:

@@ -5,15 +5,19 @@ A run's folder: what lies in it, how it is written and read back.
       config.yaml            the resolved configuration, and under ``run`` versions, git commit and command line
       .signature             of config.yaml: the run is the user's own, see :mod:`rmc_rl.runs.signature`
       model.zip              the last policy; beside each model trained with ``normalize``, its ``.normalization.json``
-      best/model.zip         the policy with the highest mean return over the last 100 training episodes, once there were 100
+      best/model.zip         the policy with the highest mean return over the last 100 training episodes, once there were 100;
+                             with ``evaluate_every`` the one with the highest evaluation
       checkpoints/<steps>/   what exact resume needs, every ``checkpoint_every`` steps: :mod:`rmc_rl.runs.checkpoint`
       events.out.tfevents*   TensorBoard; progress.csv holds the same numbers
-      evaluations/           what ``rmc_rl.evaluate`` found
+      evaluations/           what ``rmc_rl.evaluate`` found: JSON, and beside it a CSV with a row for each episode
       films/                 what ``rmc_rl.watch`` filmed
       exports/               what ``rmc_rl.export`` wrote: the policy as one file that acts without this package
       lock                   held by the process that trains the run
+
+``runs/sweeps/`` holds no runs, but what Hydra and :mod:`rmc_rl.command_line.sweep` write about sweeps.
 """
 
+import glob
 import itertools
 import os
 import platform
@@ -28,7 +32,7 @@ from datetime import datetime
 from importlib import metadata
 from io import BufferedIOBase
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -65,7 +69,9 @@ class Run:
     path: Path
 
     @classmethod
-    def create(cls, root: str | Path, env: str, core: str, seed: int, name: str | None = None) -> "Run":
+    def create(
+        cls, root: str | Path, env: str, core: str, seed: int, name: str | None = None, started: str | None = None
+    ) -> "Run":
         """
         Make the folder of a new run.
 
@@ -74,11 +80,12 @@ class Run:
         :param core: the core's name, changed in the same way
         :param seed: the run's seed
         :param name: of its folder, which may exist if it holds no run yet; None: the time and the seed
+        :param started: the time in that name, as :func:`stamp` writes it; None: now
         :raises UsageError: if the folder cannot be made
         """
         try:
             if name is None:
-                run = cls.named(root, env, core, f"{stamp()}-seed{seed}")
+                run = cls.named(root, env, core, f"{started or stamp()}-seed{seed}")
                 run.path.parent.mkdir(parents=True, exist_ok=True)
                 return cls(_claim(run.path, Path.mkdir))
             run = cls.named(root, env, core, name)
@@ -216,18 +223,22 @@ class Run:
         except OSError as error:
             raise UsageError(f"'{folder}' must be a folder that can be written to, got '{self.path}': {error}") from None
 
-    def write_evaluation(self, text: str) -> Path:
+    def write_evaluation(self, text: str, episodes: str | None = None) -> Path:
         """
         Keep the result of an evaluation.
 
         :param text: the result as JSON
-        :return: the new file
+        :param episodes: a CSV with a row for each episode, which is kept beside it under the same name
+        :return: the new file of the result
         :raises UsageError: if it cannot be written
         """
         folder = self.path / "evaluations"
         try:
             folder.mkdir(exist_ok=True)
             path = _claim(folder / f"{stamp()}.json", lambda path: path.touch(exist_ok=False))
+            if episodes is not None:
+                with written_whole(path.with_suffix(".csv")) as file:
+                    file.write(episodes.encode())
             with written_whole(path) as file:
                 file.write(text.encode())
         except OSError as error:
@@ -327,6 +338,53 @@ def save_model(model: BaseAlgorithm, path: Path) -> None:
             file.write(statistics(normalized).encode())
     with written_whole(path) as file:
         model.save(file)
+
+
+class FoundRuns(NamedTuple):
+    """
+    The folders that :func:`find_runs` found.
+
+    :param runs: folders of runs, as texts that :meth:`Run.open` takes
+    :param others: what else a pattern matched, which holds no ``config.yaml``
+    """
+
+    runs: list[str]
+    others: list[str]
+
+
+def find_runs(text: str) -> FoundRuns:
+    """
+    The runs that a text names.
+
+    :param text: the folder of a run, a pattern as in ``runs/*/*/*``, or several of these with commas between them
+    :return: each run once, in the order of the text; what a pattern matches is sorted
+    :raises UsageError: if a pattern or a folder of several matches no run
+    """
+    if _is_folder(text):
+        return FoundRuns([text], [])
+    rule = "run must be the folder of a run, a pattern as in 'runs/*/*/*', or several of these with commas between them"
+    runs: dict[Path, str] = {}
+    others: list[str] = []
+    for part in text.split(","):
+        found = [part]
+        if not _is_folder(part):
+            require(glob.has_magic(part), rule, part)
+            matches = sorted(glob.glob(os.path.expanduser(part), recursive=True))
+            found = [path for path in matches if (Path(path) / "config.yaml").is_file()]
+            others += [path for path in matches if path not in found]
+            what = f"matches {len(matches)} paths, none of which is the folder of a run" if matches else "matches nothing"
+            if not found:
+                raise UsageError(f"{rule}, got '{part}', which {what}")
+        for path in found:
+            runs.setdefault(Path(path).expanduser().resolve(), path)
+    return FoundRuns(list(runs.values()), others)
+
+
+def _is_folder(text: str) -> bool:
+    try:
+        return Path(text).expanduser().is_dir()
+    except (OSError, ValueError, RuntimeError):
+        return False
 
 
 def find_model(run: str | None, model: str) -> tuple[Run, Path]:
