@@ -3,6 +3,7 @@ Play episodes with a trained agent and print return and length: python -m rmc_rl
 
   python -m rmc_rl.evaluate run=runs/ALE-Pong-v5/rmc/20261120-210000-seed0 episodes=20
   python -m rmc_rl.evaluate run=<folder of a run on the copy task> env_kwargs.delay=20   a longer delay than in training
+  python -m rmc_rl.evaluate run=<folder> partial.noise=0.1                               noisier observations than in training
   python -m rmc_rl.evaluate model=<any model.zip> env=CartPole-v1 trust=true             a model that was trained in Python
 
 A run is read as data: nothing in its folder is executed. trust=true is needed for a model without a config.yaml, and for a
@@ -27,7 +28,7 @@ from rmc_rl.command_line.progress import progress_bar, say
 from rmc_rl.command_line.schema import EvaluateKeys
 from rmc_rl.errors import require
 from rmc_rl.runs.folder import find_model
-from rmc_rl.runs.loading import load_model, read_policy
+from rmc_rl.runs.loading import load_model, partial_of, read_policy
 from rmc_rl.studies.statistics import summarise
 
 
@@ -42,11 +43,12 @@ def evaluate(config: DictConfig, command: str | None = None) -> int:
     """
     device = find_device(config.device)
     run, model_path = find_model(config.run, config.model)
-    env_id, env_kwargs = config.env, plain(config.env_kwargs)
+    env_id, env_kwargs, partial = config.env, plain(config.env_kwargs), plain(config.partial)
     if run.config_path.is_file():
         trained = run.read_config()
         if env_id is None or env_id == trained.env:
             env_id, env_kwargs = trained.env, plain(OmegaConf.merge(trained.env_kwargs, config.env_kwargs))  # type: ignore
+            partial = partial_of(trained) | {key: value for key, value in partial.items() if value is not None}
     rule = f"env must be an environment's id, as in env=CartPole-v1, for there is no {run.config_path}"
     require(env_id is not None, rule, env_id)
     run.check_writable()
@@ -61,7 +63,7 @@ def evaluate(config: DictConfig, command: str | None = None) -> int:
         timesteps = model.num_timesteps
     num_copies = min(config.n_envs, config.episodes)
     started = time.monotonic()
-    env = make_playing_env(env_id, env_kwargs, num_copies, config.seed, model, model_path)
+    env = make_playing_env(env_id, env_kwargs, num_copies, config.seed, model, model_path, partial)
     with closing(env), progress_bar(config.episodes, "episodes") as bar:
         returns, lengths = evaluate_episodes(model, env, config.episodes, config.deterministic, bar.update)
     seconds = time.monotonic() - started
@@ -71,6 +73,7 @@ def evaluate(config: DictConfig, command: str | None = None) -> int:
         "model": config.model,
         "env": env_id,
         "env_kwargs": env_kwargs,
+        "partial": partial,
         "episodes": config.episodes,
         "deterministic": config.deterministic,
         "seed": config.seed,
@@ -79,7 +82,8 @@ def evaluate(config: DictConfig, command: str | None = None) -> int:
         "return": summarise(returns),
         "length": summarise(lengths),
     }
-    changed = f" with {env_kwargs}" if env_kwargs else ""
+    disturbed = {f"partial.{key}": value for key, value in partial.items() if value}
+    changed = f" with {env_kwargs | disturbed}" if env_kwargs or disturbed else ""
     say(f"{env_id}{changed}: {config.episodes} episodes of model {config.model}")
     for name in ("return", "length"):
         found = result[name]

@@ -1,6 +1,7 @@
 """From a configuration to an agent and its environment."""
 
 import math
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ def make_env(config: DictConfig) -> VecEnv:
             processes=config.processes,
             device=find_device(config.env_device, "env_device"),
             previous_action_reward=config.policy.previous_action_reward,
+            partial=plain(config.partial),
         )
     check_spaces(env.observation_space, env.action_space)
     if config.algo.use_sde:
@@ -70,7 +72,13 @@ def make_env(config: DictConfig) -> VecEnv:
 
 
 def make_playing_env(
-    env_id: str, env_kwargs: dict[str, Any], n_envs: int, seed: int, model: BaseAlgorithm | BasePolicy, model_path: Path
+    env_id: str,
+    env_kwargs: dict[str, Any],
+    n_envs: int,
+    seed: int,
+    model: BaseAlgorithm | BasePolicy,
+    model_path: Path,
+    partial: Mapping[str, Any] | None = None,
 ) -> VecEnv:
     """
     An environment to play in with a trained agent, wrapped as it was in training.
@@ -81,18 +89,21 @@ def make_playing_env(
     :param seed: of the copies
     :param model: the agent
     :param model_path: its file, beside which the statistics of normalised observations lie
+    :param partial: what hides or disturbs the observations, see :func:`~rmc_rl.envs.make_vec.make_vec`
     :raises UsageError: for a mistake in the keywords, or an environment with other spaces than the agent's
     """
     seen = model.observation_space
     previous = isinstance(seen, spaces.Dict) and PREVIOUS in seen.spaces
     keywords = {str(key): value for key, value in env_kwargs.items()}
-    env: VecEnv = make_vec(env_id, n_envs, seed=seed, env_kwargs=keywords, previous_action_reward=previous)
+    env: VecEnv = make_vec(
+        env_id, n_envs, seed=seed, env_kwargs=keywords, previous_action_reward=previous, partial=partial
+    )
     if (statistics := normalization_path(model_path)).is_file():
         env = load_normalization(statistics, env)
     env = wrap_env(RecurrentPPO, env)
     for name in ("observation_space", "action_space"):
         found, needed = getattr(env, name), getattr(model, name)
-        require(found == needed, f"env and env_kwargs must leave the {name} as it was in training, {needed}", found)
+        require(found == needed, f"env, env_kwargs and partial must leave the {name} as it was in training, {needed}", found)
     return env
 
 

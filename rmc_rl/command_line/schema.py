@@ -60,11 +60,23 @@ class AlgoKeys:
 
 
 @dataclass
+class PartialKeys:
+    """Keys of the node ``partial``, whose ranges ``PartialObservation`` checks. None: as in the run, for other verbs than train."""
+
+    hide: list[Any] | None
+    flicker: float | None
+    noise: float | None
+    drop_sensors: float | None
+    delay: int | None
+
+
+@dataclass
 class TrainKeys:
     """Keys of ``configs/train.yaml``."""
 
     env: str
     env_kwargs: dict[str, Any]
+    partial: PartialKeys
     n_envs: int = field(metadata=FROM_1)
     processes: bool
     normalize: Any
@@ -93,6 +105,7 @@ class EvaluateKeys:
     model: str
     env: str | None
     env_kwargs: dict[str, Any]
+    partial: PartialKeys
     trust: bool
     deterministic: bool
     episodes: int = field(metadata=FROM_1)

@@ -73,8 +73,8 @@ class BatchedWorld(VectorEnv[Tensor, Tensor | np.ndarray, Tensor], ABC):
 
     family: ClassVar[str] = "rmc_rl"
     """
-    The default configuration that fits: "rmc_rl", or "recall" if the agent answers from memory with discrete actions that
-    change only the reward of their own step.
+    The default configuration that fits: "rmc_rl"; "recall" if the agent answers from memory with discrete actions that change
+    only the reward of their own step; "control" if it keeps a physical system under control, of which it sees the positions.
     """
 
     ranges: ClassVar[tuple[str, ...]] = ()

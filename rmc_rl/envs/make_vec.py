@@ -19,6 +19,7 @@ from rmc_rl.envs.atari import AtariVecEnv, is_atari
 from rmc_rl.envs.base import load_world
 from rmc_rl.envs.minigrid import PREFIXES as MINIGRID_PREFIXES
 from rmc_rl.envs.minigrid import import_minigrid, is_minigrid, minigrid_view
+from rmc_rl.envs.partial import make_partial
 from rmc_rl.envs.parts.keywords import whole
 from rmc_rl.envs.previous_action_reward import PreviousActionReward
 from rmc_rl.envs.registration import WORLDS
@@ -92,7 +93,7 @@ def env_family(env_id: str) -> str:
     The family of environments of an id, which decides its route and its default configuration.
 
     :param env_id: any registered Gymnasium id
-    :return: "atari"; for our worlds "rmc_rl" or "recall", see :attr:`rmc_rl.envs.BatchedWorld.family`; otherwise "gymnasium"
+    :return: "atari"; for our worlds "rmc_rl", "recall" or "control", see :attr:`rmc_rl.envs.BatchedWorld.family`; otherwise "gymnasium"
     :raises UsageError: for an unknown id
     """
     spec = find_spec(env_id)
@@ -109,6 +110,7 @@ def make_vec(
     processes: bool = False,
     device: torch.device | str = "cpu",
     previous_action_reward: bool = False,
+    partial: Mapping[str, Any] | None = None,
 ) -> VecEnv:
     """
     Copies of an environment as an SB3 ``VecEnv`` with episode statistics.
@@ -127,6 +129,8 @@ def make_vec(
     :param device: where a batched world of ``rmc_rl/*`` keeps its tensors
     :param previous_action_reward: whether observations also contain the previous action and reward, see
         :class:`~rmc_rl.envs.previous_action_reward.PreviousActionReward`
+    :param partial: what hides or disturbs the observations, as in ``{"hide": [1, 3]}``; the arguments of
+        :class:`~rmc_rl.envs.partial.PartialObservation`
     :raises UsageError: for an unknown id or keyword, or an invalid value
     """
     n_envs = whole("n_envs", n_envs)
@@ -150,6 +154,7 @@ def make_vec(
         vec_env = SameStepVecEnv(world(n_envs, device=device, **keywords))
     else:
         vec_env = _make_gymnasium(spec, env_id, n_envs, keywords, processes)
+    vec_env = make_partial(vec_env, partial)
     vec_env.seed(seed)
     return PreviousActionReward(vec_env) if previous_action_reward else vec_env
 

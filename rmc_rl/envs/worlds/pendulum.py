@@ -55,7 +55,7 @@ class PendulumWorld(BatchedWorld):
     Memory demand
     -------------
     The velocity follows from the last two observations. With a range of ``gravity`` the agent must also find out how strong it
-    is. Mean return of the answers, which are close to the best play: -149. Of the best memoryless player known, which learned
+    is. Mean return of the answers, which are close to the best play: -150. Of the best memoryless player known, which learned
     it: MEMORYLESS. Of random play: -1,230.
 
     Answers
@@ -132,7 +132,7 @@ class PendulumWorld(BatchedWorld):
 
     def returns(self) -> Returns:
         default = self._has_defaults("max_steps", "gravity")
-        return Returns(random=-1230.0, memoryless=None, perfect=-149.0) if default else Returns()
+        return Returns(random=-1230.0, memoryless=None, perfect=-150.0) if default else Returns()
 
     def memory_demand(self) -> int:
         return 1
