@@ -16,7 +16,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from rmc_rl.envs.atari import AtariVecEnv, is_atari
-from rmc_rl.envs.base import load_world
+from rmc_rl.envs.base import check_world_keywords, load_world
 from rmc_rl.envs.minigrid import PREFIXES as MINIGRID_PREFIXES
 from rmc_rl.envs.minigrid import import_minigrid, is_minigrid, minigrid_view
 from rmc_rl.envs.partial import make_partial
@@ -150,7 +150,7 @@ def make_vec(
         vec_env = AtariVecEnv(spec, n_envs, **keywords)
     elif spec.id in WORLDS:
         world: Any = load_world(WORLDS[spec.id])
-        check_keywords(kind, world, keywords, given=("num_envs", "device"))
+        check_world_keywords(kind, world, keywords, given=("num_envs", "device"))
         vec_env = SameStepVecEnv(world(n_envs, device=device, **keywords))
     else:
         vec_env = _make_gymnasium(spec, env_id, n_envs, keywords, processes)

@@ -5,8 +5,8 @@ from typing import Any
 import gymnasium
 from gymnasium.vector import VectorEnv
 
-from rmc_rl.envs.base import NumpyWorld, SingleWorld, load_world
-from rmc_rl.errors import check_keywords, require_choice
+from rmc_rl.envs.base import NumpyWorld, SingleWorld, check_world_keywords, load_world
+from rmc_rl.errors import require_choice
 
 # id -> the class of the batched world, as module:class
 WORLDS = {
@@ -40,7 +40,7 @@ def make_batched(world: str, num_envs: int = 1, array: str = "numpy", **kwargs: 
     """
     require_choice("array", array, ARRAYS)
     World: Any = load_world(world)
-    check_keywords(f"keyword of {World.__name__}", World, kwargs, given=("num_envs",))
+    check_world_keywords(f"keyword of {World.__name__}", World, kwargs, given=("num_envs",))
     batched = World(num_envs, **kwargs)
     return batched if array == "torch" else NumpyWorld(batched)
 
