@@ -7,6 +7,9 @@ Train an agent with a memory by recurrent PPO: python -m rmc_rl.train key=value 
   python -m rmc_rl.train env=my_module:MyEnv-v0 core=my_module:my_core                   your own
   python -m rmc_rl.train -m seed=0,1,2 core=rmc,lstm,memoryless params=50000             a sweep over cores of the same size
 
+  python -m rmc_rl.train curriculum.delay=[5,50]                                         a keyword that rises as the agent learns
+  python -m rmc_rl.train env=CartPole-v1 partial.hide=[1,3]                              without the numbers 1 and 3 of observations
+
   python -m rmc_rl.train resume=<folder of a run>                                        go on with a run that was stopped
   python -m rmc_rl.train name=first resume=auto                                          start the run called first, or go on
   python -m rmc_rl.train init=<folder of a run> env_kwargs.delay=50                      a new run from the weights of another
@@ -29,8 +32,10 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from rmc_rl.agents import CoreScalars
 from rmc_rl.agents.cores import core_class
 from rmc_rl.agents.cores.kernels.dispatch import report
-from rmc_rl.command_line.agent import make_env, make_model, parameter_counts
+from rmc_rl.command_line.advice import EntropyWarning, warn_about_memory
+from rmc_rl.command_line.agent import make_env, make_model, parameter_counts, plain
 from rmc_rl.command_line.app import FAILED, NOT_FINITE, how_to_run, run_verb, tell
+from rmc_rl.command_line.curriculum import Curriculum, set_last_values
 from rmc_rl.command_line.devices import check_threads, keep_freed_memory
 from rmc_rl.command_line.progress import RunCallback, episode_returns, say
 from rmc_rl.command_line.resuming import find_run, given_keys, initial_model, say_what_changes
@@ -56,11 +61,15 @@ def train(config: DictConfig, command: str | None = None) -> int:
     """
     old_run, config = find_run(config, [] if command is None else given_keys())
     initial = None if config.init is None or old_run is not None else initial_model(config.init)
+    if old_run is None:
+        set_last_values(config)
     check_threads(config.num_threads)
     keep_freed_memory()
     model = make_model(config, make_env(config))
     if initial is not None:
         load_weights(initial, model)
+    warn_about_memory(model)
+    curriculum = Curriculum(plain(config.curriculum), model, config.curriculum_return)
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     run = old_run or Run.create(config.runs_dir, config.env, config.core.name, config.seed, config.name)
@@ -69,7 +78,7 @@ def train(config: DictConfig, command: str | None = None) -> int:
         run.checkpoints_path,
         config.checkpoint_every,
         config.keep_checkpoints,
-        callbacks={"best": callback},
+        callbacks={"best": callback, "curriculum": curriculum} if config.curriculum else {"best": callback},
         should_stop=signals.should_stop,
         after_save=lambda: save_model(model, run.model_path("last")),
     )
@@ -92,7 +101,7 @@ def train(config: DictConfig, command: str | None = None) -> int:
     status, again = 0, f"to go on: {how_to_run('train')} {shlex.quote(f'resume={run.path}')}"
     with signals:
         try:
-            model.learn(remaining, callback=[checkpoints, callback, CoreScalars()], reset_num_timesteps=not found)
+            model.learn(remaining, callback=[checkpoints, callback, curriculum, CoreScalars(), EntropyWarning()], reset_num_timesteps=not found)
         except NonFiniteError as error:
             status = tell(error, NOT_FINITE)
         except Stopped:  # by a second signal

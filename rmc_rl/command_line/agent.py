@@ -19,12 +19,13 @@ from stable_baselines3.common.vec_env import VecEnv
 from rmc_rl.agents import Imitation, MlpMemoryPolicy, RecurrentPPO, match_parameters
 from rmc_rl.agents.encoder import check_spaces
 from rmc_rl.agents.policies import choose_policy
+from rmc_rl.command_line.curriculum import check_curriculum, widest
 from rmc_rl.command_line.devices import find_device, require_memory
 from rmc_rl.command_line.progress import EPISODES_FOR_BEST
 from rmc_rl.command_line.signals import ignored_interrupts
 from rmc_rl.compat import wrap_env
 from rmc_rl.envs import make_vec
-from rmc_rl.envs.make_vec import env_family
+from rmc_rl.envs.make_vec import env_family, find_world
 from rmc_rl.envs.previous_action_reward import PREVIOUS
 from rmc_rl.errors import UsageError, require, require_choice, require_number
 from rmc_rl.runs.normalization import load_normalization, normalization_path, normalize
@@ -52,12 +53,15 @@ def make_env(config: DictConfig) -> VecEnv:
     """
     transitions = config.n_envs * config.algo.n_steps
     require_memory("a rollout of n_envs * algo.n_steps steps", transitions * NUMBERS_PER_STEP * FLOAT, torch.device("cpu"))
+    keywords = {str(key): value for key, value in plain(config.env_kwargs).items()}
+    curriculum = plain(config.curriculum)
+    check_curriculum(curriculum, find_world(config.env), config.env)
     with ignored_interrupts() if config.processes else nullcontext():
         env = make_vec(
             config.env,
             config.n_envs,
             seed=config.seed,
-            env_kwargs={str(key): value for key, value in plain(config.env_kwargs).items()},
+            env_kwargs=keywords | widest(curriculum),
             processes=config.processes,
             device=find_device(config.env_device, "env_device"),
             previous_action_reward=config.policy.previous_action_reward,

@@ -76,6 +76,8 @@ class TrainKeys:
 
     env: str
     env_kwargs: dict[str, Any]
+    curriculum: dict[str, Any]
+    curriculum_return: float | None
     partial: PartialKeys
     n_envs: int = field(metadata=FROM_1)
     processes: bool

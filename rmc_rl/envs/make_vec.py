@@ -16,7 +16,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from rmc_rl.envs.atari import AtariVecEnv, is_atari
-from rmc_rl.envs.base import check_world_keywords, load_world
+from rmc_rl.envs.base import BatchedWorld, check_world_keywords, load_world
 from rmc_rl.envs.minigrid import PREFIXES as MINIGRID_PREFIXES
 from rmc_rl.envs.minigrid import import_minigrid, is_minigrid, minigrid_view
 from rmc_rl.envs.partial import make_partial
@@ -96,10 +96,22 @@ def env_family(env_id: str) -> str:
     :return: "atari"; for our worlds "rmc_rl", "recall" or "control", see :attr:`rmc_rl.envs.BatchedWorld.family`; otherwise "gymnasium"
     :raises UsageError: for an unknown id
     """
-    spec = find_spec(env_id)
-    if is_atari(spec):
+    if is_atari(find_spec(env_id)):
         return "atari"
-    return load_world(WORLDS[spec.id]).family if spec.id in WORLDS else "gymnasium"
+    world = find_world(env_id)
+    return "gymnasium" if world is None else world.family
+
+
+def find_world(env_id: str) -> type[BatchedWorld] | None:
+    """
+    The class of a world of this package.
+
+    :param env_id: any registered Gymnasium id
+    :return: None for other environments
+    :raises UsageError: for an unknown id
+    """
+    spec = find_spec(env_id)
+    return load_world(WORLDS[spec.id]) if spec.id in WORLDS else None
 
 
 def make_vec(
