@@ -122,7 +122,7 @@ class PartialObservation(VecEnvWrapper):
         return disturbed, rewards, dones, infos
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next observations depend on: the generator and the observations that are to come."""
+        """What the next observations depend on: the generator and the observations that are to come; arrays are shared."""
         return {"generator": self.generator.bit_generator.state, "late": self._late}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -137,7 +137,7 @@ class PartialObservation(VecEnvWrapper):
         found = {key: part.shape for key, part in late.items()}
         require(found in (expected, {}), f"partial.delay must have stored observations of shapes {expected}", found)
         self.generator.bit_generator.state = state["generator"]
-        self._late = late
+        self._late = {key: part.copy() for key, part in late.items()}
 
     def _shorter(self, space: spaces.Space[Any]) -> spaces.Space[Any]:
         """A space without the hidden numbers."""
