@@ -7,8 +7,8 @@ Train an agent with a memory by recurrent PPO: python -m rmc_rl.train key=value 
   python -m rmc_rl.train env=my_module:MyEnv-v0 core=my_module:my_core                   your own
   python -m rmc_rl.train -m seed=0,1,2 core=rmc,lstm,memoryless params=50000             a sweep over cores of the same size
 
-  python -m rmc_rl.train curriculum.delay=[5,50]                                         a keyword that rises as the agent learns
-  python -m rmc_rl.train env=CartPole-v1 partial.hide=[1,3]                              without the numbers 1 and 3 of observations
+  python -m rmc_rl.train curriculum.delay=[5,50]                                         a keyword that rises with the return
+  python -m rmc_rl.train env=CartPole-v1 partial.hide=[1,3]                              without some numbers of the observations
 
   python -m rmc_rl.train resume=<folder of a run>                                        go on with a run that was stopped
   python -m rmc_rl.train name=first resume=auto                                          start the run called first, or go on
@@ -101,7 +101,8 @@ def train(config: DictConfig, command: str | None = None) -> int:
     status, again = 0, f"to go on: {how_to_run('train')} {shlex.quote(f'resume={run.path}')}"
     with signals:
         try:
-            model.learn(remaining, callback=[checkpoints, callback, curriculum, CoreScalars(), EntropyWarning()], reset_num_timesteps=not found)
+            present = [checkpoints, callback, curriculum, CoreScalars(), EntropyWarning()]
+            model.learn(remaining, callback=present, reset_num_timesteps=not found)
         except NonFiniteError as error:
             status = tell(error, NOT_FINITE)
         except Stopped:  # by a second signal

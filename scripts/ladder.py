@@ -9,8 +9,8 @@ not run again; a run that was interrupted goes on where it was. --table prints w
 The table has a row for each rung and core: seeds that reached the threshold, steps and seconds until then (the median over all
 seeds, where a seed that never reached it counts as infinitely slow; of an even number of seeds the slower of the two in the
 middle), and the mean of each seed's best return. "control" is that number of core=memoryless. Rows are sorted by the share of
-seeds that reached the threshold, then by steps. Seconds depend on the machine and on what else runs there, and those of an interrupted run count from its last start: compare
-steps.
+seeds that reached the threshold, then by steps. Seconds depend on the machine and on what else runs there, and those of an
+interrupted run count from its last start: compare steps.
 """
 
 import argparse
@@ -29,6 +29,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from rmc_rl.command_line.help import group_options
 from rmc_rl.errors import UsageError
@@ -88,14 +90,14 @@ def make_job(rung: str, core: str, seed: int, more: Sequence[str], quick: bool) 
     return Job(rung, core, seed, (f"core={core}", f"seed={seed}", *(f"{name}={value}" for name, value in by_name.items())))
 
 
-def read_progress(run: Run) -> dict[str, list[float]]:
+def read_progress(run: Run) -> dict[str, np.ndarray]:
     """The columns of a run's progress.csv, for the rows that have a return; empty before the first."""
     try:
         with (run.path / "progress.csv").open(newline="") as file:
             rows = [row for row in csv.DictReader(file) if row.get(RETURN) and None not in row.values()]  # the last may be cut
     except OSError:
         rows = []
-    return {name: [float(row[name]) for row in rows] for name in (RETURN, STEPS, SECONDS)}
+    return {name: np.array([float(row[name]) for row in rows]) for name in (RETURN, STEPS, SECONDS)}
 
 
 def play(job: Job, folder: Path, to_the_end: bool) -> dict[str, Any]:
@@ -134,11 +136,11 @@ def play(job: Job, folder: Path, to_the_end: bool) -> dict[str, Any]:
     return {
         "keys": list(job.keys),
         "threshold": threshold,
-        "reached_steps": None if reached is None else steps[reached],
-        "reached_seconds": None if reached is None else seconds[reached],
-        "best_return": max(returns, default=None),
-        "steps": max(steps, default=0),
-        "seconds": max(seconds, default=0),
+        "reached_steps": None if reached is None else float(steps[reached]),
+        "reached_seconds": None if reached is None else float(seconds[reached]),
+        "best_return": float(returns.max()) if len(returns) else None,
+        "steps": float(steps.max(initial=0)),
+        "seconds": float(seconds.max(initial=0)),
         "git_commit": run.read_config().run.git_commit,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
@@ -151,7 +153,8 @@ def median(values: Sequence[float | None]) -> float:
 
 def table(found: dict[str, dict[str, Any]], jobs: Sequence[Job]) -> list[str]:
     """The results of some runs as a Markdown table."""
-    lines = ["| rung | core | reached | steps | seconds | best return | control |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    titles = ["rung", "core", "reached", "steps", "seconds", "best return", "control"]
+    lines = [f"| {' | '.join(titles)} |", "| --- " * len(titles) + "|"]
     for rung in dict.fromkeys(job.rung for job in jobs):
         rows: list[tuple[float, float, str]] = []
         of_rung = [job for job in jobs if job.rung == rung and job.name in found]
@@ -228,7 +231,11 @@ def main() -> int:
                 with lock:
                     found[running[done].name] = result
                     _write(arguments.out, found)
-                print(f"{running[done].name}: {result['best_return']} after {result['steps']:,.0f} steps", file=sys.stderr, flush=True)
+                print(
+                    f"{running[done].name}: {result['best_return']} after {result['steps']:,.0f} steps",
+                    file=sys.stderr,
+                    flush=True,
+                )
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
             print("stopped; the same command goes on", file=sys.stderr)

@@ -18,7 +18,7 @@ from rmc_rl.envs.base import load_world
 from rmc_rl.errors import UsageError
 
 RUN = Path("runs/rmc_rl-Copy-v0/lstm")
-TINY = ["core=lstm", "core.width=4", "device=cpu", "num_threads=1", "n_envs=4", "algo.n_steps=22", "algo.batch_size=44"]
+TINY = ["core=lstm", "core.width=4", "device=cpu", "num_threads=1", "n_envs=16", "algo.n_steps=11", "algo.batch_size=44"]
 TINY += ["algo.n_epochs=1", "env_kwargs.n_symbols=2", "env_kwargs.length=2"]
 CONSTANT = ["algo.learning_rate_schedule=constant", "algo.ent_coef_schedule=constant"]
 
@@ -58,7 +58,7 @@ def test_a_run_through_a_curriculum_is_resumed_exactly_and_evaluated_at_the_end(
     assert "curriculum: delay 2 from " in out
     assert {float(row["curriculum/threshold"]) for row in rows} == {0.2}
     # stopped between two values
-    stop = (delays.index(2) + 1) * 88 + 20
+    stop = (delays.index(2) + 1) * 176 + 20
     assert call(train, *keys, f"total_timesteps={stop}", "name=resumed")[0] == 0
     status, _, err = call(train, f"resume={RUN / 'resumed'}", "total_timesteps=2600")
     assert status == 0, err
@@ -158,7 +158,7 @@ def test_a_range_is_drawn_within_its_bounds_in_every_world():
     world.length, world.nesting = 1, 1
     world.reset()
     short = [world.pool[index][0] for index in world.program.tolist()]
-    assert len(sizes) > 5
+    assert len(sizes) >= 5
     assert {sum(character.isdigit() for character in text) for text in short} == {2}
     picks = load_world(WORLDS["rmc_rl/ObjectPick-v0"])(300, n_distractors=[1, 3], max_steps=[5, 9])
     picks.reset(seed=0)

@@ -32,8 +32,7 @@ def warn_about_memory(model: BaseAlgorithm) -> None:
     sizes = {name: getattr(algorithm, name, None) for name in ("n_steps", "batch_size", "sequence_length")}
     larger = " ".join(f"algo.{name}={demand + 1}" for name, size in sizes.items() if size is not None and size <= demand)
     warnings.warn(
-        f"this world asks to remember over {demand} steps, but gradients reach back {length} steps only; "
-        f"set {larger} or more",
+        f"this world asks to remember over {demand} steps, but gradients reach back {length} steps only; set {larger} or more",
         stacklevel=2,
     )
 
@@ -67,7 +66,7 @@ class EntropyWarning(BaseCallback):
         self.in_a_row = self.in_a_row + 1 if -loss < COLLAPSED * self.most and mean <= chance + margin else 0
         if self.in_a_row == ROLLOUTS:
             warnings.warn(
-                f"the policy has become deterministic (entropy {-loss:.2g} of {self.most:.2g} nats) at a return of {mean:.3g}, "
+                f"the policy has become deterministic (entropy {-loss:.2g} of {self.most:.2g} nats) at the return {mean:.3g}, "
                 f"which needs no memory ({chance:.3g}): a larger algo.ent_coef may help; see {PAGE}",
                 stacklevel=2,
             )

@@ -99,9 +99,7 @@ def make_playing_env(
     seen = model.observation_space
     previous = isinstance(seen, spaces.Dict) and PREVIOUS in seen.spaces
     keywords = {str(key): value for key, value in env_kwargs.items()}
-    env: VecEnv = make_vec(
-        env_id, n_envs, seed=seed, env_kwargs=keywords, previous_action_reward=previous, partial=partial
-    )
+    env: VecEnv = make_vec(env_id, n_envs, seed=seed, env_kwargs=keywords, previous_action_reward=previous, partial=partial)
     if (statistics := normalization_path(model_path)).is_file():
         env = load_normalization(statistics, env)
     env = wrap_env(RecurrentPPO, env)

@@ -61,7 +61,7 @@ class AlgoKeys:
 
 @dataclass
 class PartialKeys:
-    """Keys of the node ``partial``, whose ranges ``PartialObservation`` checks. None: as in the run, for other verbs than train."""
+    """Keys of the node ``partial``, whose ranges ``PartialObservation`` checks. None: the default, or as in the run."""
 
     hide: list[Any] | None
     flicker: float | None

@@ -77,7 +77,9 @@ class PartialObservation(VecEnvWrapper):
         self._parts = parts  # before a blank value was added
         shown = {key: _with_blank(part) if blanks else part for key, part in parts.items()}
         super().__init__(venv, observation_space=spaces.Dict(shown) if self._is_dict else shown[""])
-        self.changes_something = len(self._hidden_keys) > 0 or self._shown is not None or blanks or self.noise > 0 or self.delay > 0
+        self.changes_something = (
+            len(self._hidden_keys) > 0 or self._shown is not None or blanks or self.noise > 0 or self.delay > 0
+        )
         self.generator = _generator(None)
         # the last observations, (delay + 1, N, *shape) of each part; the newest first
         self._late: dict[str, np.ndarray] = {}

@@ -51,8 +51,8 @@ class CartPoleWorld(BatchedWorld):
 
     Termination
     -----------
-    The episode terminates when the cart is more than 2.4 metres from the middle, or the pole more than 12 degrees from upright.
-    It is truncated after ``max_steps`` steps, because no clock is observed.
+    The episode terminates when the cart is more than 2.4 metres from the middle, or the pole more than 12 degrees from
+    upright. It is truncated after ``max_steps`` steps, because no clock is observed.
 
     Memory demand
     -------------

@@ -121,7 +121,9 @@ class ObjectPickWorld(BatchedWorld):
         most = held_out if only_held_out else known - 1
         require(self._most_distractors <= most, f"n_distractors must be at most the {most} objects there are", n_distractors)
         room = size**2 - 2  # for distractors, beside agent and object
-        require(self._most_distractors <= room, f"n_distractors must be at most {room} in a room of {size}x{size}", n_distractors)
+        require(
+            self._most_distractors <= room, f"n_distractors must be at most {room} in a room of {size}x{size}", n_distractors
+        )
         num_envs = whole("num_envs", num_envs)
         require_memory(8 * num_envs * size**2, num_envs=num_envs, size=size)
         features = _LOOKS * VIEW**2 + N_SHAPES + N_COLOURS

@@ -1,8 +1,8 @@
 """
 Pendulum without its velocity: swing a pendulum up and hold it there, and observe only its angle.
 
-Task: the equations and numbers of Gymnasium's ``Pendulum-v1``. Without its velocity it is a test of recurrent agents in Meng et
-al., "Memory-based deep reinforcement learning for POMDPs", 2021, https://arxiv.org/abs/2102.12344.
+Task: the equations and numbers of Gymnasium's ``Pendulum-v1``. Without its velocity it is a test of recurrent agents in Meng
+et al., "Memory-based deep reinforcement learning for POMDPs", 2021, https://arxiv.org/abs/2102.12344.
 """
 
 import math

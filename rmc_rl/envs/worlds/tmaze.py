@@ -63,7 +63,7 @@ class TMazeWorld(BatchedWorld):
 
     :param num_envs: ``B``, number of copies
     :param length: steps from the sign to the junction; or a range ``[low, high]``, drawn per episode
-    :param max_steps: steps after which the episode is truncated; None: five times the episode's length; or a range ``[low, high]``
+    :param max_steps: steps after which the episode is truncated; or a range; None: five times the episode's length
     :param penalty: cost of a step into a wall; or a range ``[low, high]``
     :param device: where the tensors are
     :param render_mode: None, or "rgb_array": the maze from above, the right arm in green, the agent in purple
