@@ -8,7 +8,7 @@ Train an agent with a memory by recurrent PPO: python -m rmc_rl.train key=value 
   python -m rmc_rl.train -m seed=0,1,2 core=rmc,lstm,memoryless params=50000             a sweep over cores of the same size
 
   python -m rmc_rl.train curriculum.delay=[5,50]                                         a keyword that rises with the return
-  python -m rmc_rl.train env=CartPole-v1 partial.hide=[1,3]                              without some numbers of the observations
+  python -m rmc_rl.train env=CartPole-v1 partial.hide=[1,3]                              without parts of the observation
 
   python -m rmc_rl.train resume=<folder of a run>                                        go on with a run that was stopped
   python -m rmc_rl.train name=first resume=auto                                          start the run called first, or go on
@@ -32,7 +32,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from rmc_rl.agents import CoreScalars
 from rmc_rl.agents.cores import core_class
 from rmc_rl.agents.cores.kernels.dispatch import report
-from rmc_rl.command_line.advice import EntropyWarning, warn_about_memory
+from rmc_rl.command_line.advice import EntropyWarning, memory_demand, warn_about_memory
 from rmc_rl.command_line.agent import make_env, make_model, parameter_counts, plain
 from rmc_rl.command_line.app import FAILED, NOT_FINITE, how_to_run, run_verb, tell
 from rmc_rl.command_line.curriculum import Curriculum, set_last_values
@@ -68,7 +68,7 @@ def train(config: DictConfig, command: str | None = None) -> int:
     model = make_model(config, make_env(config))
     if initial is not None:
         load_weights(initial, model)
-    warn_about_memory(model)
+    demand = memory_demand(model)
     curriculum = Curriculum(plain(config.curriculum), model, config.curriculum_return)
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
@@ -92,6 +92,7 @@ def train(config: DictConfig, command: str | None = None) -> int:
     if old_run is None or config.total_timesteps != run.read_config().total_timesteps:
         run.write_config(config, command)
     _say_what_runs(run, config, model)
+    warn_about_memory(model, demand)
     if remaining <= 0:
         say(f"the run has taken its {model.num_timesteps:,} steps; total_timesteps=... goes on for longer")
         return 0

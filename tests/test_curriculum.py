@@ -1,7 +1,9 @@
 """Keywords that rise as the return allows, ranges of keywords, and warnings about memory and entropy."""
 
 import csv
+import inspect
 import warnings
+from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from omegaconf import OmegaConf
 from stable_baselines3.common.logger import Logger
 
 from rmc_rl import MlpMemoryPolicy, RecurrentPPO, evaluate, load_policy, make_vec, train
-from rmc_rl.command_line.advice import EntropyWarning, warn_about_memory
+from rmc_rl.command_line.advice import EntropyWarning, memory_demand, warn_about_memory
 from rmc_rl.command_line.curriculum import Curriculum, read_curriculum
 from rmc_rl.envs import WORLDS
 from rmc_rl.envs.base import load_world
@@ -77,7 +79,7 @@ def test_the_rule():
     curriculum.init_callback(model)
     assert env.get_attr("delay") == [1, 1]
     assert curriculum._threshold() == pytest.approx(0.5 + 0.8 * 0.5)
-    model.ep_info_buffer = __import__("collections").deque([{"r": 0.91}] * 100, maxlen=100)
+    model.ep_info_buffer = deque([{"r": 0.91}] * 100, maxlen=100)
     curriculum.locals["dones"] = np.array([True, True])
     for episodes in (50, 1):  # of each copy; the first of each does not count
         for _ in range(episodes):
@@ -151,7 +153,7 @@ def test_evaluation_takes_what_disturbs_from_the_run_and_from_the_command_line(c
 def test_a_range_is_drawn_within_its_bounds_in_every_world():
     for world_id, path in WORLDS.items():
         world = load_world(path)
-        assert all(name in __import__("inspect").signature(world).parameters for name in world.ranges), world_id
+        assert all(name in inspect.signature(world).parameters for name in world.ranges), world_id
     world = load_world(WORLDS["rmc_rl/ProgramEval-v0"])(400, length=[1, 3], nesting=[1, 2], n_programs=600)
     world.reset(seed=0)
     sizes = {len(world.pool[index][0]) for index in world.program.tolist()}
@@ -185,19 +187,22 @@ def agent(**arguments):
 )
 def test_sequences_shorter_than_the_memory_demand(arguments, larger):
     with pytest.warns(UserWarning, match=f"this world asks to remember over 10 steps, but .*{larger}"):
-        warn_about_memory(agent(**arguments))
+        model = agent(**arguments)
+        warn_about_memory(model, memory_demand(model))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warn_about_memory(agent(n_steps=11, batch_size=22))
+        warn_about_memory(agent(n_steps=11, batch_size=22), 10)
         env = make_vec("CartPole-v1", 2)
-        warn_about_memory(RecurrentPPO(MlpMemoryPolicy, env, n_steps=4, batch_size=8, policy_kwargs=dict(core="lstm")))
+        model = RecurrentPPO(MlpMemoryPolicy, env, n_steps=4, batch_size=8, policy_kwargs=dict(core="lstm"))
+        assert memory_demand(model) is None
+        warn_about_memory(model, None)
 
 
 @pytest.mark.parametrize(("entropy", "mean", "warns"), [(0.01, 0.125, True), (1.0, 0.125, False), (0.01, 0.5, False)])
 def test_a_deterministic_policy_at_the_return_of_chance(entropy, mean, warns):
     model, callback = agent(n_steps=16, batch_size=32), EntropyWarning()
     model.set_logger(Logger(None, []))
-    model.ep_info_buffer = __import__("collections").deque([{"r": mean}] * 100, maxlen=100)
+    model.ep_info_buffer = deque([{"r": mean}] * 100, maxlen=100)
     callback.init_callback(model)
     callback.on_training_start({}, {})
     with warnings.catch_warnings(record=True) as caught:

@@ -18,14 +18,25 @@ ROLLOUTS = 5  # in a row, after which the warning comes
 PAGE = "docs/not-learning.md"
 
 
-def warn_about_memory(model: BaseAlgorithm) -> None:
+def memory_demand(model: BaseAlgorithm) -> int | None:
     """
-    Warn if gradients reach back fewer steps than the world asks an agent to remember.
+    Over how many steps the world of an agent asks it to remember, with the present values of its keywords.
 
-    :param model: the agent; its world says what it asks for, other environments do not
+    :param model: the agent
+    :return: None if it is unknown
     """
-    world, algorithm = find_world_of(model), cast(Any, model)
-    demand = None if world is None else world.memory_demand()
+    world = find_world_of(model)
+    return None if world is None else world.memory_demand()
+
+
+def warn_about_memory(model: BaseAlgorithm, demand: int | None) -> None:
+    """
+    Warn if gradients reach back fewer steps than an agent must remember.
+
+    :param model: the agent
+    :param demand: steps over which it must remember; None: unknown
+    """
+    algorithm = cast(Any, model)
     length = getattr(algorithm.rollout_buffer, "sequence_length", algorithm.n_steps)
     if demand is None or length > demand:
         return
