@@ -186,8 +186,8 @@ def agent(**arguments):
     ],
 )
 def test_sequences_shorter_than_the_memory_demand(arguments, larger):
+    model = agent(**arguments)
     with pytest.warns(UserWarning, match=f"this world asks to remember over 10 steps, but .*{larger}"):
-        model = agent(**arguments)
         warn_about_memory(model, memory_demand(model))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
