@@ -1,8 +1,8 @@
 """
 Curves of a few runs side by side: python scripts/curves.py docs/curves.png run=label ... [--columns rollout/ep_rew_mean ...]
 
-Draws a panel for each column of progress.csv and a line for each run. A column ending in entropy_loss is drawn as entropy, with
-its sign changed. Needs matplotlib.
+Draws a panel for each column of progress.csv and a line for each run. Entropy losses are drawn as entropies, with the opposite
+sign. Needs matplotlib.
 """
 
 import argparse

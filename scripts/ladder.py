@@ -41,7 +41,7 @@ RETURN, STEPS, SECONDS = "rollout/ep_rew_mean", "time/total_timesteps", "time/ti
 CONTROL = "memoryless"
 LOOK_EVERY = 5.0  # seconds between two looks at a run's progress
 STOPPED = 128 + signal.SIGTERM  # status of a run that was asked to stop
-QUICK = "n_envs=4 algo.n_steps=16 algo.batch_size=32 algo.n_epochs=1 total_timesteps=128"
+QUICK = "n_envs=4 algo.n_steps=16 algo.batch_size=32 algo.n_epochs=1 total_timesteps=512"
 MINIGRID = "n_envs=64 algo.learning_rate=0.001 algo.learning_rate_schedule=linear algo.batch_size=512 algo.n_epochs=4"
 
 
