@@ -43,12 +43,13 @@ def evaluate(config: DictConfig, command: str | None = None) -> int:
     """
     device = find_device(config.device)
     run, model_path = find_model(config.run, config.model)
-    env_id, env_kwargs, partial = config.env, plain(config.env_kwargs), plain(config.partial)
+    env_id, env_kwargs = config.env, plain(config.env_kwargs)
+    partial = {key: value for key, value in plain(config.partial).items() if value is not None}
     if run.config_path.is_file():
         trained = run.read_config()
         if env_id is None or env_id == trained.env:
             env_id, env_kwargs = trained.env, plain(OmegaConf.merge(trained.env_kwargs, config.env_kwargs))  # type: ignore
-            partial = partial_of(trained) | {key: value for key, value in partial.items() if value is not None}
+            partial = partial_of(trained) | partial
     rule = f"env must be an environment's id, as in env=CartPole-v1, for there is no {run.config_path}"
     require(env_id is not None, rule, env_id)
     run.check_writable()
