@@ -130,8 +130,8 @@ class BallTrackingWorld(BatchedWorld):
 
     def _draw(self, count: int) -> dict[str, Tensor]:
         speed = draw_number(self.speed, count, self.generator)
-        sizes = dict(same_size=True, places=self._most_balls)
-        drawn = balls.draw_balls(count, *bounds(self.n_balls), speed, self.generator, **sizes)
+        least, most = bounds(self.n_balls)
+        drawn = balls.draw_balls(count, least, most, speed, self.generator, same_size=True, places=self._most_balls)
         first_free = self.marked_steps + draw_whole(self.hold_steps, count, self.generator)
         cursor = torch.full((count, 2), self.grid // 2, device=self.device)
         times = {"first_free": first_free, "n_free": draw_whole(self.free_steps, count, self.generator)}

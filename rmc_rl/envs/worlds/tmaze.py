@@ -101,8 +101,9 @@ class TMazeWorld(BatchedWorld):
         sign = torch.randint(2, (count,), generator=self.generator, device=self.device)
         zeros = {name: torch.zeros_like(sign) for name in ("place", "arm", "time")}
         junction = draw_whole(self.length, count, self.generator)
-        default = self.max_steps is None
-        limit = _STEPS_PER_LENGTH * junction if default else draw_whole(self.max_steps, count, self.generator)
+        limit = _STEPS_PER_LENGTH * junction
+        if self.max_steps is not None:
+            limit = draw_whole(self.max_steps, count, self.generator)
         cost = draw_number(self.penalty, count, self.generator)
         return {"sign": sign, "junction": junction, "limit": limit, "cost": cost, **zeros}
 
