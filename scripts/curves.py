@@ -10,7 +10,7 @@ import csv
 from pathlib import Path
 
 TITLES = {
-    "rollout/ep_rew_mean": "mean return of 100 training episodes",
+    "rollout/ep_rew_mean": "mean return of 100 episodes",
     "train/entropy_loss": "entropy of the actions (nats)",
     "train/gradient_norm": "gradient norm, before clipping",
     "train/answer_probability": "probability of the right answers",

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 
 from rmc_rl import MlpMemoryPolicy, load_policy, make_vec
 from rmc_rl.command_line.agent import plain
@@ -21,7 +22,7 @@ from rmc_rl.runs.loading import partial_of
 COPIES = 16
 
 
-def reach(policy: MlpMemoryPolicy, observations: list[np.ndarray]) -> torch.Tensor:
+def reach(policy: MlpMemoryPolicy, observations: list[VecEnvObs]) -> torch.Tensor:
     """The norm of the gradient at each step ``(T,)``, for observations of ``T`` steps, each ``(B, *observation_shape)``."""
     with torch.no_grad():
         seen = [policy.extract_features(policy.obs_to_tensor(each)[0], policy.features_extractor) for each in observations]
@@ -30,7 +31,8 @@ def reach(policy: MlpMemoryPolicy, observations: list[np.ndarray]) -> torch.Tens
     outputs, _ = policy.core(features, state)
     noise = torch.randn(outputs.shape[1:], generator=torch.Generator().manual_seed(0))  # no direction is preferred
     (gradient,) = torch.autograd.grad((outputs[-1] * noise).sum(), features)
-    return gradient.norm(dim=-1).mean(1)
+    norms: torch.Tensor = gradient.norm(dim=-1).mean(1)
+    return norms
 
 
 def main() -> None:

@@ -97,7 +97,8 @@ class PartialObservation(VecEnvWrapper):
         parts = self._visible(self.venv.reset())
         if self.delay:
             self._late = {key: np.repeat(part[None], self.delay + 1, axis=0) for key, part in parts.items()}
-        return self._joined(self._disturbed(parts))
+        joined: VecEnvObs = self._joined(self._disturbed(parts))
+        return joined
 
     def step_wait(self) -> VecEnvStepReturn:
         observations, rewards, dones, infos = self.venv.step_wait()
@@ -117,8 +118,8 @@ class PartialObservation(VecEnvWrapper):
                 late[:, ended] = part[ended]
                 parts[key] = late[-1].copy()
         disturbed = self._joined(self._disturbed(parts))
-        for index, part in last.items():
-            one = self._disturbed({key: np.asarray(value)[None] for key, value in part.items()})
+        for index, ended_parts in last.items():
+            one = self._disturbed({key: np.asarray(value)[None] for key, value in ended_parts.items()})
             joined = self._joined({key: value[0] for key, value in one.items()})
             infos[index] = {**infos[index], "terminal_observation": joined}
         return disturbed, rewards, dones, infos
@@ -150,7 +151,7 @@ class PartialObservation(VecEnvWrapper):
         if isinstance(space, spaces.MultiDiscrete):
             return spaces.MultiDiscrete(space.nvec[self._shown], dtype=space.dtype, start=space.start[self._shown])
         assert isinstance(space, spaces.Box)
-        return spaces.Box(space.low[self._shown], space.high[self._shown], dtype=space.dtype)  # type: ignore[arg-type]
+        return spaces.Box(space.low[self._shown], space.high[self._shown], dtype=space.dtype)
 
     def _visible(self, observation: Any, single: bool = False) -> dict[str, np.ndarray]:
         """The parts of an observation without what is hidden, in their own memory if they are changed later."""
@@ -222,7 +223,7 @@ def _check_hide(hide: list[Any], space: spaces.Space[Any]) -> tuple[list[str], n
     size = int(space.shape[0])  # type: ignore[index]
     for index in hide:
         valid = isinstance(index, int | np.integer) and not isinstance(index, bool) and 0 <= index < size
-        require(valid, f"partial.hide must hold indices from 0 to {size - 1}, as in partial.hide=[1]", hide)
+        require(bool(valid), f"partial.hide must hold indices from 0 to {size - 1}, as in partial.hide=[1]", hide)
     shown = np.setdiff1d(np.arange(size), hide)
     require(len(shown) > 0, f"partial.hide must leave one of the {size} numbers of the observation", hide)
     return [], shown

@@ -130,15 +130,16 @@ class TMazeWorld(BatchedWorld):
 
     def returns(self) -> Returns:
         low, high = bounds(self.length)
-        one = self.max_steps is None or isinstance(self.max_steps, int)
-        random = float(np.mean([self._random_return(length) for length in range(low, high + 1)])) if one else None
+        limit, random = self.max_steps, None
+        if not isinstance(limit, tuple):
+            random = float(np.mean([self._random_return(length, limit) for length in range(low, high + 1)]))
         return Returns(random=random, memoryless=0.5, perfect=1.0)
 
-    def _random_return(self, length: int) -> float:
+    def _random_return(self, length: int, limit: int | None) -> float:
         """The mean return of random play in a corridor of this length."""
         at = np.zeros(length + 1)  # probability of being at each place
         at[0], total, penalty = 1, 0.0, float(np.mean(bounds(self.penalty)))
-        for _ in range(_STEPS_PER_LENGTH * length if self.max_steps is None else self.max_steps):
+        for _ in range(_STEPS_PER_LENGTH * length if limit is None else limit):
             # at the junction one of four actions enters the right arm and one, right, is into a wall; elsewhere up and down
             # are into walls, and so is left at the start
             total += at[-1] / 4 - penalty * (at[-1] / 4 + at[:-1].sum() / 2 + at[0] / 4)
