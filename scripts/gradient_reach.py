@@ -9,10 +9,10 @@ which the task asks to remember says that this core cannot learn the task by gra
 import argparse
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 
 from rmc_rl import MlpMemoryPolicy, load_policy, make_vec
 from rmc_rl.command_line.agent import plain
@@ -22,7 +22,7 @@ from rmc_rl.runs.loading import partial_of
 COPIES = 16
 
 
-def reach(policy: MlpMemoryPolicy, observations: list[VecEnvObs]) -> torch.Tensor:
+def reach(policy: MlpMemoryPolicy, observations: list[Any]) -> torch.Tensor:
     """The norm of the gradient at each step ``(T,)``, for observations of ``T`` steps, each ``(B, *observation_shape)``."""
     with torch.no_grad():
         seen = [policy.extract_features(policy.obs_to_tensor(each)[0], policy.features_extractor) for each in observations]
@@ -49,7 +49,7 @@ def main() -> None:
     )
     with closing(made) as env:
         env.action_space.seed(1)
-        observations = [env.reset()]
+        observations: list[Any] = [env.reset()]
         for _ in range(arguments.steps):
             observations.append(env.step(np.stack([env.action_space.sample() for _ in range(COPIES)]))[0])
     norms = reach(policy, observations)
