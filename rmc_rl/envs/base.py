@@ -74,7 +74,8 @@ class BatchedWorld(VectorEnv[Tensor, Tensor | np.ndarray, Tensor], ABC):
     family: ClassVar[str] = "rmc_rl"
     """
     The default configuration that fits: "rmc_rl"; "recall" if the agent answers from memory with discrete actions that change
-    only the reward of their own step; "control" if it keeps a physical system under control, of which it sees the positions.
+    only the reward of their own step; "control" if it controls a physical system and observes only positions; or a family of
+    the world's own.
     """
 
     ranges: ClassVar[tuple[str, ...]] = ()

@@ -93,8 +93,7 @@ def env_family(env_id: str) -> str:
     The family of environments of an id, which decides its route and its default configuration.
 
     :param env_id: any registered Gymnasium id
-    :return: "atari"; for our worlds "rmc_rl", "recall" or "control", see :attr:`rmc_rl.envs.BatchedWorld.family`; otherwise
-        "gymnasium"
+    :return: "atari"; for our worlds that of :attr:`rmc_rl.envs.BatchedWorld.family`, as in "recall"; otherwise "gymnasium"
     :raises UsageError: for an unknown id
     """
     if is_atari(find_spec(env_id)):

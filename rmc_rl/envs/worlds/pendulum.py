@@ -75,7 +75,7 @@ class PendulumWorld(BatchedWorld):
     :raises UsageError: for ``max_steps`` below 1, or a negative ``gravity``
     """
 
-    family = "control"
+    family = "pendulum"
     truncates = True
     ranges = ("max_steps", "gravity")
     metadata: dict[str, Any] = BatchedWorld.metadata | {"render_modes": ["rgb_array"], "render_fps": 30}
