@@ -7,7 +7,7 @@ Play episodes with a trained agent and print return and length: python -m rmc_rl
   python -m rmc_rl.evaluate model=<any model.zip> env=CartPole-v1 trust=true             a model that was trained in Python
 
 A run is read as data: nothing in its folder is executed. trust=true is needed for a model without a config.yaml, and for a
-run that names a module of your own, as in core=module:name.
+run of somebody else, or from another machine, that names a module, as in core=module:name.
 
 The interval printed is a 95 % percentile bootstrap of the mean over the episodes. The result is kept as JSON in evaluations/
 of the run's folder, or of the model's folder if it belongs to no run.

@@ -131,8 +131,7 @@ def train(config: DictConfig, command: str | None = None) -> int:
     if returns:
         say(f"return: {np.mean(returns):.3f}, mean of the last {len(returns)} training episodes")
     say(f"model: {run.model_path('last')}")
-    trust = " trust=true" if ":" in f"{config.env}{config.core.name}" else ""  # modules of the user's own
-    say(f"next: {how_to_run('evaluate')} {shlex.quote(f'run={run.path}')}{trust}")
+    say(f"next: {how_to_run('evaluate')} {shlex.quote(f'run={run.path}')}")
     return status
 
 

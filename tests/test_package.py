@@ -1,21 +1,17 @@
-"""The package as it is installed, its YAML files, and the README."""
+"""The package as it is installed, its YAML files, and the tables of the README."""
 
 import inspect
-import re
-import shlex
 import subprocess
 import sys
 import zipfile
 
 import gymnasium
 import pytest
-import yaml
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 import rmc_rl
-from rmc_rl import evaluate, train
-from rmc_rl.agents.cores import core_class, core_names, registry
+from rmc_rl.agents.cores import core_class, core_names
 from rmc_rl.command_line.agent import ALGORITHMS
 from rmc_rl.command_line.schema import TrainKeys, check_keys
 from rmc_rl.envs import WORLDS
@@ -72,31 +68,6 @@ def test_configurations_compose_and_agree_with_the_code(core, family):
 
 def readme(checkout):
     return (checkout / "README.md").read_text()
-
-
-def test_readme_python_blocks_run(checkout, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(registry, "_CORES", dict(registry._CORES))  # a block registers a core
-    blocks = re.findall(r"```python\n(.*?)```", readme(checkout), re.DOTALL)
-    assert len(blocks) >= 3
-    names = {"__name__": "readme"}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)
-
-
-def test_readme_command_lines_are_accepted(checkout, monkeypatch, capsys):
-    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", readme(checkout), re.DOTALL))
-    lines = re.findall(r"^scripts/(?:train|rmc) .*", blocks, re.MULTILINE)
-    assert len(lines) >= 5
-    for line in lines:
-        words = shlex.split(line, comments=True)
-        verb = evaluate if "evaluate" in words else train
-        arguments = words[1:] if words[0] == "scripts/train" else words[2:]
-        arguments = [argument.replace("<folder>", "folder") for argument in arguments if argument != "-m"]
-        arguments = [re.sub(r"=([^,{}\[\]]+),.*", r"=\1", argument) for argument in arguments]  # of a sweep, the first run
-        monkeypatch.setattr(sys, "argv", ["verb", *arguments, "--cfg", "job"])
-        verb.main()
-        assert yaml.safe_load(capsys.readouterr().out), line
 
 
 def test_readme_names_every_core_and_world(checkout):

@@ -20,7 +20,7 @@ from rmc_rl.envs.base import BatchedWorld, check_world_keywords, load_world
 from rmc_rl.envs.minigrid import PREFIXES as MINIGRID_PREFIXES
 from rmc_rl.envs.minigrid import import_minigrid, is_minigrid, minigrid_view
 from rmc_rl.envs.partial import make_partial
-from rmc_rl.envs.parts.keywords import whole
+from rmc_rl.envs.parts.keywords import bounds, whole
 from rmc_rl.envs.previous_action_reward import PreviousActionReward
 from rmc_rl.envs.registration import WORLDS
 from rmc_rl.envs.resumable import Resumable
@@ -32,6 +32,7 @@ gymnasium.register_envs(ale_py)
 
 _ATARI_GIVEN = ("self", "spec", "num_envs")  # arguments of AtariVecEnv that are not the user's
 _NEAR = 0.75  # similarity of names that are suggested
+MOST_STEPS = 100_000  # of an episode of a world of rmc_rl/*: longer ones would seem to hang
 
 
 def find_spec(env_id: str) -> EnvSpec:
@@ -163,7 +164,11 @@ def make_vec(
     elif spec.id in WORLDS:
         world: Any = load_world(WORLDS[spec.id])
         check_world_keywords(kind, world, keywords, given=("num_envs", "device"))
-        vec_env = SameStepVecEnv(world(n_envs, device=device, **keywords))
+        batch = world(n_envs, device=device, **keywords)
+        steps = max(batch.memory_demand() or 0, bounds(getattr(batch, "max_steps", None) or 0)[1])
+        rule = f"keywords of {env_id} must make episodes of at most {MOST_STEPS:,} steps"
+        require(steps <= MOST_STEPS, f"{rule}, not of about {steps:,}", keywords)
+        vec_env = SameStepVecEnv(batch)
     else:
         vec_env = _make_gymnasium(spec, env_id, n_envs, keywords, processes)
     vec_env = make_partial(vec_env, partial)

@@ -3,6 +3,7 @@ A run's folder: what lies in it, how it is written and read back.
 
     runs/<env>/<core>/<stamp>-seed<k>/
       config.yaml            the resolved configuration, and under ``run`` versions, git commit and command line
+      .signature             of config.yaml: the run is the user's own, see :mod:`rmc_rl.runs.signature`
       model.zip              the last policy; beside each model trained with ``normalize``, its ``.normalization.json``
       best/model.zip         the policy with the highest mean return over the last 100 training episodes, once there were 100
       checkpoints/<steps>/   what exact resume needs, every ``checkpoint_every`` steps: :mod:`rmc_rl.runs.checkpoint`
@@ -30,6 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from rmc_rl.errors import UsageError, require, require_choice
+from rmc_rl.runs import signature
 from rmc_rl.runs.normalization import normalization_path, statistics
 
 PACKAGES = ("rmc-rl", "torch", "numpy", "gymnasium", "ale-py", "stable-baselines3", "sb3-contrib", "hydra-core")
@@ -189,6 +191,7 @@ class Run:
         keys = OmegaConf.to_container(config, resolve=True)
         with written_whole(self.config_path) as file:
             file.write(OmegaConf.to_yaml({**keys, "run": record}).encode())  # type: ignore[dict-item]
+        signature.sign(self.config_path)
 
     def read_config(self) -> DictConfig:
         """

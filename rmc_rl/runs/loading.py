@@ -27,6 +27,7 @@ from rmc_rl.envs import make_vec
 from rmc_rl.errors import UsageError, require
 from rmc_rl.runs.folder import Run, find_model
 from rmc_rl.runs.normalization import load_normalization, normalization_path
+from rmc_rl.runs.signature import is_own
 
 MOST_GROWTH = 50  # times a file may grow when it is unpacked; a saved model hardly does, its parts are not compressed
 LEAST_REFUSED = 100_000_000  # bytes that may be unpacked in any case
@@ -63,7 +64,8 @@ def load_policy(
     :param run: the folder of a run, or one of its models: ``config.yaml`` must lie beside ``model.zip`` or one folder above
     :param model: "last" or "best", if ``run`` is a folder
     :param trust: whether modules of other packages than this one, Gymnasium, ale-py and MiniGrid are imported if the run's
-        configuration names them, as in ``core: module:name``. They may execute anything
+        configuration names them, as in ``core: module:name``. They may execute anything. For a run that this user made on
+        this machine they are imported anyway, see :mod:`rmc_rl.runs.signature`
     :param device: where the policy lies
     :raises UsageError: in one line, if the run is damaged, or names such a module without ``trust``
     """
@@ -84,6 +86,7 @@ def read_policy(run: Run, path: Path, trust: bool = False, device: torch.device 
     :raises UsageError: see :func:`load_policy`
     """
     config = run.read_config()
+    trust = trust or is_own(run.config_path)
     if not trust:
         _check_names(config)
     rule = f"the run '{run.path}' must be one that this version can rebuild"
