@@ -5,6 +5,7 @@ Play episodes with trained agents and print return and length: python -m rmc_rl.
   python -m rmc_rl.evaluate run=<folder of a run on the copy task> env_kwargs.delay=20   a longer delay than in training
   python -m rmc_rl.evaluate run='runs/rmc_rl-Copy-v0/*/*' episodes=500                   all runs of a pattern in one table
   python -m rmc_rl.evaluate -m run='runs/rmc_rl-Copy-v0/*/*' env_kwargs.delay=5,10,20    the same for each of three delays
+  python -m rmc_rl.evaluate run=<folder> partial.noise=0.1                               noisier observations than in training
   python -m rmc_rl.evaluate model=<any model.zip> env=CartPole-v1 trust=true             a model that was trained in Python
 
 A run is read as data: nothing in its folder is executed. trust=true is needed for a model without a config.yaml, and for a
@@ -28,17 +29,17 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from rmc_rl.agents.evaluation import Episodes, evaluate_episodes
-from rmc_rl.command_line.agent import make_playing_env, plain, reference_returns
+from rmc_rl.command_line.agent import reference_returns
 from rmc_rl.command_line.app import MISTAKE, how_to_run, run_verb, tell
 from rmc_rl.command_line.costs import Costs
 from rmc_rl.command_line.devices import find_device
+from rmc_rl.command_line.player import find_player, make_playing_env
 from rmc_rl.command_line.progress import PLAYERS, in_words, progress_bar, say, told
 from rmc_rl.command_line.schema import EvaluateKeys
 from rmc_rl.command_line.sweep import Job
 from rmc_rl.envs.base import Returns
 from rmc_rl.errors import UsageError, require
-from rmc_rl.runs.folder import Run, find_model, find_runs
-from rmc_rl.runs.loading import load_model, read_policy
+from rmc_rl.runs.folder import Run, find_runs
 from rmc_rl.studies.statistics import summarise
 from rmc_rl.studies.tables import text_table
 
@@ -93,41 +94,26 @@ def _evaluate(
 
     :raises UsageError: for a mistake in the configuration, or a run that is damaged
     """
-    run, model_path = find_model(folder, config.model)
-    env_id, env_kwargs = config.env, plain(config.env_kwargs)
-    trained = run.read_config() if run.config_path.is_file() else None
-    if trained is not None and (env_id is None or env_id == trained.env):
-        env_id, env_kwargs = trained.env, plain(OmegaConf.merge(trained.env_kwargs, config.env_kwargs))  # type: ignore
-    rule = f"env must be an environment's id, as in env=CartPole-v1, for there is no {run.config_path}"
-    require(env_id is not None, rule, env_id)
-    run.check_writable()
-    if trained is not None:
-        loaded = read_policy(run, model_path, config.trust, device)
-        model: Any = loaded.policy
-        timesteps = loaded.num_timesteps
-    else:
-        rule = "model must lie in the folder of a run, with a config.yaml; trust=true loads it and executes what it holds"
-        require(config.trust, rule, str(model_path))
-        model = load_model(model_path, device)
-        timesteps = model.num_timesteps
+    player = find_player(config, folder, device, "evaluations")
     num_copies = min(config.n_envs, config.episodes)
     costs = Costs()
-    env = make_playing_env(env_id, env_kwargs, num_copies, config.seed, model, model_path)
+    env = make_playing_env(player, num_copies, config.seed)
     torch.manual_seed(config.seed)  # of sampled actions
     with closing(env), progress_bar(config.episodes, "episodes") as bar:
-        episodes = evaluate_episodes(model, env, config.episodes, deterministic, bar.update)
+        episodes = evaluate_episodes(player.model, env, config.episodes, deterministic, bar.update)
         reference = reference_returns(env)
     result: dict[str, Any] = {
         "command": command,
-        "run": str(run.path),
+        "run": str(player.run.path),
         "model": config.model,
-        "env": env_id,
-        "env_kwargs": env_kwargs,
+        "env": player.env_id,
+        "env_kwargs": player.env_kwargs,
+        "partial": player.partial,
         "episodes": config.episodes,
         "n_envs": num_copies,
         "deterministic": deterministic,
         "seed": config.seed,
-        "timesteps_trained": timesteps,
+        "timesteps_trained": player.num_timesteps,
         **costs.record(device),
         "reference": reference._asdict(),
         "return": summarise(episodes.returns),
@@ -135,10 +121,10 @@ def _evaluate(
     }
     if tell_all:
         _say(result, reference, costs, device)
-    path = run.write_evaluation(json.dumps(result, indent=1), _csv(episodes))
+    path = player.run.write_evaluation(json.dumps(result, indent=1), _csv(episodes))
     if tell_all:
         say(f"written: {path}")
-    return result | _of_run(run) | {"file": path}
+    return result | _of_run(player.run) | {"file": path}
 
 
 def _of_run(run: Run, keys: Sequence[str] = ()) -> dict[str, Any]:
@@ -151,7 +137,8 @@ def _of_run(run: Run, keys: Sequence[str] = ()) -> dict[str, Any]:
 
 def _say(result: dict[str, Any], reference: Returns, costs: Costs, device: torch.device) -> None:
     """Tell the person about one evaluation."""
-    changed = f" with {result['env_kwargs']}" if result["env_kwargs"] else ""
+    changes = result["env_kwargs"] | {f"partial.{key}": value for key, value in result["partial"].items() if value}
+    changed = f" with {changes}" if changes else ""
     actions = "the likeliest actions" if result["deterministic"] else "sampled actions"
     say(f"{result['env']}{changed}: {result['episodes']} episodes of model {result['model']}, {actions}")
     for name in ("return", "length"):

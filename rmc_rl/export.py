@@ -28,7 +28,7 @@ from rmc_rl.command_line.schema import ExportKeys
 from rmc_rl.envs import make_vec
 from rmc_rl.errors import UsageError, require, require_choice
 from rmc_rl.runs.folder import MODELS, find_model, versions
-from rmc_rl.runs.loading import read_policy
+from rmc_rl.runs.loading import partial_of, read_policy
 from rmc_rl.runs.normalization import load_normalization, normalization_path
 from rmc_rl.runs.sharing import shareable
 
@@ -49,10 +49,17 @@ def export(config: DictConfig, _command: str | None = None) -> int:
     policy, timesteps, trained = read_policy(run, model_path, config.trust)
     previous = bool(trained.get("policy", {}).get("previous_action_reward", False))
     env_kwargs = {str(key): value for key, value in plain(trained.env_kwargs).items()}
-    env = make_vec(trained.env, config.n_envs, seed=config.seed, env_kwargs=env_kwargs, previous_action_reward=previous)
+    env = make_vec(
+        trained.env,
+        config.n_envs,
+        seed=config.seed,
+        env_kwargs=env_kwargs,
+        previous_action_reward=previous,
+        partial=partial_of(trained),
+    )
     name = config.model if config.model in MODELS else model_path.stem
     path = run.path / "exports" / f"{name}.{config.format}"
-    partial = path.with_stem(f"{path.stem}.partial")
+    unchecked = path.with_stem(f"{path.stem}.partial")
     with closing(env):
         scalings = _scalings(env, model_path)
         steps = list(exporting.played_steps(policy, env, scalings))
@@ -62,19 +69,19 @@ def export(config: DictConfig, _command: str | None = None) -> int:
         about = dict(versions=versions(), timesteps_trained=timesteps, config=shareable(trained))
         try:
             path.parent.mkdir(exist_ok=True)
-            exporting.export_policy(policy, partial, config.format, env.observation_space, scalings, masked, about)
-            parity = exporting.check(policy, exporting.load_exported(partial), steps, scalings, config.seed)
+            exporting.export_policy(policy, unchecked, config.format, env.observation_space, scalings, masked, about)
+            parity = exporting.check(policy, exporting.load_exported(unchecked), steps, scalings, config.seed)
             found = f"{parity.steps} steps of {config.n_envs} copies, {parity.starts} episode starts"
             worst = f"largest difference {parity.difference:.1e} ({parity.output}; at most {exporting.TOLERANCE:g} is allowed)"
             drift = f"with the file's own state for all steps {parity.drift:.1e}"
             if not parity.is_equal:
                 return tell(RuntimeError(f"the exported file does not act as the policy does: {found}, {worst}"), FAILED)
-            partial.replace(path)
+            unchecked.replace(path)
         except OSError as error:
             rule = "the folder of exports must be one that can be written to"
             raise UsageError(f"{rule}, got '{path.parent}': {error}") from None
         finally:
-            partial.unlink(missing_ok=True)
+            unchecked.unlink(missing_ok=True)
     for kind, ports in exporting.describe(policy, env.observation_space, masked).items():
         say(f"{kind}: " + ", ".join(f"{each['name']} {each['shape']} {each['dtype']}".replace("'", "") for each in ports))
     say(f"check: equal to the policy on {found}; {worst}, {drift}")

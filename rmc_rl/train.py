@@ -7,6 +7,8 @@ Train an agent with a memory by recurrent PPO: python -m rmc_rl.train key=value 
   python -m rmc_rl.train env=my_module:MyEnv-v0 core=my_module:my_core                   your own
   python -m rmc_rl.train -m seed=0,1,2 core=rmc,lstm,memoryless params=50000             a sweep over cores of the same size
 
+  python -m rmc_rl.train curriculum.delay=[5,50]                                         a keyword that rises with the return
+  python -m rmc_rl.train env=CartPole-v1 partial.hide=[1,3]                              without parts of the observation
   python -m rmc_rl.train evaluate_every=50000 evaluation.env_kwargs.delay=100            generalisation as a curve
   python -m rmc_rl.train -m hydra/launcher=joblib seed=0,1,2                             side by side: install rmc-rl[sweeps]
 
@@ -38,10 +40,12 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from rmc_rl.agents.cores import core_class
 from rmc_rl.agents.cores.kernels.dispatch import report
+from rmc_rl.command_line.advice import memory_demand, warn_about_memory
 from rmc_rl.command_line.agent import make_env, make_model, parameter_counts, reference_returns
 from rmc_rl.command_line.app import FAILED, NOT_FINITE, how_to_run, run_verb, tell
 from rmc_rl.command_line.callbacks import RunCallbacks
 from rmc_rl.command_line.costs import Costs
+from rmc_rl.command_line.curriculum import set_last_values
 from rmc_rl.command_line.devices import check_threads, keep_freed_memory
 from rmc_rl.command_line.progress import in_words, say, told
 from rmc_rl.command_line.resuming import find_run, given_keys, initial_model, say_what_changes
@@ -79,11 +83,14 @@ def _train(config: DictConfig, command: str | None, locks: ExitStack) -> int:
     if old_run is not None:
         locks.enter_context(old_run.locked())
     initial = None if config.init is None or old_run is not None else initial_model(config.init)
+    if old_run is None:
+        set_last_values(config)
     check_threads(config.num_threads)
     keep_freed_memory()
     model = make_model(config, make_env(config))
     if initial is not None:
         load_weights(initial, model)
+    demand = memory_demand(model)  # before a curriculum lowers it
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     callbacks = RunCallbacks(config, model)
@@ -112,6 +119,7 @@ def _train(config: DictConfig, command: str | None, locks: ExitStack) -> int:
     if old_run is None or config.total_timesteps != run.read_config().total_timesteps:
         run.write_config(config, command)
     _say_what_runs(run, config, model)
+    warn_about_memory(model, demand)
     if remaining <= 0 or callbacks.is_out_of_patience():
         why = "total_timesteps=... goes on for longer" if remaining <= 0 else "no evaluation was better; patience=null goes on"
         say(f"the run has taken its {model.num_timesteps:,} steps; {why}")

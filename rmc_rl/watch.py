@@ -28,10 +28,9 @@ from omegaconf import DictConfig
 from rmc_rl.agents.panels import Panels
 from rmc_rl.agents.policies import MlpMemoryPolicy
 from rmc_rl.agents.recording import influence, record_episode
-from rmc_rl.command_line.agent import make_playing_env
 from rmc_rl.command_line.app import run_verb
 from rmc_rl.command_line.devices import find_device
-from rmc_rl.command_line.player import find_player
+from rmc_rl.command_line.player import find_player, make_playing_env
 from rmc_rl.command_line.progress import progress_bar, say
 from rmc_rl.command_line.schema import WatchKeys
 from rmc_rl.errors import UsageError, require
@@ -54,10 +53,10 @@ def watch(config: DictConfig, _command: str | None = None) -> int:
     """
     check_format(config.format)
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame, which draws some environments, looks for a screen otherwise
-    player = find_player(config, find_device(config.device), "films")
+    player = find_player(config, config.run, find_device(config.device), "films")
     policy = getattr(player.model, "policy", player.model)  # a policy has none
     require(isinstance(policy, MlpMemoryPolicy), "model must be one whose policy has a core", type(policy).__name__)
-    env = make_playing_env(player.env_id, player.env_kwargs, 1, config.seed, player.model, player.model_path, pictures=True)
+    env = make_playing_env(player, 1, config.seed, pictures=True)
     own_fps: Any = env.unwrapped.metadata.get("render_fps")
     fps = config.fps or min(float(own_fps or FPS), MOST_FPS)
     named, began = f"{player.env_id}, {player.core or type(policy.core).__name__.lower()}", stamp()

@@ -21,6 +21,7 @@ from rmc_rl.agents.cores import core_names
 from rmc_rl.agents.panels import Panels
 from rmc_rl.agents.policies import choose_policy
 from rmc_rl.agents.recording import influence, record_episode
+from rmc_rl.command_line.player import Player, make_playing_env
 from rmc_rl.compat import wrap_env
 from rmc_rl.envs.parts import drawing
 from rmc_rl.errors import UsageError
@@ -317,9 +318,8 @@ def test_previous_action_and_reward_and_normalised_observations(tmp_path):
     model = RecurrentPPO(MultiInputMemoryPolicy, env, n_steps=8, batch_size=8, policy_kwargs=dict(core="gru"))
     model.learn(16)
     save_model(model, tmp_path / "model.zip")
-    from rmc_rl.command_line.agent import make_playing_env
-
-    playing = make_playing_env("CartPole-v1", {}, 1, 0, model, tmp_path / "model.zip", pictures=True)
+    player = Player(model, tmp_path / "model.zip", None, Run(tmp_path), "gru", "CartPole-v1", {}, {})
+    playing = make_playing_env(player, 1, 0, pictures=True)
     recording = record_episode(model.policy, playing, max_steps=4)
     assert recording.observations["previous"].shape == (recording.length, 3)
     assert recording.observations["previous"][1, :2].argmax() == recording.actions[0]

@@ -10,7 +10,9 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
 from rmc_rl.agents import CoreScalars
-from rmc_rl.command_line.agent import make_evaluation_env
+from rmc_rl.command_line.advice import EntropyWarning
+from rmc_rl.command_line.agent import make_evaluation_env, plain
+from rmc_rl.command_line.curriculum import Curriculum
 from rmc_rl.command_line.evaluating import Evaluations, MemoryPicture
 from rmc_rl.command_line.progress import RunCallback, episode_returns
 from rmc_rl.errors import UsageError, check_keywords, require, unknown
@@ -33,6 +35,7 @@ class RunCallbacks:
         require(config.patience is None or config.evaluate_every is not None, "patience needs evaluate_every", config.patience)
         self.config, self.model = config, model
         self.users = make_callbacks(config.callbacks)
+        self.curriculum = Curriculum(plain(config.curriculum), model, config.curriculum_return)
         self.progress: RunCallback | None = None
         self.evaluations: Evaluations | None = None
         self.picture: MemoryPicture | None = None
@@ -66,13 +69,15 @@ class RunCallbacks:
     @property
     def in_order(self) -> list[BaseCallback]:
         """All of them. Evaluations come before the progress bar, which shows them."""
-        ours = [self.evaluations, self.picture, self.progress, CoreScalars()]
+        ours = [self.evaluations, self.picture, self.progress, self.curriculum, CoreScalars(), EntropyWarning()]
         return [*(each for each in ours if each is not None), *self.users.values()]
 
     @property
     def stateful(self) -> dict[str, Any]:
         """Those that carry something from rollout to rollout, by name: what a checkpoint keeps."""
         named = {"best": self.progress, "evaluations": self.evaluations, "memory picture": self.picture, **self.users}
+        if self.config.curriculum:
+            named["curriculum"] = self.curriculum
         return {name: each for name, each in named.items() if hasattr(each, "state_dict") and hasattr(each, "load_state_dict")}
 
     def is_out_of_patience(self) -> bool:

@@ -114,21 +114,22 @@ def say_what_changes(run: Run, config: DictConfig, steps: int) -> None:
 
 def _with_defaults(saved: DictConfig) -> DictConfig:
     """The configuration of a run, with the keys that older versions did not have."""
-    defaults = OmegaConf.create(
-        {
-            "init": None,
-            "name": None,
-            "resume": None,
-            "keep_checkpoints": 2,
-            "params_of": "policy",
-            "callbacks": [],
-            "memory_picture_every": None,
-            "evaluate_every": None,
-            "patience": None,
-            "evaluation": {"episodes": 20, "deterministic": True, "env_kwargs": {}, "n_envs": 8, "seed": 2_000_000},
-        }
-    )
-    return OmegaConf.merge(defaults, saved)  # type: ignore[return-value]
+    defaults: dict[str, Any] = {
+        "init": None,
+        "name": None,
+        "resume": None,
+        "keep_checkpoints": 2,
+        "params_of": "policy",
+        "callbacks": [],
+        "memory_picture_every": None,
+        "evaluate_every": None,
+        "patience": None,
+        "evaluation": {"episodes": 20, "deterministic": True, "env_kwargs": {}, "n_envs": 8, "seed": 2_000_000},
+        "curriculum": {},
+        "curriculum_return": None,
+        "partial": {"hide": None, "flicker": 0.0, "noise": 0.0, "drop_sensors": 0.0, "delay": 0},
+    }
+    return OmegaConf.merge(OmegaConf.create(defaults), saved)  # type: ignore[return-value]
 
 
 def _check_same(run: Run, key: str, saved: DictConfig, config: DictConfig) -> None:

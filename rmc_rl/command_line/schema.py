@@ -71,11 +71,25 @@ class EvaluationKeys:
 
 
 @dataclass
+class PartialKeys:
+    """Keys of the node ``partial``, whose ranges ``PartialObservation`` checks. None: the default, or as in the run."""
+
+    hide: list[Any] | None
+    flicker: float | None
+    noise: float | None
+    drop_sensors: float | None
+    delay: int | None
+
+
+@dataclass
 class TrainKeys:
     """Keys of ``configs/train.yaml``."""
 
     env: str
     env_kwargs: dict[str, Any]
+    curriculum: dict[str, Any]
+    curriculum_return: float | None
+    partial: PartialKeys
     n_envs: int = field(metadata=FROM_1)
     processes: bool
     normalize: Any
@@ -110,6 +124,7 @@ class EvaluateKeys:
     model: str
     env: str | None
     env_kwargs: dict[str, Any]
+    partial: PartialKeys
     trust: bool
     deterministic: Any
     episodes: int = field(metadata=FROM_1)
@@ -140,6 +155,7 @@ class WatchKeys:
     model: str
     env: str | None
     env_kwargs: dict[str, Any]
+    partial: PartialKeys
     trust: bool
     deterministic: bool
     episodes: int = field(metadata=FROM_1)

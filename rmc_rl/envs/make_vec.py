@@ -17,10 +17,11 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from rmc_rl.envs.atari import AtariVecEnv, is_atari
-from rmc_rl.envs.base import load_world
+from rmc_rl.envs.base import BatchedWorld, check_world_keywords, load_world
 from rmc_rl.envs.minigrid import PREFIXES as MINIGRID_PREFIXES
 from rmc_rl.envs.minigrid import import_minigrid, is_minigrid, minigrid_view
-from rmc_rl.envs.parts.keywords import whole
+from rmc_rl.envs.partial import make_partial
+from rmc_rl.envs.parts.keywords import bounds, whole
 from rmc_rl.envs.previous_action_reward import PreviousActionReward
 from rmc_rl.envs.registration import WORLDS
 from rmc_rl.envs.resumable import Resumable
@@ -95,13 +96,25 @@ def env_family(env_id: str) -> str:
     The family of environments of an id, which decides its route and its default configuration.
 
     :param env_id: any registered Gymnasium id
-    :return: "atari"; for our worlds "rmc_rl" or "recall", see :attr:`rmc_rl.envs.BatchedWorld.family`; otherwise "gymnasium"
+    :return: "atari"; for our worlds that of :attr:`rmc_rl.envs.BatchedWorld.family`, as in "recall"; otherwise "gymnasium"
+    :raises UsageError: for an unknown id
+    """
+    if is_atari(find_spec(env_id)):
+        return "atari"
+    world = find_world(env_id)
+    return "gymnasium" if world is None else world.family
+
+
+def find_world(env_id: str) -> type[BatchedWorld] | None:
+    """
+    The class of a world of this package.
+
+    :param env_id: any registered Gymnasium id
+    :return: None for other environments
     :raises UsageError: for an unknown id
     """
     spec = find_spec(env_id)
-    if is_atari(spec):
-        return "atari"
-    return load_world(WORLDS[spec.id]).family if spec.id in WORLDS else "gymnasium"
+    return load_world(WORLDS[spec.id]) if spec.id in WORLDS else None
 
 
 def make_vec(
@@ -113,6 +126,7 @@ def make_vec(
     device: torch.device | str = "cpu",
     previous_action_reward: bool = False,
     pictures: bool = False,
+    partial: Mapping[str, Any] | None = None,
 ) -> VecEnv:
     """
     Copies of an environment as an SB3 ``VecEnv`` with episode statistics.
@@ -133,6 +147,8 @@ def make_vec(
         :class:`~rmc_rl.envs.previous_action_reward.PreviousActionReward`
     :param pictures: draw the copies, where they can be drawn: ``get_images()`` returns their pictures, and
         ``info["final_frame"]`` is the last picture of an episode
+    :param partial: what hides or disturbs the observations, as in ``{"hide": [1, 3]}``; the arguments of
+        :class:`~rmc_rl.envs.partial.PartialObservation`
     :raises UsageError: for an unknown id or keyword, or an invalid value
     """
     n_envs = whole("n_envs", n_envs)
@@ -154,14 +170,15 @@ def make_vec(
         vec_env = AtariVecEnv(spec, n_envs, **keywords)
     elif spec.id in WORLDS:
         world: Any = load_world(WORLDS[spec.id])
-        check_keywords(kind, world, keywords, given=("num_envs", "device"))
+        check_world_keywords(kind, world, keywords, given=("num_envs", "device"))
         batch = world(n_envs, device=device, **keywords)
-        steps = max(batch.memory_demand() or 0, getattr(batch, "max_steps", None) or 0)
+        steps = max(batch.memory_demand() or 0, bounds(getattr(batch, "max_steps", None) or 0)[1])
         rule = f"keywords of {env_id} must make episodes of at most {MOST_STEPS:,} steps"
         require(steps <= MOST_STEPS, f"{rule}, not of about {steps:,}", keywords)
         vec_env = SameStepVecEnv(batch)
     else:
         vec_env = _make_gymnasium(spec, env_id, n_envs, keywords, processes, pictures)
+    vec_env = make_partial(vec_env, partial)
     vec_env.seed(seed)
     return PreviousActionReward(vec_env) if previous_action_reward else vec_env
 

@@ -188,11 +188,24 @@ def _spaces(config: DictConfig) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
     previous = OmegaConf.select(config, "policy.previous_action_reward", default=False)  # older runs have no such key
     require(isinstance(previous, bool), "policy.previous_action_reward must be true or false", previous)
     keywords = {str(key): value for key, value in env_kwargs.items()}
-    env = wrap_env(RecurrentPPO, make_vec(config.env, 1, env_kwargs=keywords, previous_action_reward=previous))
+    made = make_vec(config.env, 1, env_kwargs=keywords, previous_action_reward=previous, partial=partial_of(config))
+    env = wrap_env(RecurrentPPO, made)
     try:
         return env.observation_space, env.action_space
     finally:
         env.close()
+
+
+def partial_of(config: DictConfig) -> dict[str, Any]:
+    """
+    What hides or disturbs the observations in a run.
+
+    :param config: of the run; those of older versions have no such node
+    :return: for ``make_vec``
+    """
+    partial: Any = OmegaConf.to_container(OmegaConf.select(config, "partial", default=OmegaConf.create({})), resolve=True)
+    require(isinstance(partial, dict), "partial of the run must hold keys", partial)
+    return dict(partial)
 
 
 def _policy_arguments(config: DictConfig) -> dict[str, Any]:
