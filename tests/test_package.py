@@ -81,8 +81,8 @@ def test_changelog_has_this_version(checkout):
     assert f"## {rmc_rl.__version__}" in (checkout / "CHANGELOG.md").read_text()
 
 
-def test_readme_has_the_table_of_cores(checkout):
+def test_the_page_of_memories_has_the_table_of_cores(checkout):
     printed = subprocess.run(
         [sys.executable, str(checkout / "scripts" / "cores.py")], capture_output=True, text=True, check=True, timeout=120
     ).stdout
-    assert printed in readme(checkout)
+    assert printed in (checkout / "docs" / "memories.md").read_text()
