@@ -53,7 +53,7 @@ STEPS, TIMES = "time/total_timesteps", ("time/fps", "time/time_elapsed")
 EQUAL_PARTS = ("policy.pt", "optimizer.pt", "random.pt")  # of the last checkpoint; progress.pt holds times
 FILE_EVENTS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir")
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-DISK = 8 << 20  # bytes of the small file system
+DISK = 64 << 20  # bytes of the small file system, enough for the runs of a case
 MASKED = "MaskedCounting-v0"
 
 
