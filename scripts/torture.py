@@ -128,7 +128,7 @@ CASES = {
         Case("pong rmc", (*PONG, *RMC, TWO), 12, exact=False),
     )
 }
-QUICK = {"copy rmc": 5, "cartpole lstm, normalised": 4}  # kills of --quick
+QUICK = {"copy rmc": 3, "cartpole lstm, normalised": 2}  # kills of --quick
 
 
 class Stop(NamedTuple):

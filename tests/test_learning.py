@@ -30,7 +30,12 @@ def copy_return(core: str, sizes: dict, timesteps: int, seed: int = 0, **core_kw
     return evaluate_policy(model, make_vec("rmc_rl/Copy-v0", 64, seed=1000, env_kwargs=sizes), 512)[0]
 
 
-@pytest.mark.parametrize("core", core_names())
+QUICK = ("rmc", "rims", "gru", "memoryless")  # the others take minutes together
+
+
+@pytest.mark.parametrize(
+    "core", [core if core in QUICK else pytest.param(core, marks=pytest.mark.slow) for core in core_names()]
+)
 def test_one_symbol_over_two_steps(core):
     reached = copy_return(core, dict(n_symbols=2, length=1, delay=2), timesteps=40_960)
     if core == "memoryless":
