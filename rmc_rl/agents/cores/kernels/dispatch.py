@@ -94,7 +94,7 @@ def keep(key: Any, make: Callable[[], T], parameters: Iterable[Tensor] = ()) -> 
     found = made.get(key)
     if found is None or found[1] != versions:
         found = made[key] = make(), versions
-    return found[0]  # type: ignore[no-any-return]
+    return found[0]
 
 
 def find(core: "Core", inputs: Tensor, state: Tensor) -> ModuleType | None:
