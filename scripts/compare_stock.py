@@ -3,8 +3,9 @@ What ours learns against the stock class: python scripts/compare_stock.py [--tas
 
 sb3-contrib's RecurrentPPO with its own policy (MlpLstmPolicy, two LSTMs of 256), ours with the same policy, and ours with an
 LSTM of 256, an RMC and without memory, with the same arguments, steps and seeds. After training, each plays episodes on unseen
-seeds with its most probable actions. A table of the mean over seeds, with a 95 % bootstrap interval over seeds; every seed's
-return goes to --out as JSON as soon as it is there, and what is found there is not run again.
+seeds with its most probable actions. A table of the mean over seeds, with a 95 % bootstrap interval over seeds, and of the
+median seconds that training took: on the clock, and of the processor, which do not count what other programs did meanwhile.
+Every seed's numbers go to --out as JSON as soon as they are there, and what is found there is not run again.
 
 Tasks: "copy", rmc_rl/Copy-v0 with n_symbols=4, length=3, delay=5 (at most 1; without memory 0.25); "cartpole", CartPole-v1
 without velocities (at most 500); "minigrid", MiniGrid-MemoryS7-v0 (at most just under 1; half of that without memory).
@@ -96,8 +97,16 @@ TASKS = {
 }
 
 
-def train(task_name: str, agent: str, timesteps: int, seed: int, episodes: int) -> tuple[float, float]:
-    """Train one agent; the mean return of its most probable actions, and the seconds that training took."""
+class Trained(NamedTuple):
+    """What came of one agent with one seed."""
+
+    mean_return: float  # of its most probable actions, on unseen seeds
+    wall_seconds: float  # of learn
+    cpu_seconds: float  # of learn: time of this process on a core
+
+
+def train(task_name: str, agent: str, timesteps: int, seed: int, episodes: int) -> Trained:
+    """Train one agent on one thread and evaluate it."""
     torch.set_num_threads(1)
     task, policy_kwargs = TASKS[task_name], AGENTS[agent]
     env = task.make(task.n_envs, seed)
@@ -107,16 +116,16 @@ def train(task_name: str, agent: str, timesteps: int, seed: int, episodes: int) 
         model = algorithm("MlpLstmPolicy", env, **arguments)
     else:
         model = RecurrentPPO(MlpMemoryPolicy, env, policy_kwargs=task.policy_kwargs | policy_kwargs, **arguments)
-    begin = time.perf_counter()
+    wall, cpu = time.perf_counter(), time.process_time()
     model.learn(timesteps)
-    seconds = time.perf_counter() - begin
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     unseen = task.make(task.n_envs, 1000 + seed)
     if isinstance(unseen, VecNormalize):
         assert isinstance(env, VecNormalize)
         unseen.obs_rms, unseen.training, unseen.norm_reward = env.obs_rms, False, False
     mean, _ = evaluate_policy(model, unseen, episodes)
     assert isinstance(mean, float)
-    return mean, seconds
+    return Trained(mean, wall, cpu)
 
 
 def main() -> None:
@@ -127,9 +136,10 @@ def main() -> None:
     parser.add_argument("--timesteps", type=int, help="other than the task's own")
     parser.add_argument("--episodes", type=int, default=100, help="to play after training")
     parser.add_argument("--jobs", type=int, default=2, help="processes side by side")
-    parser.add_argument("--out", type=Path, default=Path("runs/compare_stock.json"), help="every seed's return")
+    parser.add_argument("--out", type=Path, default=Path("runs/compare_stock.json"), help="every seed's numbers")
     arguments = parser.parse_args()
-    found: dict[str, tuple[float, float]] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    stored = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    found = {key: Trained(**numbers) for key, numbers in stored.items()}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     seeds = range(arguments.seeds)
     kinds = [
@@ -142,17 +152,17 @@ def main() -> None:
         }
         for run in as_completed(runs):
             found[runs[run]] = run.result()
-            arguments.out.write_text(json.dumps(found, indent=1))
-    print("| task | steps | agent | return | by seed | seconds |")
-    print("| --- | --- | --- | --- | --- | --- |")
+            arguments.out.write_text(json.dumps({key: trained._asdict() for key, trained in found.items()}, indent=1))
+    print("| task | steps | agent | return | by seed | seconds | processor seconds |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     for kind in kinds:
-        returns, seconds = zip(*(found[keys[kind, seed]] for seed in seeds), strict=True)
+        returns, wall, cpu = zip(*(found[keys[kind, seed]] for seed in seeds), strict=True)
         summary = summarise(list(returns))
         low, high = summary["interval"]
         interval = f"{summary['mean']:.3f} [{low:.3f}, {high:.3f}]"
         by_seed = ", ".join(f"{value:.2f}" for value in returns)
         task, agent, timesteps = kind
-        print(f"| {task} | {timesteps:,} | {agent} | {interval} | {by_seed} | {np.median(seconds):.0f} |")
+        print(f"| {task} | {timesteps:,} | {agent} | {interval} | {by_seed} | {np.median(wall):.0f} | {np.median(cpu):.0f} |")
 
 
 if __name__ == "__main__":

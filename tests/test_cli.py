@@ -28,6 +28,7 @@ import rmc_rl.__main__
 from rmc_rl import __version__, evaluate, train
 from rmc_rl.agents.cores import registry
 from rmc_rl.agents.sequences import SequenceBuffer
+from rmc_rl.agents.stock import StockRecurrentPPO
 from rmc_rl.command_line import agent, progress, schema, signals
 from rmc_rl.runs.folder import Run, save_model
 from rmc_rl.studies.statistics import summarise
@@ -230,7 +231,7 @@ def test_the_stock_algorithm(call, monkeypatch):
         schedules = ["algo.learning_rate_schedule=linear", "algo.ent_coef_schedule=linear", "algo.ent_coef=0.2"]
         status, _, err = call(train, *TINY, "total_timesteps=176", f"algo={name}", *schedules, "algo.learning_rate=0.1")
         assert status == 0, err
-    assert made == [rmc_rl.RecurrentPPO, RecurrentPPO]
+    assert made == [rmc_rl.RecurrentPPO, StockRecurrentPPO]
     weights = []
     for path in Path("runs", "rmc_rl-Copy-v0", "rmc").iterdir():
         with open(path / "progress.csv") as file:
@@ -462,8 +463,9 @@ def test_a_keyword_of_the_wrong_type_gets_one_line(call):
 
 
 @pytest.mark.usefixtures("own_module")
-def test_a_number_that_is_not_finite_gets_one_line_and_status_3(call):
-    arguments = ["env=own:Own-v0", "core=memoryless", "env_kwargs.reward=-1", *SMALL, "total_timesteps=1000"]
+@pytest.mark.parametrize("algo", ["ppo", "stock"])
+def test_a_number_that_is_not_finite_gets_one_line_and_status_3(call, algo):
+    arguments = ["env=own:Own-v0", "core=memoryless", "env_kwargs.reward=-1", *SMALL, "total_timesteps=1000", f"algo={algo}"]
     status, out, err = call(train, *arguments)
     assert status == 3
     assert "error: the reward of environment" in err
@@ -471,6 +473,34 @@ def test_a_number_that_is_not_finite_gets_one_line_and_status_3(call):
     weights = RecurrentPPO.load(only_run("memoryless", "own-Own-v0").model_path()).policy.state_dict()
     assert all(torch.isfinite(weight).all() for weight in weights.values())
     assert "next: " in out
+
+
+@pytest.mark.parametrize("setting", ["gamma=1.5", "target_kl=-1", "batch_size=0", "max_grad_norm=0", "clip_range=-0.1"])
+def test_the_stock_algorithm_checks_its_settings(call, setting):
+    status, _, err = call(train, *TINY, "algo=stock", f"algo.{setting}")
+    name, _, value = setting.partition("=")
+    assert (status, err.count("\n")) == (2, 1)
+    assert re.fullmatch(rf"error: {name} must be .*, got {value}(\.0)?\n", err)
+
+
+def test_what_an_evaluation_cannot_hold_or_end_is_refused_in_one_line(call):
+    assert call(train, *TINY, "total_timesteps=88")[0] == 0
+    run, too_long = f"run={only_run().path}", "keywords of rmc_rl/Copy-v0 must make episodes of at most 100,000 steps, not of"
+    for argument, message in {
+        "env_kwargs.length=${seed}": f"{too_long} about 1,000,005",
+        "env_kwargs.delay=[5,1000000000]": too_long,
+        "env_kwargs.length=1000000000000": "num_envs, length must need at most 8 GiB of memory",
+        "n_envs=1000000007": "the observations and states of n_envs copies must fit into memory: cpu has ",
+    }.items():
+        status, _, err = call(evaluate, run, argument, "episodes=1000000007")
+        assert (status, err.count("\n")) == (2, 1), err
+        assert err.startswith(f"error: {message}"), err
+
+
+def test_more_processes_than_memory_holds_are_refused(call):
+    status, _, err = call(train, "env=CartPole-v1", "core=gru", "processes=true", "n_envs=100000", "algo.n_steps=1")
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith("error: a process for each of the n_envs copies must fit into memory: cpu has ")
 
 
 def test_normalisation_is_saved_with_the_models_and_used_by_evaluate(call):
@@ -642,6 +672,16 @@ def test_evaluating_on_other_spaces_is_a_mistake(call):
     status, _, err = call(evaluate, f"run={only_run().path}", "env_kwargs.n_symbols=5")
     assert status == 2
     assert err.startswith("error: env and env_kwargs must leave the observation_space as it was in training")
+
+
+def test_where_an_evaluation_cannot_be_written_it_is_not_played(call, monkeypatch):
+    assert call(train, *TINY, "total_timesteps=88")[0] == 0
+    run = only_run().path
+    (run / "evaluations").write_text("a file where a folder should be")
+    monkeypatch.setattr("rmc_rl.evaluate.evaluate_episodes", None)
+    status, _, err = call(evaluate, f"run={run}")
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith("error: the folder of evaluations must be one that can be written to, got ")
 
 
 @pytest.mark.parametrize("verb", [train, evaluate])

@@ -4,6 +4,9 @@ Whoever has a script for ``sb3_contrib.RecurrentPPO`` changes its import, and no
 The first part tests what sb3-contrib's own tests of recurrent policies test, in our words.
 """
 
+import inspect
+import warnings
+
 import numpy as np
 import pytest
 import sb3_contrib
@@ -15,12 +18,15 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from test_policies import ACTIONS, OBSERVATIONS, VECTOR, Echo, echo
 
 from rmc_rl import MlpMemoryPolicy, RecurrentPPO
+from rmc_rl.agents.evaluation import evaluate_episodes
 from rmc_rl.agents.lstm_policies import CnnLstmPolicy, MlpLstmPolicy
 from rmc_rl.agents.rollout import Acting
+from rmc_rl.agents.stock import StockRecurrentPPO
+from rmc_rl.envs.previous_action_reward import PreviousActionReward
 from rmc_rl.errors import NonFiniteError, UsageError
 
 SMALL = dict(lstm_hidden_size=8)
@@ -184,6 +190,124 @@ class ReadNothing(BaseCallback):
         return True
 
 
+# The signature
+
+
+def test_the_arguments_are_those_of_stock_in_their_order_and_ours():
+    stock = inspect.signature(sb3_contrib.RecurrentPPO).parameters
+    ours = inspect.signature(RecurrentPPO).parameters
+    assert list(ours)[: len(stock)] == list(stock)
+    for name, parameter in stock.items():
+        assert (ours[name].default, ours[name].kind) == (parameter.default, parameter.kind), name
+    assert [*ours][len(stock) :] == ["sequence_length", "use_masking", "kwargs"]
+    for name in ours:
+        assert f":param {name}:" in RecurrentPPO.__doc__
+
+
+def test_all_arguments_may_be_positional_as_in_stock():
+    settings = (3e-4, 8, 16, 3, 0.9, 0.8, 0.1, None, False, 0.1, 0.4, 0.3, False, -1, 0.2, 50, None, SMALL, 0, 5, "cpu")
+    names = list(inspect.signature(sb3_contrib.RecurrentPPO).parameters)[2:]
+    model = RecurrentPPO("MlpLstmPolicy", echo(), *settings)
+    stock = sb3_contrib.RecurrentPPO("MlpLstmPolicy", echo(), *settings)
+    for name in names[: len(settings)]:
+        if name not in ("policy_kwargs", "stats_window_size", "clip_range", "device"):
+            assert getattr(model, name) == getattr(stock, name), name
+    assert model._stats_window_size == 50
+    with pytest.raises(UsageError, match="unknown argument of RecurrentPPO 'n_step'; did you mean 'n_steps'"):
+        RecurrentPPO("MlpLstmPolicy", echo(), n_step=3)
+
+
+# The rollout buffer
+
+
+def visible(buffer):
+    """The public names of an object, and of its attributes."""
+    return {name for name in (*dir(type(buffer)), *vars(buffer)) if not name.startswith("_")}
+
+
+class ReadStates(BaseCallback):
+    """Compares the arrays of states with the states that were there."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def _on_rollout_start(self):
+        self.seen = []
+
+    def _on_step(self):
+        self.seen.append(self.model._last_lstm_states)
+        return True
+
+    def _on_rollout_end(self):
+        buffer = self.model.rollout_buffer
+        arrays = (buffer.hidden_states_pi, buffer.cell_states_pi, buffer.hidden_states_vf, buffer.cell_states_vf)
+        seen = [[half.numpy() for pair in states for half in pair] for states in self.seen]
+        for found, expected in zip(arrays, zip(*seen, strict=True), strict=True):
+            np.testing.assert_allclose(found, np.stack(expected), atol=1e-5)
+        self.norm = [float(np.abs(array).mean()) for array in arrays]
+
+
+@pytest.mark.parametrize("observation", ["Discrete", "Dict", "Box"])
+@pytest.mark.parametrize("kwargs", [dict(n_lstm_layers=2), dict(shared_lstm=True, enable_critic_lstm=False)], ids=str)
+@pytest.mark.filterwarnings("ignore:batch_size")
+def test_the_buffer_has_what_that_of_stock_has(observation, kwargs):
+    space = OBSERVATIONS[observation][1]
+    policy = "MultiInputLstmPolicy" if observation == "Dict" else "MlpLstmPolicy"
+    settings = dict(n_steps=15, batch_size=20, n_epochs=1, seed=0, device="cpu", policy_kwargs=SMALL | kwargs)
+    pair = [algorithm(policy, echo(space, n_envs=3), **settings) for algorithm in (RecurrentPPO, sb3_contrib.RecurrentPPO)]
+    for model in pair:
+        model.learn(45, callback=(reads := ReadStates()))
+        assert max(reads.norm) > 0.01
+        model.collect_rollouts(model.env, ReadNothing().init_for(model), model.rollout_buffer, 15)
+    ours, stock = (model.rollout_buffer for model in pair)
+    assert isinstance(ours, sb3_contrib.common.recurrent.buffers.RecurrentRolloutBuffer)
+    for name in sorted(visible(stock)):
+        if name in ("generator_ready", "seq_start_indices", "seq_end_indices", "pad", "pad_and_flatten"):
+            assert not hasattr(ours, name)
+            continue
+        found, expected = getattr(ours, name), getattr(stock, name)
+        if isinstance(expected, dict) and name == "observations":
+            found, expected = found["obs"] if "obs" in found else next(iter(found.values())), next(iter(expected.values()))
+        if isinstance(expected, np.ndarray):
+            assert found.shape == expected.shape, name
+        elif isinstance(expected, int | float | bool | tuple | str | torch.device):
+            assert found == expected, name
+
+
+def test_a_buffer_says_what_it_does_not_have():
+    buffer = RecurrentPPO("MlpLstmPolicy", echo(), policy_kwargs=SMALL).rollout_buffer
+    with pytest.raises(AttributeError, match=r"seq_start_indices is of sb3-contrib's buffer only: use get\(\)"):
+        _ = buffer.seq_start_indices
+    with pytest.raises(AttributeError, match="has no attribute 'reward'"):
+        _ = buffer.reward
+    with pytest.raises(AttributeError):
+        buffer.hidden_states_pi = 0
+    with pytest.raises(UsageError, match="a rollout must have all its 128 steps before it is sampled, got 0"):
+        next(buffer.get(8))
+    buffer.full = True
+    with pytest.raises(NotImplementedError, match="use get"):
+        buffer.sample(3)
+
+
+@pytest.mark.parametrize("observation", ["Box", "Dict"])
+@pytest.mark.filterwarnings("ignore:batch_size")
+def test_the_loops_of_stock_run_with_our_buffer(observation):
+    class Copied(RecurrentPPO):
+        """As if stock's methods were copied into a subclass, to change a line of them."""
+
+        collect_rollouts = sb3_contrib.RecurrentPPO.collect_rollouts
+        train = sb3_contrib.RecurrentPPO.train
+
+    policy = "MlpLstmPolicy" if observation == "Box" else "MultiInputLstmPolicy"
+    settings = dict(n_steps=15, batch_size=15, n_epochs=2, seed=0, device="cpu", policy_kwargs=SMALL)
+    space = OBSERVATIONS[observation][1]
+    model, ours = (algorithm(policy, echo(space, n_envs=3), **settings).learn(45) for algorithm in (Copied, RecurrentPPO))
+    assert model.rollout_buffer.full
+    for name in ("actions", "rewards", "episode_starts", "values", "log_probs", "advantages", "returns"):
+        np.testing.assert_allclose(getattr(model.rollout_buffer, name), getattr(ours.rollout_buffer, name), atol=1e-5)
+
+
 # Files of the stock class
 
 
@@ -305,6 +429,103 @@ def test_a_rollout_gives_no_inference_tensors_away(plain):
     handle.remove()
 
 
+class Simulator(VecEnv):
+    """What training needs of a ``VecEnv`` and no more, as people write it around simulators."""
+
+    def __init__(self, n_envs=3, copies=True):
+        super().__init__(n_envs, VECTOR, ACTIONS["Discrete"])
+        self.generator, self.time, self.copies = np.random.default_rng(0), np.arange(n_envs), copies
+        self.last = np.zeros((n_envs, 3), np.float32)
+
+    def draw(self):
+        return self.generator.normal(size=self.last.shape).astype(np.float32)
+
+    def reset(self):
+        return self.draw()
+
+    def step_async(self, actions):
+        pass
+
+    def step_wait(self):
+        self.time += 1
+        done = self.time % 5 == 0
+        self.last[:] = 3 * self.draw()
+        seen = np.where(done[:, None], self.draw(), self.last)
+        last = self.last.copy() if self.copies else self.last
+        cut = [{"terminal_observation": last[i], "TimeLimit.truncated": True} if done[i] else {} for i in range(self.num_envs)]
+        return seen, np.zeros(self.num_envs, np.float32), done, cut
+
+    def close(self):
+        pass
+
+    def unknown(self, name):
+        raise NotImplementedError(name)
+
+    def get_attr(self, attr_name, indices=None):
+        return [None] * self.num_envs if attr_name == "render_mode" else self.unknown(attr_name)
+
+    def set_attr(self, attr_name, value, indices=None):
+        raise NotImplementedError
+
+    def env_method(self, method_name, *args, indices=None, **kwargs):
+        raise NotImplementedError
+
+    def env_is_wrapped(self, wrapper_class, indices=None):
+        return [False] * self.num_envs
+
+
+class Stub(Simulator):
+    """Answers None to every question."""
+
+    def unknown(self, name):
+        return [None] * self.num_envs
+
+    def env_method(self, method_name, *args, indices=None, **kwargs):
+        return None
+
+
+class Property(Simulator):
+    """Has an attribute of this name that is no method."""
+
+    def unknown(self, name):
+        return [np.ones(3, bool)] * self.num_envs
+
+    def env_method(self, method_name, *args, indices=None, **kwargs):
+        return [np.ones(3, bool)(*args)]
+
+
+class OtherSize(Simulator):
+    """Has masks of other actions."""
+
+    def unknown(self, name):
+        return [lambda: np.ones(7, bool)] * self.num_envs
+
+    def env_method(self, method_name, *args, indices=None, **kwargs):
+        return [np.ones(7, bool)] * self.num_envs
+
+
+@pytest.mark.parametrize("env", [Simulator, Stub, Property, OtherSize])
+def test_whatever_an_environment_answers_to_unknown_names_it_is_trained_without_masks(env):
+    settings = dict(n_steps=8, batch_size=8, n_epochs=1, policy_kwargs=dict(core="gru"))
+    model = RecurrentPPO(MlpMemoryPolicy, env(), **settings).learn(48)
+    assert model.rollout_buffer.num_masked == 0
+    assert len(evaluate_episodes(model, env(), 3).returns) == 3  # asks for masks as well
+    with pytest.raises(UsageError, match=r"use_masking needs an env whose action_masks\(\) returns 3 truths"):
+        RecurrentPPO(MlpMemoryPolicy, env(), use_masking=True, **settings).learn(48)
+
+
+@pytest.mark.parametrize("previous", [False, True])
+def test_last_observations_may_be_overwritten_by_the_next_step(previous):
+    found = []
+    for copies in (True, False):
+        env = PreviousActionReward(Simulator(copies=copies)) if previous else Simulator(copies=copies)
+        policy = "MultiInputMemoryPolicy" if previous else "MlpMemoryPolicy"
+        settings = dict(n_steps=16, batch_size=16, n_epochs=1, seed=0, policy_kwargs=dict(core="gru"))
+        found.append(RecurrentPPO(policy, env, **settings).learn(48).rollout_buffer.rewards.copy())
+    assert np.abs(found[0]).max() > 0.01  # rewards of 0, and the values of last observations
+    np.testing.assert_array_equal(*found)
+
+
 class Broken(Echo):
     """Returns one number that is not finite."""
 
@@ -333,23 +554,59 @@ class Broken(Echo):
     ],
 )
 @pytest.mark.parametrize("checked", [True, False], ids=["checked", "unchecked"])  # torch's compiler unchecks distributions
-def test_a_number_that_is_not_finite_stops_training_with_a_diagnosis(what, message, checked, monkeypatch):
+@pytest.mark.parametrize("algorithm", [RecurrentPPO, StockRecurrentPPO], ids=["ours", "stock"])
+def test_a_number_that_is_not_finite_stops_training_with_a_diagnosis(what, message, checked, algorithm, monkeypatch):
+    if algorithm is StockRecurrentPPO and not checked and what == "observation":
+        message = "the observation of environment 0 after .* was nan"
     monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", checked)
-    model = RecurrentPPO(MlpMemoryPolicy, Broken(what), n_steps=16, batch_size=16, policy_kwargs=dict(core="gru"))
+    model = algorithm(MlpMemoryPolicy, Broken(what), n_steps=16, batch_size=16, policy_kwargs=dict(core="gru"))
     with pytest.raises(NonFiniteError, match=message):
         model.learn(320)
     assert all(torch.isfinite(parameter).all() for parameter in model.policy.parameters())
 
 
-def test_an_update_that_diverges_is_undone():
-    model = RecurrentPPO(MlpMemoryPolicy, echo(), n_steps=16, batch_size=16, policy_kwargs=dict(core="gru"), seed=0).learn(64)
+@pytest.mark.parametrize("algorithm", [RecurrentPPO, StockRecurrentPPO], ids=["ours", "stock"])
+def test_an_update_that_diverges_is_undone(algorithm):
+    model = algorithm(MlpMemoryPolicy, echo(), n_steps=16, batch_size=16, policy_kwargs=dict(core="gru"), seed=0).learn(64)
     before = {name: weight.clone() for name, weight in model.policy.state_dict().items()}
     model.ent_coef = 1e38
     model.vf_coef = 1e38
-    with pytest.raises(NonFiniteError, match=r"loss became .* at minibatch 0 of the update after 96 steps"):
+    what = (
+        "loss became .* at minibatch 0 of the update"
+        if algorithm is RecurrentPPO
+        else "a parameter of the policy became not finite"
+    )
+    with pytest.raises(NonFiniteError, match=f"{what} after 96 steps"):
         model.learn(64, reset_num_timesteps=False)
     for name, weight in model.policy.state_dict().items():
         assert weight.equal(before[name])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(gamma=2), "gamma must be a finite number at least 0 and at most 1, got 2"),
+        (dict(n_steps=0), "n_steps must be a whole number of at least 1, got 0"),
+        (dict(clip_range_vf=-1.0), "clip_range_vf must be a finite number above 0, got -1"),
+        (dict(sde_sample_freq=0.5), "sde_sample_freq must be a whole number of at least -1, got 0.5"),
+    ],
+)
+def test_the_stock_class_of_the_command_line_checks_its_settings(settings, message):
+    with pytest.raises(UsageError, match=message):
+        StockRecurrentPPO("MlpLstmPolicy", echo(), **settings)
+
+
+def test_sixteen_combinations_of_sizes_are_accepted():
+    generator, trained = np.random.default_rng(0), []
+    for _ in range(16):
+        n_envs, n_steps, batch_size = (int(generator.integers(1, most)) for most in (6, 40, 200))
+        settings = dict(n_steps=n_steps, batch_size=batch_size, n_epochs=1, device="cpu", policy_kwargs=SMALL)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = RecurrentPPO("MlpLstmPolicy", echo(n_envs=n_envs), **settings).learn(2 * n_envs * n_steps)
+        trained.append(model.num_timesteps == 2 * n_envs * n_steps)
+    assert all(trained)
+    assert len(trained) == 16
 
 
 def test_statistics_of_episodes_are_copied():

@@ -84,6 +84,16 @@ def test_readme_python_blocks_run(checkout, tmp_path, monkeypatch):
         exec(compile(block, "README.md", "exec"), names)
 
 
+@pytest.mark.filterwarnings("ignore:batch_size")
+def test_the_blocks_of_the_page_about_migrating_run(checkout, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (checkout / "docs" / "migrating.md").read_text(), re.DOTALL)
+    assert len(blocks) >= 4
+    names = {"__name__": "migrating"}
+    for block in blocks:
+        exec(compile(block, "migrating.md", "exec"), names)
+
+
 def test_readme_command_lines_are_accepted(checkout, monkeypatch, capsys):
     blocks = "\n".join(re.findall(r"```bash\n(.*?)```", readme(checkout), re.DOTALL))
     lines = re.findall(r"^scripts/(?:train|rmc) .*", blocks, re.MULTILINE)

@@ -34,18 +34,17 @@ class Imitation(RecurrentPPO):
 
     The arguments ``ent_coef``, ``clip_range``, ``clip_range_vf``, ``normalize_advantage`` and ``target_kl`` have no effect.
 
-    :param policy: see :class:`~rmc_rl.RecurrentPPO`
-    :param args: the other positional arguments of :class:`~rmc_rl.RecurrentPPO`
+    :param args: the positional arguments of :class:`~rmc_rl.RecurrentPPO`
     :param actor: who acts: "learner" (the environment labels what the learner meets) or "expert" (the learner acts only where
         the environment has no answer)
     :param kwargs: the keyword arguments of :class:`~rmc_rl.RecurrentPPO`
     :raises UsageError: for another actor, and when training begins, for an environment that knows no answers
     """
 
-    def __init__(self, policy: Any, *args: Any, actor: str = "learner", _init_setup_model: bool = True, **kwargs: Any):
+    def __init__(self, *args: Any, actor: str = "learner", **kwargs: Any):
         require_choice("actor", actor, ACTORS)
         self.actor = actor
-        super().__init__(policy, *args, _init_setup_model=_init_setup_model, **kwargs)
+        super().__init__(*args, **kwargs)
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
         result = super()._setup_learn(*args, **kwargs)

@@ -302,6 +302,21 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
         actions = actions.reshape(-1, *(self.action_space.shape or ()))
         return actions, self.value_net(latent_vf), log_prob, states
 
+    @torch.no_grad()
+    def next_states(self, obs: PyTorchObs, lstm_states: RNNStates, episode_starts: Tensor) -> RNNStates:
+        """
+        The states after a step, as :meth:`forward` returns them while acting, but without an action.
+
+        :param obs: observations, ``(B, *observation_shape)``
+        :param lstm_states: the states after the previous step
+        :param episode_starts: ``(B,)``
+        """
+        training = self.training
+        self.set_training_mode(False)
+        states = self._latents(obs, lstm_states, partial(unroll_sequences, episode_starts=episode_starts))[2]
+        self.set_training_mode(training)
+        return states
+
     def get_distribution(  # type: ignore[override]
         self, obs: PyTorchObs, lstm_states: StatePair, episode_starts: Tensor, action_masks: Tensor | None = None
     ) -> tuple[Distribution, StatePair]:

@@ -5,19 +5,18 @@ Schulman et al., "Proximal Policy Optimization Algorithms", 2017, https://arxiv.
 Code it follows: ``sb3_contrib.RecurrentPPO``, whose arguments, losses, logged keys and callbacks it keeps.
 """
 
-import copy
 import warnings
 from typing import Any, ClassVar
 
 import numpy as np
-import sb3_contrib
 import torch
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from torch import Tensor
 
 from rmc_rl import compat
+from rmc_rl.agents.checks import Weights, check_settings, undo_update, weights_of
 from rmc_rl.agents.lstm_policies import (
     OF_STOCK,
     CnnLstmPolicy,
@@ -27,27 +26,11 @@ from rmc_rl.agents.lstm_policies import (
 from rmc_rl.agents.policies import CnnMemoryPolicy, MlpMemoryPolicy, MultiInputMemoryPolicy
 from rmc_rl.agents.rollout import RolloutCollector
 from rmc_rl.agents.sequences import SequenceBuffer, Sequences
-from rmc_rl.errors import (
-    NonFiniteError,
-    check_keywords,
-    require,
-    require_number,
-    require_truth,
-    require_whole,
-    unknown,
-)
+from rmc_rl.errors import check_keywords, require, unknown
 
 SHORT = 16  # steps; sequences that are shorter hardly train a memory
 # arguments of a policy that the algorithm passes itself
 _GIVEN = ("observation_space", "action_space", "lr_schedule", "use_sde")
-# limits, and what they must be; infinity means that there is none
-_LIMITS = {
-    "max_grad_norm": dict(above=0),
-    "clip_range": dict(above=0),
-    "clip_range_vf": dict(above=0),
-    "target_kl": dict(at_least=0),
-}
-_OPTIONAL = ("clip_range_vf", "target_kl")
 
 
 class RecurrentPPO(RolloutCollector):
@@ -85,16 +68,37 @@ class RecurrentPPO(RolloutCollector):
 
     :param policy: ``MlpMemoryPolicy``, ``CnnMemoryPolicy`` or ``MultiInputMemoryPolicy``, one of sb3-contrib's
         ``MlpLstmPolicy``, ``CnnLstmPolicy`` or ``MultiInputLstmPolicy``, a subclass of ours, or a name of one of these
-    :param args: the other positional arguments of ``sb3_contrib.RecurrentPPO``
+    :param env: the environment to learn from, or its Gymnasium id
+    :param learning_rate: a number, or a function of the remaining progress, which falls from 1 to 0
+    :param n_steps: steps of each environment per rollout
+    :param batch_size: transitions of a minibatch; None: the whole rollout
+    :param n_epochs: passes over each rollout
+    :param gamma: Discount factor
+    :param gae_lambda: Factor for trade-off of bias vs variance for Generalized Advantage Estimator
+    :param clip_range: limit of the change of the probability ratio, a number or a function of the remaining progress
+    :param clip_range_vf: limit of the change of values, in their own unit; None: no limit
+    :param normalize_advantage: whether advantages are normalised in each minibatch
+    :param ent_coef: weight of the entropy in the loss. It may also be a schedule, like ``learning_rate``; sb3-contrib's class
+        can train only with a number. A large weight at first keeps the policy from becoming deterministic before it knows
+        anything
+    :param vf_coef: weight of the value loss
+    :param max_grad_norm: largest norm of the gradient
+    :param use_sde: whether to explore with gSDE instead of independent noise
+    :param sde_sample_freq: steps between samples of gSDE's noise; -1: one sample per rollout
+    :param target_kl: an update ends when its estimated KL divergence exceeds 1.5 times this; None: no limit
+    :param stats_window_size: episodes over which logged returns and lengths are averaged
+    :param tensorboard_log: the folder for TensorBoard; None: no logging
+    :param policy_kwargs: arguments of the policy
+    :param verbose: 0 no output, 1 info, 2 debug
+    :param seed: of the random generators; None: a random one
+    :param device: cpu, cuda ...; "auto": the GPU if there is one
+    :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :param sequence_length: steps of a training sequence: how far gradients reach back (truncated backpropagation through
         time). None: ``n_steps``, or equal parts of it if ``batch_size``, which counts transitions, is smaller. Shorter
         sequences run faster, because more of them go through the core at once: 16 to 32 on Atari. A minibatch holds as many
         whole sequences as fit into ``batch_size``; the last one of a rollout may be shorter
     :param use_masking: whether invalid actions are masked; None: if the environment answers ``action_masks()`` with masks
-    :param _init_setup_model: Whether or not to build the network at the creation of the instance
-    :param kwargs: the keyword arguments of ``sb3_contrib.RecurrentPPO``. ``ent_coef`` may also be a schedule, like
-        ``learning_rate``: a function of the remaining progress, which falls from 1 to 0. A large weight at first keeps the
-        policy from becoming deterministic before it knows anything. sb3-contrib's class can train only with a number
+    :param kwargs: none; an unknown argument is an error that names the nearest one
     :raises UsageError: for an unknown argument, a setting that makes no sense, or a policy without a core
     """
 
@@ -110,17 +114,64 @@ class RecurrentPPO(RolloutCollector):
     def __init__(
         self,
         policy: str | type[MlpMemoryPolicy],
-        *args: Any,
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 3e-4,
+        n_steps: int = 128,
+        batch_size: int | None = 128,
+        n_epochs: int = 10,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        clip_range: float | Schedule = 0.2,
+        clip_range_vf: float | Schedule | None = None,
+        normalize_advantage: bool = True,
+        ent_coef: float | Schedule = 0.0,
+        vf_coef: float = 0.5,
+        max_grad_norm: float = 0.5,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        target_kl: float | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        _init_setup_model: bool = True,
+        *,
         sequence_length: int | None = None,
         use_masking: bool | None = None,
-        _init_setup_model: bool = True,
         **kwargs: Any,
     ):
-        check_keywords("argument of RecurrentPPO", sb3_contrib.RecurrentPPO, kwargs)
-        super().__init__(policy, *args, _init_setup_model=False, **kwargs)  # type: ignore[misc]
+        check_keywords(f"argument of {type(self).__name__}", type(self), kwargs)
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            batch_size=batch_size,
+            n_epochs=n_epochs,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            clip_range=clip_range,
+            clip_range_vf=clip_range_vf,
+            normalize_advantage=normalize_advantage,
+            ent_coef=ent_coef,  # type: ignore[arg-type]  # stored, and used by this class alone
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            target_kl=target_kl,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=False,
+        )
         self.sequence_length, self.use_masking = sequence_length, use_masking
         self._iterations_before = 0  # rollouts before this call of learn
-        self._check_settings()
+        check_settings(self)
         if _init_setup_model:
             self._setup_model()
 
@@ -156,7 +207,7 @@ class RecurrentPPO(RolloutCollector):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> Any:
-        self._check_settings()
+        check_settings(self)
         if self._last_episode_starts is not None and len(self._last_episode_starts) != self.n_envs:
             self._last_obs = None  # of another number of environments: start new episodes
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
@@ -196,34 +247,8 @@ class RecurrentPPO(RolloutCollector):
                 self.device,
                 self.gamma,
                 self.gae_lambda,
+                self.policy.next_states,
             )
-
-    def _check_settings(self) -> None:
-        """
-        Check the arguments, from the attributes as they are now.
-
-        :raises UsageError: for the first one that makes no sense
-        """
-        require_whole("n_steps", self.n_steps)
-        require_whole("n_epochs", self.n_epochs)
-        for name in ("batch_size", "sequence_length"):
-            if getattr(self, name) is not None:
-                require_whole(name, getattr(self, name))
-        for name in ("gamma", "gae_lambda"):
-            require_number(name, getattr(self, name), at_least=0, at_most=1)
-        require_number("vf_coef", self.vf_coef)
-        if not callable(self.ent_coef):
-            require_number("ent_coef", self.ent_coef)
-        if not callable(self.learning_rate):
-            require_number("learning_rate", self.learning_rate, at_least=0)
-        for name, bounds in _LIMITS.items():
-            value = getattr(self, name)
-            if not callable(value) and value != float("inf") and not (value is None and name in _OPTIONAL):
-                require_number(name, value, **bounds)
-        require_whole("sde_sample_freq", self.sde_sample_freq, at_least=-1)
-        require_truth("normalize_advantage", self.normalize_advantage)
-        if self.use_masking is not None:
-            require_truth("use_masking", self.use_masking)
 
     def _effective_sequence_length(self) -> int:
         """Steps of a training sequence that follow from ``sequence_length``, ``n_steps`` and ``batch_size``."""
@@ -271,7 +296,7 @@ class RecurrentPPO(RolloutCollector):
         clip_range_vf = None
         if self.clip_range_vf is not None:
             clip_range_vf = self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
-        before = copy.deepcopy((self.policy.state_dict(), self.policy.optimizer.state_dict()))
+        before = weights_of(self)
         # kept on the device: reading a number at each update would wait for the device each time
         logs: dict[str, list[Tensor]] = {}
         continue_training = True
@@ -349,7 +374,7 @@ class RecurrentPPO(RolloutCollector):
             loss=loss,
         )
 
-    def _check_update(self, logs: dict[str, list[Tensor]], before: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    def _check_update(self, logs: dict[str, list[Tensor]], before: Weights) -> None:
         """
         Check that an update left only finite numbers, with one wait for the device.
 
@@ -361,19 +386,13 @@ class RecurrentPPO(RolloutCollector):
         finite += [torch.isfinite(value) for name in ("loss", "gradient_norm") for value in logs.get(name, [])]
         if torch.stack(finite).all():
             return
-        parameters, optimizer = before
-        self.policy.load_state_dict(parameters)
-        self.policy.optimizer.load_state_dict(optimizer)
         names = ("policy_gradient_loss", "imitation_loss", "value_loss", "entropy_loss", "loss", "gradient_norm")
         bad = [(int(np.flatnonzero(wrong)[0]), name) for name in names if (wrong := _not_finite(logs.get(name, []))).any()]
         what = "a parameter of the policy is not finite"
         if bad:
             index, name = min(bad, key=lambda each: each[0])
             what = f"{name} became {logs[name][index].item()} at minibatch {index} of the update"
-        raise NonFiniteError(
-            f"{what} after {self.num_timesteps:,} steps; training stopped, and the policy is that before the update "
-            f"(a smaller learning_rate or max_grad_norm may help)"
-        )
+        undo_update(self, before, what)
 
     def predict(
         self,

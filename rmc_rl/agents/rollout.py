@@ -20,12 +20,13 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from torch import Tensor
 
+from rmc_rl.agents.checks import check_rollout
 from rmc_rl.agents.cores.base import PLAIN, is_plain
 from rmc_rl.agents.cores.kernels.dispatch import Decisions
 from rmc_rl.agents.policies import MlpMemoryPolicy
 from rmc_rl.agents.sequences import SequenceBuffer
 from rmc_rl.agents.state import StatePair
-from rmc_rl.errors import NonFiniteError, require
+from rmc_rl.errors import require
 
 MASKS = "action_masks"  # the method of an environment that says which actions are valid
 
@@ -178,7 +179,7 @@ class RolloutCollector(sb3_contrib.RecurrentPPO):
     policy: MlpMemoryPolicy
     use_masking: bool | None
     _last_lstm_states: RNNStates  # type: ignore[assignment]
-    rollout_buffer: SequenceBuffer  # type: ignore[assignment]
+    rollout_buffer: SequenceBuffer
 
     def collect_rollouts(  # type: ignore[override]  # SB3's buffer is of another class
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: SequenceBuffer, n_rollout_steps: int
@@ -230,7 +231,7 @@ class RolloutCollector(sb3_contrib.RecurrentPPO):
             if infos:
                 self._update_info_buffer(infos, dones)
             stepper.note_timeouts(step, n_steps, lstm_states.vf)
-            rollout_buffer.add(stored, values, log_probs, rewards)
+            rollout_buffer.add_outcome(stored, values, log_probs, rewards)
             n_steps += 1
             self._last_obs, self._last_episode_starts, self._last_lstm_states = new_obs, dones, lstm_states
 
@@ -270,25 +271,9 @@ class RolloutCollector(sb3_contrib.RecurrentPPO):
         :param error: what the policy raised at the last step, if it did
         :raises NonFiniteError: for the first number that is not finite
         """
-        stored, steps = buffer.tensors, buffer.pos
-        observations = stored.observations if isinstance(stored.observations, dict) else {"": stored.observations}
-        named = [(f"observation {name}".strip(), part[: steps + (error is not None)]) for name, part in observations.items()]
-        named += [("reward", stored.rewards[:steps]), ("value", stored.values[:steps])]
-        named += [("log-probability", stored.log_probs[:steps])]
-        found: list[tuple[int, int, str, float]] = []
-        for name, tensor in named:
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                where = torch.nonzero(~torch.isfinite(tensor))[0].tolist()  # the first in time
-                found.append((where[0], where[1], name, tensor[tuple(where)].item()))
-        if found:
-            time, env, name, value = min(found, key=lambda each: each[0])
-            step = self.num_timesteps - (steps - time) * self.n_envs
-            place = f"environment {env} after {step:,} steps (step {time} of the rollout)"
-            raise NonFiniteError(f"the {name} of {place} was {value}: training stopped") from error
-        if error is not None:
-            for name, parameter in self.policy.named_parameters():
-                if not torch.isfinite(parameter).all():
-                    raise NonFiniteError(f"parameter {name} of the policy is not finite: training stopped") from error
+        stored = buffer.tensors
+        parts = {"reward": stored.rewards, "value": stored.values, "log-probability": stored.log_probs}
+        check_rollout(self, stored.observations, parts, buffer.pos, error)
 
     def _count_masked(self) -> int:
         """The number of actions that the environment's masks cover, see :func:`count_masked`."""

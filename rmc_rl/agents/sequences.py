@@ -7,27 +7,31 @@ a minibatch, ``R`` rows that they are packed into, ``L'`` steps of a row; ``F`` 
 """
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from gymnasium import spaces
+from sb3_contrib.common.recurrent.buffers import RecurrentRolloutBuffer
 from sb3_contrib.common.recurrent.type_aliases import (
     RecurrentDictRolloutBufferSamples,
     RecurrentRolloutBufferSamples,
     RNNStates,
 )
-from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.buffers import BaseBuffer
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import Tensor
 
 from rmc_rl.agents.cores import Core
 from rmc_rl.agents.cores.scan import scan
 from rmc_rl.agents.state import StatePair, join_state, split_state
+from rmc_rl.errors import require
 
 # runs a core: features (n, F) and states before -> outputs (n, O) and states after
 Unroll = Callable[[Core, Tensor, StatePair], tuple[Tensor, StatePair]]
+# what sb3-contrib's buffer samples with; there is nothing like it here
+_OF_STOCK_ONLY = ("generator_ready", "seq_start_indices", "seq_end_indices", "pad", "pad_and_flatten")
 
 
 class ActedOn(NamedTuple):
@@ -145,27 +149,41 @@ def _array(name: str) -> Any:
         stored = getattr(self.tensors, name)
         if isinstance(stored, dict):
             return {key: part.cpu().numpy() for key, part in stored.items()}
-        return stored.cpu().numpy()
+        array = stored.cpu().numpy()
+        # sb3-contrib adds a dimension to Discrete observations
+        return array.reshape(*array.shape[:2], *self.obs_shape) if name == "observations" else array
 
     def write(self: "SequenceBuffer", value: Any) -> None:
         stored = getattr(self.tensors, name)
-        if isinstance(stored, dict):
-            for key, part in stored.items():
-                part.copy_(torch.as_tensor(value[key]))
-        else:
-            stored.copy_(torch.as_tensor(value))
+        parts = (
+            {key: (part, value[key]) for key, part in stored.items()} if isinstance(stored, dict) else {"": (stored, value)}
+        )
+        for part, new in parts.values():
+            part.copy_(torch.as_tensor(new).reshape(part.shape))
 
     return property(read, write, doc=f"``{name}`` as NumPy array, see :class:`RolloutTensors`.")
 
 
-class SequenceBuffer:
+def _states_array(of: str, half: int) -> Any:
+    """A read-only property: states before each step, as a NumPy array."""
+
+    def read(self: "SequenceBuffer") -> Any:
+        return getattr(self._recomputed_states(), of)[half].copy()
+
+    return property(read, doc=f"States before each step, ``(T, layers, N, width)``: half {half} of ``{of}``, computed anew.")
+
+
+class SequenceBuffer(RecurrentRolloutBuffer):
     """
     One rollout in time-major order, on the policy's device, in tensors that are allocated once.
 
     Callbacks use it as they use sb3-contrib's ``RecurrentRolloutBuffer``: ``rewards``, ``values``, ``episode_starts`` ... are
     NumPy arrays ``(T, N, ...)``, and a callback may assign to them (``buffer.rewards -= 1``). On the CPU they share memory
     with the stored tensors, so a callback may also change them in place; on a GPU they are copies. The algorithm itself works
-    with :attr:`tensors`. Core states are stored only where a sequence begins.
+    with :attr:`tensors`. Core states are stored only where a sequence begins: ``hidden_states_pi``, ``cell_states_pi``,
+    ``hidden_states_vf`` and ``cell_states_vf``, which have those before every step, are computed anew when they are read.
+
+    Unlike sb3-contrib's buffer, :meth:`get` leaves these arrays as they are; there, it flattens them.
 
     :param n_steps: ``T``
     :param n_envs: ``N``
@@ -177,8 +195,14 @@ class SequenceBuffer:
     :param device: where the tensors live
     :param gamma: Discount factor
     :param gae_lambda: Factor for trade-off of bias vs variance for Generalized Advantage Estimator
+    :param next_states: from observations, states and episode starts of a step to the states after it, for the arrays of
+        states; None: there are no such arrays
     """
 
+    hidden_states_pi = _states_array("pi", 0)
+    cell_states_pi = _states_array("pi", 1)
+    hidden_states_vf = _states_array("vf", 0)
+    cell_states_vf = _states_array("vf", 1)
     observations = _array("observations")
     actions = _array("actions")
     episode_starts = _array("episode_starts")
@@ -200,11 +224,14 @@ class SequenceBuffer:
         device: torch.device,
         gamma: float = 0.99,
         gae_lambda: float = 0.95,
+        next_states: Callable[[PyTorchObs, RNNStates, Tensor], RNNStates] | None = None,
     ):
-        self.buffer_size, self.n_envs, self.sequence_length, self.num_masked = n_steps, n_envs, sequence_length, num_masked
-        self.observation_space, self.action_space, self.device = observation_space, action_space, device
+        # not RecurrentRolloutBuffer's constructor, which would allocate its arrays; pos counts the steps stored so far
+        BaseBuffer.__init__(self, n_steps, observation_space, action_space, device, n_envs)
+        self.sequence_length, self.num_masked, self.next_states = sequence_length, num_masked, next_states
         self.gamma, self.gae_lambda = gamma, gae_lambda
-        self.pos = 0  # steps stored so far
+        self.hidden_state_shape = (n_steps, *states.pi[0].shape)
+        self._states: RNNStates | None = None  # before each step, NumPy arrays
         shape = (n_steps, n_envs)
         observations: PyTorchObs
         if isinstance(observation_space, spaces.Dict):
@@ -222,7 +249,7 @@ class SequenceBuffer:
         starts, rewards, values, log_probs, advantages, returns = torch.zeros(6, *shape, device=device)
         self.tensors = RolloutTensors(
             observations,
-            actions=torch.zeros(*shape, get_action_dim(action_space), dtype=action_dtype, device=device),
+            actions=torch.zeros(*shape, self.action_dim, dtype=action_dtype, device=device),
             action_masks=torch.ones(*shape, num_masked, dtype=torch.bool, device=device) if num_masked else None,
             episode_starts=starts,
             rewards=rewards,
@@ -234,18 +261,14 @@ class SequenceBuffer:
             vf_states=vf_states,
         )
 
-    @property
-    def full(self) -> bool:
-        """Whether all steps of the rollout are stored."""
-        return self.pos == self.buffer_size
-
-    def size(self) -> int:
-        """Number of steps stored."""
-        return self.pos
+    def __getattr__(self, name: str) -> Any:  # for what is not found otherwise
+        if name in _OF_STOCK_ONLY:
+            raise AttributeError(f"{name} is of sb3-contrib's buffer only: use get(), which returns samples in its form")
+        raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
 
     def reset(self) -> None:
         """Start a new rollout; what is stored is overwritten."""
-        self.pos = 0
+        self.pos, self.full, self._states = 0, False, None
 
     def add_observation(
         self, obs: Any, episode_starts: Any, states: RNNStates, action_masks: np.ndarray | None = None
@@ -275,20 +298,51 @@ class SequenceBuffer:
             masks = tensors.action_masks[step].copy_(torch.as_tensor(action_masks).view(self.n_envs, -1))
         return stored, tensors.episode_starts[step].copy_(torch.as_tensor(episode_starts)), masks
 
-    def add(self, actions: Tensor, values: Tensor, log_probs: Tensor, rewards: Any) -> None:
+    def add_outcome(self, actions: Any, values: Tensor, log_probs: Tensor, rewards: Any) -> None:
         """
         Store the rest of a step.
 
-        :param actions: ``(N, *action_shape)``
+        :param actions: ``(N, *action_shape)``, an array or a tensor
         :param values: ``(N, 1)``
         :param log_probs: ``(N,)``
         :param rewards: ``(N,)``, an array or a tensor
         """
         step, tensors = self.pos, self.tensors
-        tensors.actions[step] = actions.view(self.n_envs, -1)
-        tensors.values[step], tensors.log_probs[step] = values.flatten(), log_probs
+        tensors.actions[step] = torch.as_tensor(actions).reshape(self.n_envs, -1)
+        tensors.values[step], tensors.log_probs[step] = values.flatten(), log_probs.flatten()
         tensors.rewards[step].copy_(torch.as_tensor(rewards))
         self.pos += 1
+        self.full = self.pos == self.buffer_size
+        self._states = None
+
+    def add(  # type: ignore[override]  # sb3-contrib's own names no arguments
+        self,
+        obs: Any,
+        action: Any,
+        reward: Any,
+        episode_start: Any,
+        value: Tensor,
+        log_prob: Tensor,
+        *,
+        lstm_states: RNNStates,
+        action_masks: np.ndarray | None = None,
+    ) -> None:
+        """
+        Store a step, as sb3-contrib's buffer does: for a ``collect_rollouts`` of your own.
+
+        :param obs: ``(N, *observation_shape)``, an array or a dictionary of arrays
+        :param action: ``(N, *action_shape)``
+        :param reward: ``(N,)``
+        :param episode_start: ``(N,)``, true where the observation is an episode's first
+        :param value: ``(N, 1)``
+        :param log_prob: ``(N,)``
+        :param lstm_states: before this step
+        :param action_masks: ``(N, number of actions)``; None: all actions are valid
+        """
+        if action_masks is None and self.num_masked:
+            action_masks = np.ones((self.n_envs, self.num_masked), dtype=bool)
+        self.add_observation(obs, episode_start, lstm_states, action_masks)
+        self.add_outcome(action, value, log_prob, reward)
 
     def compute_returns_and_advantage(self, last_values: Tensor, dones: Any) -> None:
         """
@@ -307,6 +361,30 @@ class SequenceBuffer:
         # backwards in time: A_t = delta_t + gamma lambda A_{t+1} within an episode
         tensors.advantages.copy_(scan((self.gamma * self.gae_lambda * continues).flip(0), deltas.flip(0)).flip(0))
         torch.add(tensors.advantages, tensors.values, out=tensors.returns)
+
+    def _recomputed_states(self) -> RNNStates:
+        """
+        The states before each stored step, pairs of arrays ``(T, layers, N, width)``; zeros for steps that are not stored.
+
+        They are computed with the policy's present weights, from the stored states with which sequences begin.
+        """
+        if self._states is None:
+            require(self.next_states is not None, "the states of a buffer without a policy cannot be computed", None)
+            assert self.next_states is not None
+            stored, tensors = (self.tensors.pi_states, self.tensors.vf_states), self.tensors
+            found = [[np.zeros((self.buffer_size, *half.shape[1:]), dtype=np.float32) for half in pair] for pair in stored]
+            states = RNNStates((), ())
+            for step in range(self.pos):
+                if step % self.sequence_length == 0:
+                    states = RNNStates(*(tuple(half[step // self.sequence_length] for half in pair) for pair in stored))
+                for arrays, pair in zip(found, states, strict=True):
+                    for array, half in zip(arrays, pair, strict=True):
+                        array[step] = half.cpu().numpy()
+                obs = tensors.observations
+                obs = {name: part[step] for name, part in obs.items()} if isinstance(obs, dict) else obs[step]
+                states = self.next_states(obs, states, tensors.episode_starts[step])
+            self._states = RNNStates(*(tuple(arrays) for arrays in found))  # type: ignore[arg-type]
+        return self._states
 
     def minibatches(self, batch_size: int | None) -> Iterator[Sequences]:
         """
@@ -335,16 +413,16 @@ class SequenceBuffer:
                 self._pick(tensors.returns, steps),
             )
 
-    def get(
-        self, batch_size: int | None = None
-    ) -> Iterator[RecurrentRolloutBufferSamples | RecurrentDictRolloutBufferSamples]:
+    def get(self, batch_size: int | None = None) -> Generator[Any, None, None]:
         """
         Minibatches in sb3-contrib's form: sequence after sequence, each padded to the longest, with ``mask`` 1 for real steps.
 
         For callbacks: the algorithm itself trains on :meth:`minibatches`, which contain no padding.
 
         :param batch_size: see :meth:`minibatches`
+        :raises UsageError: before the rollout is whole
         """
+        require(self.full, f"a rollout must have all its {self.buffer_size} steps before it is sampled", self.pos)
         tensors = self.tensors
         is_dict = isinstance(tensors.observations, dict)
         samples: Any = RecurrentDictRolloutBufferSamples if is_dict else RecurrentRolloutBufferSamples
@@ -366,6 +444,9 @@ class SequenceBuffer:
                 episode_starts=self._pick(tensors.episode_starts, steps) * mask,
                 mask=mask,
             )
+
+    def _get_samples(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError("samples of single steps are of sb3-contrib's buffer only: use get()")
 
     def _batches(self, batch_size: int | None) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Of each minibatch: its sequences ``(B,)``, its steps in the flattened rollout ``(n,)``, and lengths ``(B,)``."""

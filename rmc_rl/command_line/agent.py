@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from rmc_rl.agents import Imitation, MlpMemoryPolicy, RecurrentPPO, match_parameters
 from rmc_rl.agents.encoder import check_spaces
 from rmc_rl.agents.policies import choose_policy
+from rmc_rl.agents.stock import StockRecurrentPPO
 from rmc_rl.command_line.devices import find_device, require_memory
 from rmc_rl.command_line.progress import EPISODES_FOR_BEST
 from rmc_rl.command_line.signals import ignored_interrupts
@@ -32,7 +33,7 @@ from rmc_rl.runs.normalization import load_normalization, normalization_path, no
 ALGORITHMS: dict[str, type[sb3_contrib.RecurrentPPO]] = {
     "imitation": Imitation,
     "ppo": RecurrentPPO,
-    "stock": sb3_contrib.RecurrentPPO,
+    "stock": StockRecurrentPPO,
 }
 SCHEDULES = ("constant", "linear")
 # keys that other algorithms have, by the name of the algorithm that ignores them
@@ -40,6 +41,8 @@ OF_OTHERS: dict[str, tuple[str, ...]] = {"imitation": (), "ppo": ("actor",), "st
 FLOAT = 4  # bytes
 NUMBERS_PER_STEP = 6  # reward, value, log-probability, advantage, return and episode start
 COPIES_OF_WEIGHTS = 4  # weights, gradients and Adam's two averages
+COPIES_OF_STEP = 4  # while playing: of states and observations, before and after a step, on both sides of the policy
+PROCESS = 150_000_000  # bytes that a process with one copy of an environment takes, at least: torch and its libraries
 
 
 def make_env(config: DictConfig) -> VecEnv:
@@ -51,6 +54,8 @@ def make_env(config: DictConfig) -> VecEnv:
     """
     transitions = config.n_envs * config.algo.n_steps
     require_memory("a rollout of n_envs * algo.n_steps steps", transitions * NUMBERS_PER_STEP * FLOAT, torch.device("cpu"))
+    if config.processes:
+        require_memory("a process for each of the n_envs copies", config.n_envs * PROCESS, torch.device("cpu"))
     with ignored_interrupts() if config.processes else nullcontext():
         env = make_vec(
             config.env,
@@ -81,9 +86,14 @@ def make_playing_env(
     :param seed: of the copies
     :param model: the agent
     :param model_path: its file, beside which the statistics of normalised observations lie
-    :raises UsageError: for a mistake in the keywords, or an environment with other spaces than the agent's
+    :raises UsageError: for a mistake in the keywords, an environment with other spaces than the agent's, or more copies than
+        fit into memory
     """
     seen = model.observation_space
+    policy: Any = getattr(model, "policy", model)
+    state = 2 * math.prod(policy.lstm_hidden_state_shape) * FLOAT  # two halves of one copy
+    size = n_envs * (_bytes(seen) + state) * COPIES_OF_STEP
+    require_memory("the observations and states of n_envs copies", size, torch.device("cpu"))
     previous = isinstance(seen, spaces.Dict) and PREVIOUS in seen.spaces
     keywords = {str(key): value for key, value in env_kwargs.items()}
     env: VecEnv = make_vec(env_id, n_envs, seed=seed, env_kwargs=keywords, previous_action_reward=previous)

@@ -31,6 +31,7 @@ gymnasium.register_envs(ale_py)
 
 _ATARI_GIVEN = ("self", "spec", "num_envs")  # arguments of AtariVecEnv that are not the user's
 _NEAR = 0.75  # similarity of names that are suggested
+MOST_STEPS = 100_000  # of an episode of a world of rmc_rl/*: longer ones would seem to hang
 
 
 def find_spec(env_id: str) -> EnvSpec:
@@ -147,7 +148,11 @@ def make_vec(
     elif spec.id in WORLDS:
         world: Any = load_world(WORLDS[spec.id])
         check_keywords(kind, world, keywords, given=("num_envs", "device"))
-        vec_env = SameStepVecEnv(world(n_envs, device=device, **keywords))
+        batch = world(n_envs, device=device, **keywords)
+        steps = max(batch.memory_demand() or 0, getattr(batch, "max_steps", None) or 0)
+        rule = f"keywords of {env_id} must make episodes of at most {MOST_STEPS:,} steps"
+        require(steps <= MOST_STEPS, f"{rule}, not of about {steps:,}", keywords)
+        vec_env = SameStepVecEnv(batch)
     else:
         vec_env = _make_gymnasium(spec, env_id, n_envs, keywords, processes)
     vec_env.seed(seed)
