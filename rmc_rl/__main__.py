@@ -3,6 +3,10 @@ Recurrent PPO agents with a memory, on the command line: python -m rmc_rl <verb>
 
   train      train an agent; makes a run's folder
   evaluate   play episodes with a trained agent; prints return and length
+  compare    compare runs: tables, pictures and a report
+  watch      film an episode: what the agent does, sees and remembers, and why it acts so
+  export     write a trained agent to one file that acts without this package: ONNX or pt2
+  share      make a folder of a trained agent for the Hugging Face Hub: weights, configuration and a model card
 
 python -m rmc_rl <verb> --help lists the keys of a verb. python -m rmc_rl.<verb> is the same, as are rmc-rl <verb> in an
 environment with rmc-rl installed and scripts/rmc <verb> in a checkout.
@@ -15,7 +19,7 @@ from rmc_rl.command_line.app import tell
 from rmc_rl.command_line.progress import say
 from rmc_rl.errors import unknown
 
-VERBS = ("train", "evaluate")
+VERBS = ("train", "evaluate", "compare", "watch", "export", "share")
 
 
 def main() -> None:

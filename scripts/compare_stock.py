@@ -19,12 +19,9 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import gymnasium
 import numpy as np
 import sb3_contrib
 import torch
-from gymnasium import spaces
-from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
@@ -43,19 +40,6 @@ AGENTS: dict[str, dict[str, Any] | None] = {  # None: MlpLstmPolicy by its name
 }
 
 
-class PositionsOnly(gymnasium.ObservationWrapper):
-    """CartPole without its velocities: where things are going must be remembered."""
-
-    def __init__(self, env: gymnasium.Env[Any, Any]):
-        super().__init__(env)
-        assert isinstance(env.observation_space, spaces.Box)
-        high = env.observation_space.high[[0, 2]]
-        self.observation_space = spaces.Box(-high, high, dtype=np.float32)
-
-    def observation(self, observation: Any) -> Any:
-        return observation[[0, 2]]
-
-
 def copy(n_envs: int, seed: int) -> VecEnv:
     """The small copy task."""
     return make_vec("rmc_rl/Copy-v0", n_envs, seed=seed, env_kwargs=dict(n_symbols=4, length=3, delay=5))
@@ -68,8 +52,7 @@ def minigrid(n_envs: int, seed: int) -> VecEnv:
 
 def cartpole(n_envs: int, seed: int) -> VecEnv:
     """CartPole without velocities, normalised."""
-    env = make_vec_env("CartPole-v1", n_envs, seed=seed, wrapper_class=PositionsOnly)
-    return VecNormalize(env)
+    return VecNormalize(make_vec("rmc_rl/CartPolePositions-v0", n_envs, seed=seed))
 
 
 class Task(NamedTuple):

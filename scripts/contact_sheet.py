@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw
 
 from rmc_rl.envs import WORLDS
 
-FRAMES, HEIGHT, WIDTH, LINE, GAP = 5, 110, 190, 16, 8  # number of frames; pixels: largest frame, line of text, gap
+FRAMES, HEIGHT, WIDTH, LINE, GAP = 5, 110, 190, 26, 8  # number of frames; pixels: largest frame, line of text, gap
+TEXT = 18  # pixels
 MOST_COLOURS = 256  # of the picture, so that its file is small
 ROWS_PER_COLUMN = 7
 SEED = 4
@@ -32,15 +33,17 @@ def frames_of(world_id: str) -> list[np.ndarray]:
     return [frames[index] for index in np.linspace(0, len(frames) - 1, FRAMES).round().astype(int)]
 
 
-def strip(world_id: str) -> Image.Image:
-    """A world's frames side by side under its id."""
-    sheet = Image.new("RGB", (FRAMES * (WIDTH + GAP), HEIGHT + LINE + GAP), "white")
-    ImageDraw.Draw(sheet).text((0, 2), world_id, fill="black")
+def strip(world_id: str, title: bool = True) -> Image.Image:
+    """A world's frames side by side, under its id if ``title`` is true."""
+    line = LINE if title else 0
+    sheet = Image.new("RGB", (FRAMES * (WIDTH + GAP), HEIGHT + line + GAP), "white")
+    if title:
+        ImageDraw.Draw(sheet).text((0, 2), world_id, fill="black", font_size=TEXT)
     for index, frame in enumerate(frames_of(world_id)):
         picture = Image.fromarray(frame)
         scale = min(WIDTH / picture.width, HEIGHT / picture.height)
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-        sheet.paste(picture.resize(size, Image.Resampling.LANCZOS), (index * (WIDTH + GAP), LINE))
+        sheet.paste(picture.resize(size, Image.Resampling.LANCZOS), (index * (WIDTH + GAP), line))
     return sheet
 
 

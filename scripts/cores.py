@@ -1,5 +1,5 @@
 """
-The README's table of cores: python scripts/cores.py
+The table of cores in docs/memories.md: python scripts/cores.py
 
 It has a row for each registered core with its default arguments: the paper that its class or module names, the size of its
 state, its number of parameters when it reads FEATURES features, and the names of the tensors that `inspect` shows.

@@ -8,9 +8,8 @@ deterministic policy on 512 new episodes. Keys, with values as Python literals:
 * ``algo.<argument of RecurrentPPO>``, ``policy.<argument of the policy>``, ``core.<argument of the core>``,
   ``env_kwargs.<keyword of the world>``. Defaults: those of ``python -m rmc_rl.train``.
   ``algo.learning_rate_schedule`` and ``algo.ent_coef_schedule`` may be "constant" or "linear" (to 0).
-* ``env`` (an id, or "CartPolePositions": CartPole without its velocities, observations and rewards normalised), ``core``,
-  ``n_envs``, ``seeds`` (a list), ``steps``, ``every``, ``stop`` (a return: train no further once 5 prints in a row reach it),
-  ``out`` (a file to which the lines are appended).
+* ``env`` (an id), ``core``, ``n_envs``, ``seeds`` (a list), ``steps``, ``every``, ``stop`` (a return: train no further once 5
+  prints in a row reach it), ``out`` (a file to which the lines are appended).
 """
 
 import ast
@@ -21,15 +20,10 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
-import gymnasium
 import numpy as np
 import torch
-from gymnasium import spaces
-from gymnasium.envs.classic_control import CartPoleEnv
-from gymnasium.wrappers import TimeLimit
 from hydra import compose, initialize_config_module
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
@@ -37,6 +31,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from rmc_rl import RecurrentPPO, make_vec
 from rmc_rl.command_line.agent import plain
 from rmc_rl.envs.make_vec import env_family
+from rmc_rl.runs.normalization import normalize
 
 LOGGED = ("entropy_loss", "gradient_norm", "approx_kl", "clip_fraction", "value_loss", "explained_variance", "ent_coef")
 SETTINGS: dict[str, Any] = dict(
@@ -44,27 +39,13 @@ SETTINGS: dict[str, Any] = dict(
 )
 
 
-class PositionsOnly(gymnasium.ObservationWrapper):
-    """CartPole without its velocities."""
-
-    def __init__(self, env: gymnasium.Env):
-        super().__init__(env)
-        assert isinstance(env.observation_space, spaces.Box)
-        high = env.observation_space.high[[0, 2]]
-        self.observation_space = spaces.Box(-high, high, dtype=np.float32)
-
-    def observation(self, observation: np.ndarray) -> np.ndarray:
-        return observation[[0, 2]]
-
-
-def make(env: str, n_envs: int, seed: int, keywords: dict[str, Any], training: VecNormalize | None = None) -> VecEnv:
-    """Copies of a world; ``training``: the normalised environment whose statistics to use."""
-    if env != "CartPolePositions":
-        return make_vec(env, n_envs, seed=seed, env_kwargs=keywords)
-    made = make_vec_env(lambda: TimeLimit(PositionsOnly(CartPoleEnv()), max_episode_steps=500), n_envs, seed=seed)
-    normalised = VecNormalize(made, training=training is None, norm_reward=training is None)
-    if training is not None:
-        normalised.obs_rms = training.obs_rms
+def make(env: str, n_envs: int, seed: int, keywords: dict[str, Any], training: VecEnv | None = None) -> VecEnv:
+    """Copies of a world to evaluate in; ``training``: the environment whose statistics to use, if it was normalised."""
+    made = make_vec(env, n_envs, seed=seed, env_kwargs=keywords)
+    if not isinstance(training, VecNormalize):
+        return made
+    normalised = VecNormalize(made, training=False, norm_reward=False)
+    normalised.obs_rms = training.obs_rms
     return normalised
 
 
@@ -98,7 +79,7 @@ class Curve(BaseCallback):
 
 def run(seed: int, setting: dict[str, Any], parts: dict[str, dict[str, Any]], files: list[TextIO], words: str) -> None:
     """Train one seed and evaluate it."""
-    family = "gymnasium" if setting["env"] == "CartPolePositions" else env_family(setting["env"])
+    family = env_family(setting["env"])
     with initialize_config_module("rmc_rl.configs", version_base="1.3"):
         defaults = compose("train", overrides=[f"family={family}", f"core={setting['core']}"])
     algo, policy, core = (plain(defaults[name]) | parts[name] for name in ("algo", "policy", "core"))
@@ -109,14 +90,13 @@ def run(seed: int, setting: dict[str, Any], parts: dict[str, dict[str, Any]], fi
     if isinstance(policy.get("activation_fn"), str):
         policy["activation_fn"] = getattr(torch.nn, policy["activation_fn"])
     n_envs = setting["n_envs"] or defaults.n_envs
-    env = make(setting["env"], n_envs, seed, parts["env_kwargs"])
+    env = normalize(make(setting["env"], n_envs, seed, parts["env_kwargs"]), defaults.normalize, algo.get("gamma", 0.99))
     policy |= dict(core=core.pop("name"), core_kwargs=core)
     model = RecurrentPPO("MlpMemoryPolicy", env, seed=seed, device="cpu", policy_kwargs=policy, stats_window_size=200, **algo)
     curve = Curve(setting["every"], setting["stop"], dict(setting=words, seed=seed), files)
     model.learn(setting["steps"], callback=curve)
-    training = env if isinstance(env, VecNormalize) else None
-    evaluated = make(setting["env"], n_envs, 1000 + seed, parts["env_kwargs"], training)
-    episodes = 512 if training is None else 32
+    evaluated = make(setting["env"], n_envs, 1000 + seed, parts["env_kwargs"], env)
+    episodes = 32 if isinstance(env, VecNormalize) else 512  # control needs hundreds of steps
     final, _ = evaluate_policy(model, evaluated, episodes, warn=False)
     curve.write(steps=model.num_timesteps, seconds=round(time.time() - curve.begin, 1), evaluated=np.mean(final).item())
 

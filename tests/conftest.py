@@ -3,12 +3,15 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for processes that tests start
+# the key that signs runs: not that of the user who runs the tests
+os.environ.setdefault("XDG_STATE_HOME", tempfile.mkdtemp(prefix="rmc-rl-tests-"))
 torch.set_num_threads(1)  # the networks here are small: threads would only wait for each other
 
 

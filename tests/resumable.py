@@ -29,6 +29,7 @@ CORES = {
     "lstm": dict(width=8),
 }
 COPY = dict(n_symbols=3, length=2, delay=2)
+PARTIAL = dict(hide=[1], flicker=0.2, noise=0.1, drop_sensors=0.1, delay=2)
 MASKED = "MaskedCounting-v0"
 
 
@@ -90,8 +91,11 @@ CASES = {
         policy=MultiInputMemoryPolicy,
     ),
     "cartpole": lambda: _model(_normalized(), "lstm"),
+    "partial": lambda: _model(make_vec("CartPole-v1", 4, seed=1, partial=PARTIAL), "lstm"),
     "processes": lambda: _model(VecNormalize(make_vec("CartPole-v1", 2, seed=1, processes=True), gamma=0.9), "lstm"),
-    "pendulum": lambda: _model(make_vec("Pendulum-v1", 2, seed=1), "rmc", use_sde=True, sde_sample_freq=8),
+    # the exploration matrices of the checkpoint hold for the whole rollout, or are drawn again at its first step
+    "pendulum": lambda: _model(make_vec("Pendulum-v1", 2, seed=1), "rmc", use_sde=True),
+    "pendulum resampled": lambda: _model(make_vec("Pendulum-v1", 2, seed=1), "rmc", use_sde=True, sde_sample_freq=8),
     "frames": lambda: _model(_framestack(), "lstm", use_sde=True),
     "masks": lambda: _model(make_vec(MASKED, 2, seed=1), "gtrxl"),
     "stock": lambda: _model(_normalized(), "rmc", StockRecurrentPPO),

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -336,6 +337,30 @@ def test_a_write_that_fails_leaves_the_older_checkpoints_and_no_partial_folder(
     save_checkpoint(folder, model)
     save_checkpoint(folder, model)  # replaces the one of the same steps
     assert [checkpoint.steps for checkpoint in find_checkpoints(folder)] == [192, 128]
+
+
+def test_a_process_that_is_killed_while_it_deletes_an_old_checkpoint_leaves_no_damaged_one(
+    stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(stopped, folder)
+    model = resumable.CASES["copy lstm"]()
+    model.learn(192)
+
+    def killed(path: Path, **_: Any) -> None:
+        if path.name.endswith("64"):
+            (path / MANIFEST).unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(folder, model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [checkpoint.steps for checkpoint in find_checkpoints(folder)] == [192, 128]
+    save_checkpoint(folder, model)
+    assert sorted(path.name for path in folder.iterdir()) == ["128", "192"]
 
 
 def test_everything_is_synced_before_the_folder_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,10 @@
 
 import csv
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -94,7 +92,6 @@ def test_a_run_and_its_evaluation(call):
         events.Tags()["scalars"]
     )
     assert {"core/forget_gate", "core/input_gate", "core/attention_entropy"} <= set(events.Tags()["scalars"])
-    assert {"core/forget_gate", "core/input_gate", "core/attention_entropy"} <= set(events.Tags()["scalars"])
     assert "config/text_summary" in events.Tags()["tensors"]
     assert RecurrentPPO.load(run.model_path("last")).num_timesteps == 1056
     RecurrentPPO.load(run.model_path("best"))
@@ -103,7 +100,7 @@ def test_a_run_and_its_evaluation(call):
     assert status == 0, err
     assert re.search(r"return: mean \d\.\d+, standard deviation \d\.\d+, 95 % interval \[\d\.\d+, \d\.\d+\]", out)
     assert "length: mean 9.000, standard deviation 0.000" in out
-    (path,) = (run.path / "evaluations").iterdir()
+    (path,) = (run.path / "evaluations").glob("*.json")
     assert str(path) in out
     result = json.loads(path.read_text())
     assert result["env_kwargs"] == dict(n_symbols=4, length=3, delay=3)
@@ -119,7 +116,7 @@ def test_what_evaluating_depends_on(call):
     returns = []
     for arguments in (["seed=1"], ["seed=1"], ["seed=2"], ["seed=1", "deterministic=false"]):
         assert call(evaluate, f"run={run.path}", "episodes=40", "n_envs=3", *arguments)[0] == 0
-    for path in sorted((run.path / "evaluations").iterdir(), key=lambda path: path.stat().st_mtime_ns):
+    for path in sorted((run.path / "evaluations").glob("*.json"), key=lambda path: path.stat().st_mtime_ns):
         returns.append(json.loads(path.read_text())["return"]["each"])
     assert len(returns) == 4  # none overwrites another, even in the same second
     assert returns[0] == returns[1]
@@ -372,7 +369,9 @@ def test_cores_of_the_same_size(call):
     arguments = [argument for argument in TINY if not argument.startswith("core.")]
     status, out, err = call(train, "-m", "core=rmc,lstm,rims", "params=40000", "total_timesteps=88", *arguments)
     assert status == 0, err
-    totals = [int(total.replace(",", "")) for total in re.findall(r"parameters: ([\d,]+) ", out)]
+    assert len(out.splitlines()) == 6
+    kept = "".join(path.read_text() for path in Path("runs/sweeps").glob("*/*/output.txt"))
+    totals = [int(total.replace(",", "")) for total in re.findall(r"parameters: ([\d,]+) ", kept)]
     assert len(totals) == 3
     assert all(abs(total - 40000) <= 800 for total in totals), totals
     run = only_run("lstm")
@@ -569,7 +568,10 @@ def test_hydras_help_is_shown_beside_overrides(call):
 
 def test_the_next_command_is_one_that_works_as_this_one_did(call, monkeypatch):
     _, out, _ = call(train, *TINY, "total_timesteps=1")
-    assert f"\nnext: python -m rmc_rl.evaluate run={only_run().path}\n" in out
+    run = only_run().path
+    assert f"\nnext: python -m rmc_rl.evaluate run={run}\n" in out
+    assert f"\nor:   python -m rmc_rl.evaluate -m run={run} env_kwargs.delay=5,10\n" in out
+    assert "\nfor comparison: random play 0.25, without memory 0.25, perfect play 1\n" in out
     monkeypatch.setenv("RMC_RL_COMMAND", "my checkout/scripts/rmc")
     _, out, _ = call(train, *TINY, "total_timesteps=1", "runs_dir=other")
     assert "\nnext: 'my checkout/scripts/rmc' evaluate run=other/" in out
@@ -603,10 +605,10 @@ def test_patterns_in_a_sweep(call):
     status, _, err = call(train, "-m", "core=glob(no*)")
     assert (status, err.startswith("error: a sweep must have at least one job")) == (2, True)
     status, _, err = call(
-        train, "-m", "core=glob(*)", *COPY, "n_envs=2", "algo.n_steps=22", "algo.batch_size=44", "total_timesteps=1"
+        train, "-m", "core=glob(m*)", *COPY, "n_envs=2", "algo.n_steps=22", "algo.batch_size=44", "total_timesteps=1"
     )
     assert status == 0, err
-    assert {path.name for path in Path("runs/rmc_rl-Copy-v0").iterdir()} >= {"rmc", "memoryless"}
+    assert {path.name for path in Path("runs/rmc_rl-Copy-v0").iterdir()} == {"memoryless", "mingru"}
 
 
 def test_values_that_hydra_looks_up(call, monkeypatch):
@@ -642,16 +644,16 @@ def test_a_sweep_over_two_families_is_a_mistake(call):
     ("arguments", "message"),
     [
         ([], "run must be the folder of a run, as in run="),
-        (["run=nowhere"], "run must be the folder of a run, got 'nowhere'"),
+        (["run=nowhere"], "run must be the folder of a run, a pattern as in"),
         (["run=old", "model=beste"], "unknown model 'beste'; did you mean 'best'?"),
         (["run=old"], "model must have been saved by the run, got 'last', and there is no "),
         (["episodes=0"], "episodes must be a whole number of at least 1, got 0"),
-        (["run=3"], "run must be the folder of a run, got '3'"),
+        (["run=3"], "run must be the folder of a run, a pattern as in"),
         (["run=old", "env_kwargs=3"], "env_kwargs must hold keys, as in env_kwargs.key=value, got 3"),
         (["run=foreign"], "a run's config.yaml must hold env, env_kwargs and core, got "),
         (["run=broken"], "a run's config.yaml must be YAML, got "),
         (["run=nozip"], "model must be a file that save has written, got "),
-        (["deterministic=maybe"], "deterministic must be true or false, got 'maybe'"),
+        (["deterministic=maybe"], "deterministic must be true, false or both, got 'maybe'"),
         (["episode=3"], "unknown key 'episode'; did you mean 'episodes'?"),
     ],
 )
@@ -705,29 +707,6 @@ def test_the_configuration_can_be_printed_alone(call):
     config = OmegaConf.create(out)
     assert (status, config.algo.clip_range, config.core.name) == (0, 0.1, "rmc")
     assert not Path("runs").exists()
-
-
-@pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGUSR1, 138)]
-)
-def test_a_stopped_run_leaves_its_model(tmp_path, number, status):
-    arguments = [sys.executable, "-m", "rmc_rl.train", *TINY, "total_timesteps=100000000"]
-    process = subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        deadline = time.monotonic() + 120
-        while not [path for path in tmp_path.glob("runs/*/*/*/progress.csv") if path.stat().st_size]:
-            assert time.monotonic() < deadline, "training has not begun"
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.1)
-        os.kill(process.pid, number)
-        out, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == status, err
-    assert "Traceback" not in err
-    assert f"stopped by {number.name}" in out
-    (model,) = tmp_path.glob("runs/*/*/*/model.zip")
-    assert RecurrentPPO.load(model).num_timesteps > 0
 
 
 def test_a_ctrl_c_while_the_model_is_saved_does_not_lose_it(call, monkeypatch):

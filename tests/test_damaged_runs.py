@@ -1,7 +1,10 @@
-"""A run's folder that is damaged: evaluate explains it in one line and ends with status 2."""
+"""A run's folder that is damaged: each verb that reads it explains it in one line and ends with status 2."""
 
+import base64
+import importlib
 import io
 import json
+import pickle
 import shutil
 import sys
 import zipfile
@@ -11,9 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from rmc_rl import MlpMemoryPolicy, RecurrentPPO, evaluate, make_vec
+from rmc_rl import MlpMemoryPolicy, RecurrentPPO, make_vec
 from rmc_rl.runs.folder import save_model
 
+# verbs that read a run, with arguments that make them quick
+VERBS = {"evaluate": ["n_envs=1", "episodes=1", "device=cpu"]}
 COPY = dict(n_symbols=4, length=3, delay=5)
 CONFIG = "env: rmc_rl/Copy-v0\nenv_kwargs:\n  n_symbols: 4\n  length: 3\n  delay: 5\ncore:\n  name: gru\n  width: 4\n"
 
@@ -37,22 +42,34 @@ def make_run(good, tmp_path) -> Path:
     return Path(shutil.copytree(good, tmp_path / "run"))
 
 
-@pytest.fixture(name="evaluated")
-def make_evaluated(monkeypatch, tmp_path, capsys):
-    """Evaluate: exit status, standard output and the errors apart from the progress bar."""
+def make_call(verb, monkeypatch, tmp_path, capsys):
+    """Call a verb: exit status, standard output and the errors apart from the progress bar."""
+    module = importlib.import_module(f"rmc_rl.{verb}")
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", "n_envs=1", "episodes=1", "device=cpu", *arguments])
+        monkeypatch.setattr(sys, "argv", [f"{verb}.py", *VERBS[verb], *arguments])
         status = 0
         try:
-            evaluate.main()
+            module.main()
         except SystemExit as end:
             status = end.code
         printed = capsys.readouterr()
         return status, printed.out, [line for line in printed.err.splitlines() if line.strip() and "%|" not in line]
 
     return call
+
+
+@pytest.fixture(name="called", params=VERBS)
+def make_called(request, monkeypatch, tmp_path, capsys):
+    """Call each verb."""
+    return make_call(request.param, monkeypatch, tmp_path, capsys)
+
+
+@pytest.fixture(name="evaluated")
+def make_evaluated(monkeypatch, tmp_path, capsys):
+    """Call evaluate, for what it alone does."""
+    return make_call("evaluate", monkeypatch, tmp_path, capsys)
 
 
 def rewrite(path, change):
@@ -135,11 +152,11 @@ ZIPS = {
 
 
 @pytest.mark.parametrize("damage", ZIPS)
-def test_a_damaged_model_gets_one_line(run, evaluated, damage):
+def test_a_damaged_model_gets_one_line(run, called, damage):
     rewrite(run / "model.zip", ZIPS[damage])
     (run / "config.yaml").unlink()  # with it, only the weights are read: tests/test_loading.py
     keywords = [f"env_kwargs.{name}={value}" for name, value in COPY.items()]
-    status, out, errors = evaluated(f"run={run}", "env=rmc_rl/Copy-v0", "trust=true", *keywords)
+    status, out, errors = called(f"run={run}", "env=rmc_rl/Copy-v0", "trust=true", *keywords)
     assert status == 2, out
     assert len(errors) == 1
     assert errors[0].startswith("error: ")
@@ -164,9 +181,9 @@ FILES = {
 
 
 @pytest.mark.parametrize("damage", FILES)
-def test_a_damaged_file_gets_one_line(run, evaluated, damage):
+def test_a_damaged_file_gets_one_line(run, called, damage):
     FILES[damage](run / "model.zip")
-    status, _, errors = evaluated(f"run={run}")
+    status, _, errors = called(f"run={run}")
     assert (status, len(errors)) == (2, 1), errors
     assert errors[0].startswith("error: model must ")
 
@@ -200,25 +217,54 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("damage", CONFIGS)
-def test_a_damaged_configuration_gets_one_line(run, evaluated, damage):
+def test_a_damaged_configuration_gets_one_line(run, called, damage):
     (run / "config.yaml").write_text(CONFIGS[damage])
-    status, _, errors = evaluated(f"run={run}")
+    status, _, errors = called(f"run={run}")
     assert (status, len(errors)) == (2, 1), errors
     assert errors[0].startswith("error: ")
 
 
-def test_other_damages_get_one_line(run, evaluated):
+def test_a_configuration_that_is_no_file_gets_one_line(run, called):
     (run / "config.yaml").write_bytes(bytes(range(256)))
-    assert evaluated(f"run={run}")[0] == 2
+    assert called(f"run={run}")[0] == 2
     (run / "config.yaml").unlink()
     (run / "config.yaml").mkdir()
-    assert evaluated(f"run={run}")[0] == 2
-    (run / "config.yaml").rmdir()
-    (run / "config.yaml").write_text(CONFIG)
+    assert called(f"run={run}")[0] == 2
+
+
+def test_a_folder_of_evaluations_that_is_none_gets_one_line(run, evaluated):
     (run / "evaluations").write_text("a file")
     status, _, errors = evaluated(f"run={run}")
     assert (status, len(errors)) == (2, 1)
     assert errors[0].startswith("error: the folder of evaluations must be one that can be written to")
+
+
+class Creates:
+    """Creates a file when it is unpickled."""
+
+    def __reduce__(self):
+        return (open, ("created", "w"))
+
+
+def test_nothing_that_lies_in_a_run_is_executed(run, called, tmp_path):
+    pickled = pickle.dumps(Creates())
+    serialized = {":type:": "x", ":serialized:": base64.b64encode(pickled).decode()}
+    rewrite(run / "model.zip", in_data(policy_class=serialized, observation_space=serialized, foreign=serialized))
+    status, _, errors = called(f"run={run}")  # the weights are whole
+    assert status == 0, errors
+    rewrite(run / "model.zip", having("policy.pth", pickled))
+    assert called(f"run={run}")[0] == 2
+    for config in (
+        CONFIG.replace("name: gru", "name: stranger:core"),
+        CONFIG.replace("rmc_rl/Copy-v0", "stranger:Copy-v0"),
+        CONFIG + "x: !!python/object/apply:os.system [touch created]\n",
+    ):
+        (run / "config.yaml").write_text(config)
+        for folder in (run, tmp_path):
+            (folder / "stranger.py").write_text("open('created', 'w').close()")
+        status, _, errors = called(f"run={run}")
+        assert (status, len(errors)) == (2, 1), errors
+    assert not list(tmp_path.rglob("created"))
 
 
 def test_a_result_that_cannot_be_written_is_printed_first(run, evaluated, monkeypatch):

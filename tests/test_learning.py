@@ -1,13 +1,8 @@
 """Do agents learn to remember, and does the control not?"""
 
-import gymnasium
 import numpy as np
 import pytest
-from gymnasium import spaces
-from gymnasium.envs.classic_control import CartPoleEnv
-from gymnasium.wrappers import TimeLimit
 from sb3_contrib import RecurrentPPO
-from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecNormalize
@@ -74,20 +69,8 @@ def test_every_core_trains_for_twenty_thousand_steps(core, env, tmp_path):
     assert loaded.num_timesteps > 22_000
 
 
-class PositionsOnly(gymnasium.ObservationWrapper):
-    """CartPole without its velocities: where things are going must be remembered."""
-
-    def __init__(self, env):
-        super().__init__(env)
-        high = self.env.observation_space.high[[0, 2]]
-        self.observation_space = spaces.Box(-high, high, dtype=np.float32)
-
-    def observation(self, observation):
-        return observation[[0, 2]]
-
-
 def cart_pole(n_envs: int, training: bool) -> VecNormalize:
-    env = make_vec_env(lambda: TimeLimit(PositionsOnly(CartPoleEnv()), max_episode_steps=500), n_envs, seed=1)
+    env = make_vec("rmc_rl/CartPolePositions-v0", n_envs, seed=1)
     return VecNormalize(env, training=training, norm_reward=training)
 
 

@@ -22,6 +22,7 @@ from rmc_rl import MlpMemoryPolicy, RecurrentPPO, load_policy, make_vec
 from rmc_rl.errors import UsageError
 from rmc_rl.runs.folder import Run
 from rmc_rl.runs.loading import read_policy
+from rmc_rl.runs.signature import is_own, sign
 
 CONFIG: dict[str, Any] = dict(
     env="rmc_rl/Copy-v0",
@@ -215,7 +216,7 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "a tensor of NaN": weights(lambda found: found.update({first(found): found[first(found)] * torch.nan})),
     "a huge tensor": weights(lambda found: found.update({first(found): torch.zeros(10**6)})),
     "a huge compressed tensor": lambda path: replace(
-        path / "model.zip", policy__pth=compressed(tensors(path) | {"core": torch.zeros(2 * 10**7)})
+        path / "model.zip", policy__pth=compressed(tensors(path) | {"core": torch.zeros(5 * 10**6)})
     ),
     "a huge view": weights(lambda found: found.update({first(found): torch.zeros(1).expand(10**12)})),
     "config missing": lambda path: (path / "config.yaml").unlink(),
@@ -321,6 +322,45 @@ def test_a_module_that_a_run_names_is_imported_only_with_trust(
     load_policy(path, trust=True)
     assert (path / "created").exists()
     sys.modules.pop("stranger")
+
+
+def test_a_module_that_a_run_of_ones_own_names_is_imported(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(run, path)
+    (tmp_path / "mine.py").write_text("")
+    change_config(env="mine:rmc_rl/Copy-v0")(path)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def is_read() -> bool:
+        sys.modules.pop("mine", None)
+        try:
+            load_policy(path)
+        except UsageError:
+            return False
+        return True
+
+    assert not is_read()  # changed since it was signed
+    sign(path / "config.yaml")
+    assert is_read()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another user"))
+    assert not is_read()
+    sign(path / "config.yaml")
+    assert (tmp_path / "another user" / "rmc-rl" / "key").stat().st_mode & 0o777 == 0o600
+    assert is_read()
+    (path / ".signature").unlink()
+    assert not is_read()
+    (path / ".signature").mkdir()
+    assert not is_read()
+
+
+def test_without_a_place_for_the_key_nothing_is_signed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    config = tmp_path / "config.yaml"
+    config.write_text("env: x")
+    sign(config)
+    assert not (tmp_path / ".signature").exists()
+    assert not is_own(config)
 
 
 def test_an_id_whose_entry_point_would_import_a_stranger_needs_trust(

@@ -613,7 +613,7 @@ def test_atari_can_be_drawn_and_recorded(grayscale, tmp_path, monkeypatch):
     assert [frame.shape for frame in frames] == [(210, 160, 3)] * 2
     assert frames[0].dtype == np.uint8
     assert len(np.unique(frames[0])) > 2
-    assert (frames[0][..., 0] == frames[0][..., 1]).all() == grayscale
+    assert (frames[0][..., 0] != frames[0][..., 1]).any()  # the game's own colours, whatever the agent sees
     assert env.render().shape == (420, 160, 3)
     monkeypatch.setitem(sys.modules, "moviepy", types.ModuleType("moviepy"))  # which encodes the film
     recorder = VecVideoRecorder(env, str(tmp_path), lambda step: step == 0, video_length=9)

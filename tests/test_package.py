@@ -1,26 +1,23 @@
-"""The package as it is installed, its YAML files, and the README."""
+"""The package as it is installed, its YAML files, and the tables of the README."""
 
 import inspect
-import re
-import shlex
 import subprocess
 import sys
 import zipfile
 
 import gymnasium
 import pytest
-import yaml
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 import rmc_rl
-from rmc_rl import evaluate, train
-from rmc_rl.agents.cores import core_class, core_names, registry
+from rmc_rl.__main__ import VERBS
+from rmc_rl.agents.cores import core_class, core_names
 from rmc_rl.command_line.agent import ALGORITHMS
 from rmc_rl.command_line.schema import TrainKeys, check_keys
 from rmc_rl.envs import WORLDS
 
-FAMILIES = ["atari", "gymnasium", "recall", "rmc_rl"]
+FAMILIES = ["atari", "control", "gymnasium", "pendulum", "recall", "rmc_rl"]
 
 
 def test_the_wheel_holds_one_package_with_its_yaml_files(checkout, tmp_path):
@@ -55,7 +52,7 @@ def test_every_yaml_file_is_used(checkout):
         {f"{group}/{name}.yaml" for name in names} for group, names in (("core", core_names()), ("family", FAMILIES))
     )
     algorithms = {f"algo/{name}.yaml" for name in ALGORITHMS}
-    assert found == {"common.yaml", "train.yaml", "evaluate.yaml"} | cores | families | algorithms
+    assert found == {"common.yaml", *(f"{verb}.yaml" for verb in VERBS)} | cores | families | algorithms
 
 
 @pytest.mark.parametrize("core", core_names())
@@ -74,41 +71,6 @@ def readme(checkout):
     return (checkout / "README.md").read_text()
 
 
-def test_readme_python_blocks_run(checkout, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(registry, "_CORES", dict(registry._CORES))  # a block registers a core
-    blocks = re.findall(r"```python\n(.*?)```", readme(checkout), re.DOTALL)
-    assert len(blocks) >= 3
-    names = {"__name__": "readme"}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)
-
-
-@pytest.mark.filterwarnings("ignore:batch_size")
-def test_the_blocks_of_the_page_about_migrating_run(checkout, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (checkout / "docs" / "migrating.md").read_text(), re.DOTALL)
-    assert len(blocks) >= 4
-    names = {"__name__": "migrating"}
-    for block in blocks:
-        exec(compile(block, "migrating.md", "exec"), names)
-
-
-def test_readme_command_lines_are_accepted(checkout, monkeypatch, capsys):
-    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", readme(checkout), re.DOTALL))
-    lines = re.findall(r"^scripts/(?:train|rmc) .*", blocks, re.MULTILINE)
-    assert len(lines) >= 5
-    for line in lines:
-        words = shlex.split(line, comments=True)
-        verb = evaluate if "evaluate" in words else train
-        arguments = words[1:] if words[0] == "scripts/train" else words[2:]
-        arguments = [argument.replace("<folder>", "folder") for argument in arguments if argument != "-m"]
-        arguments = [re.sub(r"=([^,{}\[\]]+),.*", r"=\1", argument) for argument in arguments]  # of a sweep, the first run
-        monkeypatch.setattr(sys, "argv", ["verb", *arguments, "--cfg", "job"])
-        verb.main()
-        assert yaml.safe_load(capsys.readouterr().out), line
-
-
 def test_readme_names_every_core_and_world(checkout):
     text = readme(checkout)
     for name in (*core_names(), *WORLDS):
@@ -119,8 +81,8 @@ def test_changelog_has_this_version(checkout):
     assert f"## {rmc_rl.__version__}" in (checkout / "CHANGELOG.md").read_text()
 
 
-def test_readme_has_the_table_of_cores(checkout):
+def test_the_page_of_memories_has_the_table_of_cores(checkout):
     printed = subprocess.run(
         [sys.executable, str(checkout / "scripts" / "cores.py")], capture_output=True, text=True, check=True, timeout=120
     ).stdout
-    assert printed in readme(checkout)
+    assert printed in (checkout / "docs" / "memories.md").read_text()

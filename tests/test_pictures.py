@@ -145,7 +145,7 @@ def test_object_pick():
 
 def test_box_world():
     world = begin(BoxWorld, view_size=3)
-    assert 0 < count(world._picture(0), drawing.NOW) <= 9 * 12**2 * 2
+    assert 0 < count(world._picture(0), drawing.NOW) <= 9 * 20**2
     row, column = divmod(int(world.place[0]), world.size)
     rows, columns = zip(*where(world._picture(0), drawing.NOW), strict=True)
     size = len(world._picture(0)) // (world.size + 2)

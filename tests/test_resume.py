@@ -1,8 +1,10 @@
 """A run's life on the command line: stopped, killed, resumed, named, started from other weights."""
 
 import csv
+import json
 import os
-import random
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -11,14 +13,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import pytest
 import torch
 
 from rmc_rl import evaluate, load_policy, train
 from rmc_rl.agents.ppo import RecurrentPPO
 from rmc_rl.command_line import signals
+from rmc_rl.errors import UsageError
 from rmc_rl.runs import checkpoint
 from rmc_rl.runs.checkpoint import find_checkpoints
+from rmc_rl.runs.folder import Run
 
 COPY = ["env_kwargs.n_symbols=4", "env_kwargs.length=3", "env_kwargs.delay=5", "core.num_heads=2", "core.head_size=4"]
 SMALL = ["device=cpu", "num_threads=1", "n_envs=4", "algo.n_steps=22", "algo.batch_size=44", "algo.n_epochs=1"]
@@ -90,36 +95,15 @@ def test_a_run_that_is_stopped_by_a_signal_goes_on_to_the_same_end(call, whole, 
     assert (status, "has taken its 1,056 steps" in out) == (0, True)
 
 
-@pytest.mark.parametrize(
-    "arguments", [[], ["env=CartPole-v1", "core=lstm", "core.width=4", "normalize=true", "algo.gamma=0.9"]]
-)
-def test_a_run_that_is_killed_at_any_moment_goes_on_to_the_same_end(arguments, tmp_path):
-    task = TINY if not arguments else [*SMALL, *arguments, "checkpoint_every=150", "name=first"]
-    command = [sys.executable, "-m", "rmc_rl.train", *task, "total_timesteps=3000"]
-    subprocess.run([*command, f"runs_dir={tmp_path / 'whole'}"], cwd=tmp_path, check=True, capture_output=True)
-    (whole,) = (tmp_path / "whole").glob("*/*/first")
-    generator = random.Random(1)
-    for _ in range(6):
-        process = subprocess.Popen([*command, "resume=auto"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        try:
-            # wait for the first checkpoint of this process, and a little longer
-            before = newest(tmp_path)
-            while process.poll() is None and newest(tmp_path) == before:
-                time.sleep(0.01)
-            time.sleep(generator.uniform(0, 0.3))
-            process.kill()
-            printed = process.communicate(timeout=60)[0]
-        finally:
-            process.kill()
-        assert process.returncode in (0, -9), printed
-    subprocess.run([*command, "resume=auto"], cwd=tmp_path, check=True, capture_output=True)
-    (run,) = (tmp_path / "runs").glob("*/*/first")
-    assert_equal_runs(run, whole)
-
-
-def newest(folder: Path) -> int:
-    names = [path.name for path in folder.glob("runs/*/*/first/checkpoints/*")]
-    return max((int(name) for name in names if name.isdigit()), default=0)
+def test_a_run_that_is_stopped_in_any_way_goes_on_to_the_same_end(checkout, tmp_path):
+    command = [sys.executable, str(checkout / "scripts" / "torture.py"), "--quick", "--json", "table.json"]
+    environment = os.environ | dict(OMP_WAIT_POLICY="passive")
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    counts = json.loads((tmp_path / "table.json").read_text())
+    assert sum(count["stops"] for count in counts) >= 13
+    assert {count["kind"] for count in counts} >= {"kill -9", "signals", "full disk (limit on files)", "dead worker"}
+    assert "| 0 |\n" in done.stdout
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(call, whole):
@@ -163,7 +147,6 @@ def test_settings_that_may_not_change_are_named_in_one_line(call, argument, mess
     ("arguments", "message"),
     [
         (["resume=missing"], "run must be the folder"),
-        (["resume=auto"], "needs the name"),
         (["name=a/b"], "name must be made of"),
         (["name=.."], "name must be made of"),
         (["init=missing"], "init must be"),
@@ -247,7 +230,7 @@ def test_a_worker_that_dies_gets_one_line(call, monkeypatch):
         arguments = ["env=CartPole-v1", "core=lstm", *SMALL, "processes=true", "total_timesteps=1000", "checkpoint_every=150"]
         status, _, err = call(train, *arguments)
     assert (status, "Traceback" in err) == (1, False)
-    assert "a process of the environment has died" in err
+    assert "a process of the environment has died: copy 1, exit code -9" in err
     (run,) = Path("runs/CartPole-v1/lstm").iterdir()
     status, _, err = call(train, f"resume={run}")
     assert status == 0, err
@@ -287,3 +270,101 @@ def test_a_first_signal_is_answered(capfd):
         signal.raise_signal(signal.SIGTERM)
         assert stop.should_stop()
     assert "another signal stops at once" in capfd.readouterr().err
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(call, monkeypatch):
+    def again(self, *args, **kwargs):
+        monkeypatch.setattr(RecurrentPPO, "train", update)
+        for arguments in ([f"resume={RUN}"], [*TINY, "resume=auto"], TINY):
+            answers.append(call(train, *arguments))
+        return update(self, *args, **kwargs)
+
+    answers: list[tuple[int, str, str]] = []
+    update = RecurrentPPO.train
+    monkeypatch.setattr(RecurrentPPO, "train", again)
+    assert call(train, *TINY, "total_timesteps=176")[0] == 0
+    for status, _, err in answers:
+        assert (status, err.count("error: "), f"process {os.getpid()}" in err) == (2, 1, True)
+    assert len(answers) == 3
+    assert curve(RUN)[-1]["time/total_timesteps"] == "176"
+    assert call(train, f"resume={RUN}")[0] == 0  # the lock was released
+
+
+def test_a_process_that_is_killed_releases_its_lock(tmp_path):
+    run = Run.create(tmp_path, "env", "core", 0, "first")
+    code = (
+        "import sys, time; from pathlib import Path; from rmc_rl.runs.folder import Run\n"
+        "with Run(Path(sys.argv[1])).locked(): print('locked', flush=True); time.sleep(100)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(run.path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "locked\n"
+        with pytest.raises(UsageError, match=f"process {process.pid} on"), run.locked():
+            pass
+    finally:
+        process.kill()
+        process.wait()
+    with run.locked():
+        pass
+
+
+def test_a_folder_that_cannot_be_locked_gets_one_line(call):
+    assert call(train, *TINY, "total_timesteps=88")[0] == 0
+    (RUN / "lock").unlink()
+    (RUN / "lock").mkdir()
+    status, _, err = call(train, f"resume={RUN}", "total_timesteps=176")
+    assert (status, err.count("\n"), "must be one that can be written to" in err) == (2, 1, True)
+
+
+class Unclosable(gymnasium.Env):
+    """An environment that cannot be closed."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,))
+    action_space = gymnasium.spaces.Discrete(2)
+    seconds = 0.0
+
+    def reset(self, **kwargs):
+        super().reset(**kwargs)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        return self.observation_space.sample(), 1.0, False, False, {}
+
+    def close(self):
+        time.sleep(self.seconds)
+        raise RuntimeError("broken")
+
+
+@pytest.mark.parametrize(("seconds", "message"), [(0, "could not be closed: RuntimeError: broken"), (60, "did not close")])
+def test_an_environment_that_cannot_be_closed_does_not_make_a_run_fail(call, monkeypatch, seconds, message):
+    monkeypatch.setattr(Unclosable, "seconds", seconds)
+    monkeypatch.setattr(train, "CLOSING_SECONDS", 0.2)
+    gymnasium.register("Unclosable-v0", Unclosable)
+    try:
+        with pytest.warns(UserWarning, match=message):
+            status, out, _ = call(train, "env=Unclosable-v0", "core=memoryless", *SMALL, "total_timesteps=88")
+    finally:
+        del gymnasium.registry["Unclosable-v0"]
+    assert (status, "next: " in out) == (0, True)
+    assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
+
+
+def test_the_page_about_resuming_runs_as_written(call, checkout):
+    page = (checkout / "docs" / "resume.md").read_text()
+    commands = re.findall(r"^scripts/train (.*)", "\n".join(re.findall(r"```bash\n(.*?)```", page, re.DOTALL)), re.MULTILINE)
+    assert len(commands) == 5
+    for number, command in enumerate(commands, 1):
+        arguments = shlex.split(command, comments=True)
+        resumed = any(argument.startswith("resume=runs") for argument in arguments)
+        quick = [f"total_timesteps={number * 88}", "algo.learning_rate_schedule=constant"]
+        status, out, err = call(train, *(quick[:1] if resumed else SMALL + quick), *arguments[: 1 if resumed else None])
+        assert status == 0, err
+        assert ("goes on at" in out) == ("resume" in command), command
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(code, "resume.md", "exec"), names)
+    assert names["model"].num_timesteps == 3072
+    assert [found.steps for found in find_checkpoints("run/checkpoints")] == [3072, 2048]
+    for name in ("policy.pt", "optimizer.pt", "progress.pt", "random.pt", "environment.pt", "callbacks.pt", "manifest.json"):
+        assert name in page
+    assert all(str(128 + number) in page for number in signals.STOPPING)

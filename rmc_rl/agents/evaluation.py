@@ -18,6 +18,7 @@ class Episodes(NamedTuple):
 
     returns: list[float]
     lengths: list[int]  # steps
+    copies: list[int]  # the copy of the environment that played it
 
 
 class WithMasks:
@@ -72,14 +73,17 @@ def evaluate_episodes(
     :param episodes: how many
     :param deterministic: take the likeliest action instead of a sample
     :param at_episode_end: called at the end of each episode that counts
-    :return: returns and lengths of the episodes, in the order in which they ended. If the environment keeps statistics
+    :return: returns, lengths and copies of the episodes, in the order in which they ended. If the environment keeps statistics
         (``info["episode"]``), they are taken from there: unclipped rewards and whole games on Atari
     """
     require_whole("episodes", episodes)
+    copies: list[int] = []
 
     def after_step(local: dict[str, Any], _globals: dict[str, Any]) -> None:
-        if at_episode_end is not None and local["done"] and (not local["is_monitor_wrapped"] or "episode" in local["info"]):
-            at_episode_end()
+        if local["done"] and (not local["is_monitor_wrapped"] or "episode" in local["info"]):
+            copies.append(int(local["i"]))
+            if at_episode_end is not None:
+                at_episode_end()
 
     returns, lengths = evaluate_policy(
         WithMasks(model, env),  # type: ignore[arg-type]
@@ -92,7 +96,7 @@ def evaluate_episodes(
     )
     assert isinstance(returns, list)
     assert isinstance(lengths, list)
-    return Episodes([float(value) for value in returns], [int(length) for length in lengths])
+    return Episodes([float(value) for value in returns], [int(length) for length in lengths], copies)
 
 
 class EvalCallback(callbacks.EvalCallback):

@@ -9,11 +9,12 @@ from gymnasium import spaces
 
 from rmc_rl.agents.cores import core_class
 from rmc_rl.agents.policies import MlpMemoryPolicy
-from rmc_rl.errors import UsageError, require, require_whole
+from rmc_rl.errors import UsageError, require, require_choice, require_whole
 
 TOLERANCE = 0.02  # of the parameters asked for
 LARGEST = 1 << 20  # no size argument is tried beyond
 MOST = 10**10  # parameters
+PARAMS_OF = ("policy", "core")
 
 
 def match_parameters(
@@ -22,9 +23,10 @@ def match_parameters(
     action_space: spaces.Space[Any],
     policy_kwargs: dict[str, Any],
     params: int,
+    of: str = "policy",
 ) -> dict[str, Any]:
     """
-    Set the size of a policy's core so that the whole policy has a given number of parameters, within 2 %.
+    Set the size of a policy's core so that the whole policy, or the core alone, has a given number of parameters, within 2 %.
 
     The core's first size argument (a width, a head size ...) becomes the largest that fits, then a finer one, where the core
     has one, fills the rest. ``core_class(core).size_arguments`` names them. Of their values in ``policy_kwargs`` the
@@ -35,11 +37,13 @@ def match_parameters(
     :param observation_space: Observation space, images with their channels first
     :param action_space: Action space
     :param policy_kwargs: the policy's arguments, with ``core`` and perhaps ``core_kwargs``
-    :param params: parameters of the policy, features extractor and all
+    :param params: how many parameters
+    :param of: whose they are: "policy", features extractor and heads included, or "core", the one that the actor reads
     :return: ``policy_kwargs`` with the sizes in ``core_kwargs``
     :raises UsageError: where no size of the core comes within 2 %, or the core says of no argument that it sets its size
     """
     require_whole("params", params)
+    require_choice("params_of", of, PARAMS_OF)
     require(params <= MOST, f"params must be at most {MOST:,}", params)
     core = core_class(policy_kwargs.get("core", "rmc"))
     known, names = inspect.signature(core).parameters, core.size_arguments
@@ -58,10 +62,10 @@ def match_parameters(
             if isinstance(error, UsageError):
                 raise
             raise UsageError(f"params needs a core that can be built with {sizes} on torch's meta device: {error}") from error
-        return sum(parameter.numel() for parameter in built.parameters())
+        return sum(parameter.numel() for parameter in (built.core if of == "core" else built).parameters())
 
     least = count(**{name: _scaled(value, 1) for name, value in values.items()})
-    require(least <= params * (1 + TOLERANCE), f"params must be at least {least:,}, the smallest such policy", params)
+    require(least <= params * (1 + TOLERANCE), f"params must be at least {least:,}, the smallest such {of}", params)
     found = least
     for index, (name, value) in enumerate(values.items()):
         total = _total(count, name, value)

@@ -2,7 +2,6 @@
 
 import math
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,23 +10,23 @@ import torch
 from gymnasium import spaces
 from omegaconf import DictConfig, OmegaConf, open_dict
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
 from rmc_rl.agents import Imitation, MlpMemoryPolicy, RecurrentPPO, match_parameters
 from rmc_rl.agents.encoder import check_spaces
 from rmc_rl.agents.policies import choose_policy
 from rmc_rl.agents.stock import StockRecurrentPPO
+from rmc_rl.command_line.curriculum import check_curriculum, widest
 from rmc_rl.command_line.devices import find_device, require_memory
 from rmc_rl.command_line.progress import EPISODES_FOR_BEST
 from rmc_rl.command_line.signals import ignored_interrupts
 from rmc_rl.compat import wrap_env
 from rmc_rl.envs import make_vec
-from rmc_rl.envs.make_vec import env_family
-from rmc_rl.envs.previous_action_reward import PREVIOUS
+from rmc_rl.envs.base import Returns
+from rmc_rl.envs.make_vec import env_family, find_world
 from rmc_rl.errors import UsageError, require, require_choice, require_number
-from rmc_rl.runs.normalization import load_normalization, normalization_path, normalize
+from rmc_rl.runs.normalization import normalize
 
 # what algo.name may be
 ALGORITHMS: dict[str, type[sb3_contrib.RecurrentPPO]] = {
@@ -41,7 +40,6 @@ OF_OTHERS: dict[str, tuple[str, ...]] = {"imitation": (), "ppo": ("actor",), "st
 FLOAT = 4  # bytes
 NUMBERS_PER_STEP = 6  # reward, value, log-probability, advantage, return and episode start
 COPIES_OF_WEIGHTS = 4  # weights, gradients and Adam's two averages
-COPIES_OF_STEP = 4  # while playing: of states and observations, before and after a step, on both sides of the policy
 PROCESS = 150_000_000  # bytes that a process with one copy of an environment takes, at least: torch and its libraries
 
 
@@ -54,18 +52,12 @@ def make_env(config: DictConfig) -> VecEnv:
     """
     transitions = config.n_envs * config.algo.n_steps
     require_memory("a rollout of n_envs * algo.n_steps steps", transitions * NUMBERS_PER_STEP * FLOAT, torch.device("cpu"))
+    keywords = {str(key): value for key, value in plain(config.env_kwargs).items()}
+    curriculum = plain(config.curriculum)
+    check_curriculum(curriculum, find_world(config.env), config.env)
     if config.processes:
         require_memory("a process for each of the n_envs copies", config.n_envs * PROCESS, torch.device("cpu"))
-    with ignored_interrupts() if config.processes else nullcontext():
-        env = make_vec(
-            config.env,
-            config.n_envs,
-            seed=config.seed,
-            env_kwargs={str(key): value for key, value in plain(config.env_kwargs).items()},
-            processes=config.processes,
-            device=find_device(config.env_device, "env_device"),
-            previous_action_reward=config.policy.previous_action_reward,
-        )
+    env = _make_copies(config, config.n_envs, config.seed, keywords | widest(curriculum))
     check_spaces(env.observation_space, env.action_space)
     if config.algo.use_sde:
         require(isinstance(env.action_space, spaces.Box), "algo.use_sde needs Box actions", env.action_space)
@@ -74,36 +66,58 @@ def make_env(config: DictConfig) -> VecEnv:
     return normalize(env, config.normalize, config.algo.gamma)
 
 
-def make_playing_env(
-    env_id: str, env_kwargs: dict[str, Any], n_envs: int, seed: int, model: BaseAlgorithm | BasePolicy, model_path: Path
-) -> VecEnv:
+def make_evaluation_env(config: DictConfig, trained: VecEnv, n_envs: int) -> VecEnv:
     """
-    An environment to play in with a trained agent, wrapped as it was in training.
+    An environment in which an agent plays while it trains, with the keywords of ``evaluation.env_kwargs``.
 
-    :param env_id: any Gymnasium id, or ``module:id``
-    :param env_kwargs: the environment's keywords
+    If observations are normalised, the statistics are those of the training environment at every moment. Rewards are not
+    normalised.
+
+    :param config: checked; see ``configs/train.yaml``
+    :param trained: the training environment, as the agent has it
     :param n_envs: copies
-    :param seed: of the copies
-    :param model: the agent
-    :param model_path: its file, beside which the statistics of normalised observations lie
-    :raises UsageError: for a mistake in the keywords, an environment with other spaces than the agent's, or more copies than
-        fit into memory
+    :raises UsageError: for a mistake in the keywords, or an environment with other spaces than the one of training
     """
-    seen = model.observation_space
-    policy: Any = getattr(model, "policy", model)
-    state = 2 * math.prod(policy.lstm_hidden_state_shape) * FLOAT  # two halves of one copy
-    size = n_envs * (_bytes(seen) + state) * COPIES_OF_STEP
-    require_memory("the observations and states of n_envs copies", size, torch.device("cpu"))
-    previous = isinstance(seen, spaces.Dict) and PREVIOUS in seen.spaces
-    keywords = {str(key): value for key, value in env_kwargs.items()}
-    env: VecEnv = make_vec(env_id, n_envs, seed=seed, env_kwargs=keywords, previous_action_reward=previous)
-    if (statistics := normalization_path(model_path)).is_file():
-        env = load_normalization(statistics, env)
-    env = wrap_env(RecurrentPPO, env)
+    env_kwargs = plain(config.env_kwargs) | plain(config.evaluation.env_kwargs)
+    env = normalize(_make_copies(config, n_envs, config.evaluation.seed, env_kwargs), config.normalize, config.algo.gamma)
+    if isinstance(env, VecNormalize):
+        env.training, env.norm_reward = False, False
+        if env.norm_obs:
+            env.obs_rms = unwrap_vec_normalize(trained).obs_rms  # type: ignore[union-attr]  # one object for both
+    wrapped: VecEnv = wrap_env(RecurrentPPO, env)
     for name in ("observation_space", "action_space"):
-        found, needed = getattr(env, name), getattr(model, name)
-        require(found == needed, f"env and env_kwargs must leave the {name} as it was in training, {needed}", found)
+        found, needed = getattr(wrapped, name), getattr(trained, name)
+        require(found == needed, f"evaluation.env_kwargs must leave the {name} as it is in training, {needed}", found)
+    return wrapped
+
+
+def _make_copies(config: DictConfig, n_envs: int, seed: int, env_kwargs: dict[str, Any]) -> VecEnv:
+    """Copies of the environment that a configuration names."""
+    with ignored_interrupts() if config.processes else nullcontext():
+        env: VecEnv = make_vec(
+            config.env,
+            n_envs,
+            seed=seed,
+            env_kwargs={str(key): value for key, value in env_kwargs.items()},
+            processes=config.processes,
+            device=find_device(config.env_device, "env_device"),
+            previous_action_reward=config.policy.previous_action_reward,
+            partial=plain(config.partial),
+        )
     return env
+
+
+def reference_returns(env: VecEnv) -> Returns:
+    """
+    Mean returns of random, memoryless and perfect play, as far as a world states them.
+
+    :param env: copies of any environment
+    """
+    try:
+        found = env.env_method("returns")[0] if env.has_attr("returns") else None
+    except Exception:  # an attribute of a user's environment that happens to have this name
+        found = None
+    return found if isinstance(found, Returns) else Returns()
 
 
 def make_model(config: DictConfig, env: VecEnv) -> sb3_contrib.RecurrentPPO:
@@ -135,7 +149,9 @@ def make_model(config: DictConfig, env: VecEnv) -> sb3_contrib.RecurrentPPO:
         algo[key] = LinearSchedule(algo[key], 0.0, 1.0)
     policy, seen = choose_policy(env.observation_space), wrap_env(RecurrentPPO, env)
     if config.params is not None:
-        matched = match_parameters(policy, seen.observation_space, seen.action_space, policy_kwargs, config.params)
+        matched = match_parameters(
+            policy, seen.observation_space, seen.action_space, policy_kwargs, config.params, config.params_of
+        )
         policy_kwargs = matched
         with open_dict(config.core):  # the YAML of a user's own core may leave the sizes out
             config.core.update(matched["core_kwargs"])
@@ -201,7 +217,7 @@ def _check_sizes(
     config: DictConfig, policy: type[MlpMemoryPolicy], env: VecEnv, policy_kwargs: dict[str, Any], device: torch.device
 ) -> None:
     """Check that the policy and its rollouts fit into memory, before any is taken."""
-    step = _bytes(env.observation_space) + _bytes(env.action_space) + NUMBERS_PER_STEP * FLOAT
+    step = bytes_of(env.observation_space) + bytes_of(env.action_space) + NUMBERS_PER_STEP * FLOAT
     state = 0
     try:
         with torch.device("meta"):  # shapes without memory
@@ -228,10 +244,14 @@ def _is_too_large(error: Exception) -> bool:
     return any(words in text for words in ("can't allocate memory", "out of memory", "unable to allocate", "overflow"))
 
 
-def _bytes(space: spaces.Space[Any]) -> int:
-    """The bytes of one observation or action."""
+def bytes_of(space: spaces.Space[Any]) -> int:
+    """
+    The bytes of one observation or action.
+
+    :param space: its space
+    """
     if isinstance(space, spaces.Dict):
-        return sum(map(_bytes, space.spaces.values()))
+        return sum(map(bytes_of, space.spaces.values()))
     return math.prod(space.shape or ()) * np.dtype(space.dtype or np.int64).itemsize
 
 

@@ -5,12 +5,13 @@ Exit status: 0; 1 if something outside the program failed (a full disk, a worker
 after a number that is not finite; 128 and the number of the signal that stopped it. A traceback means a bug.
 """
 
+import importlib
 import os
 import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import NoReturn
 
@@ -21,8 +22,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rmc_rl.command_line.help import CONFIGS, help_text
 from rmc_rl.command_line.overrides import as_typed, check_overrides, first_line
-from rmc_rl.command_line.progress import say
+from rmc_rl.command_line.progress import say, told
 from rmc_rl.command_line.schema import check_keys
+from rmc_rl.command_line.sweep import Job, current_sweep, end_sweep, is_sweeping, run_job, with_resume
 from rmc_rl.compat import hydra_arguments
 from rmc_rl.errors import UsageError, require
 
@@ -38,6 +40,7 @@ def run_verb(
     description: str,
     schema: type,
     family_of: Callable[[str], str] | None = None,
+    at_sweep_end: Callable[[Sequence[Job]], None] | None = None,
 ) -> None:
     """
     Run a verb (``train``, ``evaluate`` ...); exit the process if it fails.
@@ -47,18 +50,26 @@ def run_verb(
     :param description: the text of ``--help`` before the keys
     :param schema: the types of its keys
     :param family_of: from an environment's id to the name of its defaults in ``configs/family``; None: the verb has none
+    :param at_sweep_end: tells what follows from the jobs of a sweep that are done or failed, once it has ended
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see rmc_rl/__init__.py
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if not getattr(sys.flags, "safe_path", False) and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # as `python -m` does, so that modules of the user are found from a script as well
+    typed, status = sys.argv[1:], 0
     try:
         if _prepare(name, description, schema, family_of):
-            _run(verb, name, schema)
+            status = _run(_importable(verb, name), name, schema)
     except UsageError as error:
-        sys.exit(tell(error))
-    except KeyboardInterrupt:  # before there was anything to save
-        sys.exit(128 + signal.SIGINT)
+        status = tell(error)
+    except KeyboardInterrupt:  # before there was anything to save, or between two jobs
+        status = 128 + signal.SIGINT
+    finally:
+        again = with_resume(how_to_run(name), typed) if "resume" in schema.__annotations__ else None
+        ended = end_sweep(again, at_sweep_end)
+        status = status or ended
+    if status:
+        sys.exit(status)
 
 
 def tell(error: Exception, status: int = MISTAKE) -> int:
@@ -69,8 +80,10 @@ def tell(error: Exception, status: int = MISTAKE) -> int:
     :param status: the exit status for it
     :return: ``status``
     """
+    line = " ".join(str(error).split())
+    told["error"] = line
     with suppress(OSError):  # the terminal was closed
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {line}", file=sys.stderr)
     return status
 
 
@@ -106,40 +119,62 @@ def _prepare(name: str, description: str, schema: type, family_of: Callable[[str
             say(help_text(name, description, checked.choices))
             return False
         lines = checked.lines
+        if checked.num_jobs is not None:
+            lines.append(f"hydra.callbacks.sweep.num_jobs={checked.num_jobs}")
     # Hydra wants its flags before the overrides or after them, but not between
     sys.argv[1:] = [argument for argument in arguments if argument not in flags.overrides] + lines
     return True
 
 
-def _run(verb: Callable[[DictConfig, str | None], int], name: str, schema: type) -> None:
-    """Hand over to Hydra, which calls the verb once for each job."""
+def _importable(verb: Callable[[DictConfig, str | None], int], name: str) -> Callable[[DictConfig, str | None], int]:
+    """The verb as other processes import it: a function of ``__main__`` would be copied into them, with its globals."""
+    if verb.__module__ != "__main__":
+        return verb
+    imported: Callable[[DictConfig, str | None], int] = getattr(importlib.import_module(f"rmc_rl.{name}"), verb.__name__)
+    return imported
+
+
+def _run(verb: Callable[[DictConfig, str | None], int], name: str, schema: type) -> int:
+    """Hand over to Hydra, which calls the verb once for each job; returns the exit status if a sweep broke off."""
     running = False
 
-    @hydra.main(version_base="1.3", config_path=f"pkg://{CONFIGS}", config_name=name)
-    def job(config: DictConfig) -> None:
-        nonlocal running
-        running = True
+    def checked(config: DictConfig) -> int:
         try:
             OmegaConf.resolve(config)
-            status = verb(check_keys(schema, config), _command(name))
+            return verb(check_keys(schema, config), _command(name))
         except UsageError as error:
-            status = tell(error)
+            return tell(error)
         except OmegaConfBaseException as error:
-            status = tell(UsageError(first_line(error)))
-        if status:
+            return tell(UsageError(first_line(error)))
+
+    @hydra.main(version_base="1.3", config_path=f"pkg://{CONFIGS}", config_name=name)
+    def job(config: DictConfig) -> None:  # in a sweep perhaps in another process
+        nonlocal running
+        running = True
+        warnings.formatwarning = _format_warning
+        sweep = current_sweep()
+        if sweep is not None:
+            run_job(sweep, lambda: checked(config))
+        elif status := checked(config):
             sys.exit(status)
 
     format_before = warnings.formatwarning
-    warnings.formatwarning = lambda message, *_args, **_kwargs: f"warning: {message}\n"
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions come out of Hydra instead of being printed there
     try:
         job()
     except Exception as error:
+        if is_sweeping():  # a job keeps its own exceptions: this one is of the launcher, whose process may have been killed
+            return tell(OSError(f"the sweep broke off: {type(error).__name__}: {first_line(error)}"), FAILED)
         if running:
             raise
         raise UsageError(f"Hydra refused the command line: {first_line(error)}") from None
     finally:
         warnings.formatwarning = format_before
+    return 0
+
+
+def _format_warning(message: Warning | str, *_args: object, **_kwargs: object) -> str:
+    return f"warning: {message}\n"
 
 
 def _command(verb: str) -> str:

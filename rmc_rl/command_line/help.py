@@ -10,7 +10,8 @@ CONFIGS = "rmc_rl.configs"
 GROUPS = ("algo", "family", "core")  # folders of YAML files, in the order in which they are read
 ENDING = """\
 Files are read in this order; later ones win, and the command line wins over all files.
-env_kwargs takes any keyword of the environment. core=module:name takes a core of your own.
+env_kwargs takes any keyword of the environment, curriculum those of our worlds that take a range ([low, high], as in
+env_kwargs.delay=[5,50], draws a number for each episode). core=module:name takes a core of your own.
 --cfg job prints the configuration and ends. -m runs every combination of key=a,b,c. --hydra-help explains the other flags."""
 
 

@@ -4,6 +4,7 @@ Reading ``key=value`` before Hydra does: Hydra explains a mistake in many lines,
 Each job of a sweep is composed once, up to a limit.
 """
 
+import importlib.util
 import inspect
 import itertools
 import math
@@ -28,8 +29,9 @@ from rmc_rl.envs.atari import AtariVecEnv, is_atari
 from rmc_rl.envs.make_vec import find_spec
 from rmc_rl.errors import UsageError, require, unknown
 
-OPEN_KEYS = ("env_kwargs",)  # nodes that take keys unknown to us
-PATHS = ("run", "runs_dir", "model", "resume", "init")  # keys whose values are paths
+OPEN_KEYS = ("env_kwargs", "evaluation.env_kwargs", "curriculum")  # nodes that take keys unknown to us
+LISTS = ("runs", "by")  # keys whose values may be several names, with commas between them or as a list in brackets
+PATHS = (*LISTS, "run", "out", "runs_dir", "model", "resume", "init")  # keys whose values are paths
 MOST_CHECKED = 100  # jobs of a sweep that are checked before the first begins
 MOST_JOBS = 10_000  # of a sweep
 GRAMMAR = "an argument must read key=value, with brackets and quotes closed, and quotes around a value with = or commas"
@@ -40,6 +42,7 @@ class Checked(NamedTuple):
 
     lines: list[str]  # for Hydra
     choices: dict[str, str]  # of each group of YAML files, for the first job
+    num_jobs: int | None = None  # of a sweep; None: this is none, or a sweeper of its own decides
 
 
 def check_overrides(
@@ -70,6 +73,7 @@ def check_overrides(
             if parser is None:  # then Hydra finds the mistakes itself
                 return Checked(opened, {})
             overrides = [_parse(parser, line) for line in opened]
+            _require_launcher(overrides)
             multirun = multirun or any(each.key_or_group == "hydra.mode" for each in overrides)
             for each in overrides:
                 rule = f"{each.key_or_group} must have one value; a sweep over several needs -m"
@@ -86,7 +90,9 @@ def check_overrides(
     opened = [f"++{line}" if line.split(".")[0] in swept else line for line in opened]
     if families and "env" in named and "family" not in named:
         opened.append(f"family={families[0]}")
-    return Checked(opened, checked[0])
+    own_sweeper = any(each.key_or_group == "hydra/sweeper" for each in overrides)
+    num_jobs = math.prod(map(_num_values, overrides)) if multirun and not own_sweeper else None
+    return Checked(opened, checked[0], num_jobs)
 
 
 def first_line(error: Exception) -> str:
@@ -105,7 +111,22 @@ def as_typed(line: str) -> str:
 
     :param line: ``key=value``, perhaps with the ``++`` that :func:`check_overrides` adds
     """
-    return line.removeprefix("++") if line.removeprefix("++").split(".")[0] in (*OPEN_KEYS, *GROUPS) else line
+    typed = line.removeprefix("++")
+    return typed if _is_open(given_key(typed)) or typed.split(".")[0] in GROUPS else line
+
+
+def given_key(line: str) -> str:
+    """
+    The key of an argument.
+
+    :param line: ``key=value``, perhaps with the signs of Hydra's grammar before it
+    """
+    return line.lstrip("+~").partition("=")[0]
+
+
+def _is_open(key: str) -> bool:
+    """Whether a key lies in a node that takes keys unknown to us, or is such a node."""
+    return any(key == node or key.startswith(f"{node}.") for node in OPEN_KEYS)
 
 
 def _open(line: str, multirun: bool) -> str:
@@ -113,12 +134,14 @@ def _open(line: str, multirun: bool) -> str:
     Spare the user two details of Hydra's grammar.
 
     ``env_kwargs.delay=5`` becomes ``++env_kwargs.delay=5``, Hydra's way to set a key that may be new; a path with
-    characters that mean something to Hydra gets quotes.
+    characters that mean something to Hydra gets quotes, but not a list in brackets.
     """
     key, equals, value = line.partition("=")
-    if key.split(".")[0] in OPEN_KEYS:
+    if _is_open(key):
         return f"++{line}"
     if key in PATHS and not multirun and re.search(r"[^\w./:-]", value) and value[0] not in "\"'$":
+        if key in LISTS and value[0] == "[":
+            return line
         value = value.replace("\\", "\\\\").replace('"', '\\"')
         return f'{key}{equals}"{value}"'
     return line
@@ -129,6 +152,13 @@ def _parse(parser: Any, line: str) -> Any:
         return parser.parse_overrides([line])[0]  # parse_override leaves out what glob() needs
     except HydraException:
         raise UsageError(f"{GRAMMAR}, as in 'key=\"a=b\"'; got '{as_typed(line)}'") from None
+
+
+def _require_launcher(overrides: Sequence[Any]) -> None:
+    """Check that the launcher of a sweep is installed, as far as an extra of ours installs it."""
+    launcher = next((each.value() for each in overrides if each.key_or_group == "hydra/launcher"), None)
+    if launcher == "joblib" and importlib.util.find_spec("hydra_plugins.hydra_joblib_launcher") is None:
+        raise UsageError("hydra/launcher=joblib needs a package that is missing: pip install 'rmc-rl[sweeps]'")
 
 
 def _jobs(overrides: Sequence[Any]) -> list[list[str]]:
@@ -227,7 +257,7 @@ def _explain(
     for each in overrides:
         key = str(each.key_or_group)
         node, _, leaf = key.rpartition(".")
-        if key in known or key in choices or key.split(".")[0] in (*OPEN_KEYS, "hydra") or key.startswith("hydra/"):
+        if key in known or key in choices or _is_open(key) or key.split(".")[0] == "hydra" or key.startswith("hydra/"):
             continue
         siblings = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == node]
         if node and siblings:

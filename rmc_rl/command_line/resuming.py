@@ -1,8 +1,10 @@
 """Which run a command line means: a new one, or one that goes on."""
 
 import re
+import shlex
 import warnings
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from rmc_rl.runs.folder import Run
 
 AUTO = "auto"
 # keys that may change when a run goes on; the others decide what is learned
-CHANGEABLE = ("total_timesteps", "checkpoint_every", "keep_checkpoints", "num_threads", "device")
+CHANGEABLE = ("total_timesteps", "checkpoint_every", "keep_checkpoints", "num_threads", "device", "patience")
 FREE = (*CHANGEABLE, "runs_dir", "name", "resume", "family", "hydra")  # and those that do not belong to the run
 GROUPS = ("core", "algo")  # chosen by the name of a YAML file
 
@@ -27,12 +29,13 @@ def given_keys() -> list[str]:
     return [line.lstrip("+~").partition("=")[0] for line in lines]
 
 
-def find_run(config: DictConfig, given: Iterable[str]) -> tuple[Run | None, DictConfig]:
+def find_run(config: DictConfig, given: Iterable[str], command: str | None = None) -> tuple[Run | None, DictConfig]:
     """
     The run that is to go on, with its configuration.
 
     :param config: what the command line says
     :param given: the keys that stand on the command line
+    :param command: the command line; None: there is none
     :return: None and ``config`` for a new run
     :raises UsageError: if the run is missing or damaged, or a key on the command line is not as in the run
     """
@@ -43,9 +46,8 @@ def find_run(config: DictConfig, given: Iterable[str]) -> tuple[Run | None, Dict
     if config.resume is None:
         return None, config
     if config.resume == AUTO:
-        require(config.name is not None, "resume=auto needs the name of the run, as in name=first", config.name)
-        run = Run.named(config.runs_dir, config.env, config.core.name, config.name)
-        if not run.config_path.is_file():  # also if it was killed before it wrote the file
+        run = _find_auto(config, command)
+        if run is None:
             config.resume = None
             return None, config
     else:
@@ -63,6 +65,31 @@ def find_run(config: DictConfig, given: Iterable[str]) -> tuple[Run | None, Dict
         elif key in CHANGEABLE:
             saved[key] = config[key]
     return run, saved
+
+
+def _find_auto(config: DictConfig, command: str | None) -> Run | None:
+    """The run that ``resume=auto`` means: that of the name or, without a name, the newest of the same command."""
+    run = Run.named(config.runs_dir, config.env, config.core.name, config.name or "")
+    if config.name is not None:
+        return run if run.config_path.is_file() else None  # none either if it was killed before it wrote the file
+    require(command is not None, "resume=auto needs the name of the run, as in name=first", config.name)
+    found = []
+    for path in run.path.glob("*/config.yaml"):
+        with suppress(UsageError):  # a damaged run is no run to go on with
+            record = Run(path.parent).read_config().get("run")
+            if OmegaConf.is_dict(record) and _identity(record.get("command")) == _identity(command):
+                found.append((str(record.get("started")), str(path.parent)))
+    return Run(Path(max(found)[1])) if found else None
+
+
+def _identity(command: Any) -> frozenset[str] | None:
+    """The arguments of a command line without ``resume``; None if there is no command line."""
+    if not isinstance(command, str):
+        return None
+    try:
+        return frozenset(word for word in shlex.split(command) if not word.startswith("resume="))
+    except ValueError:
+        return None
 
 
 def say_what_changes(run: Run, config: DictConfig, steps: int) -> None:
@@ -87,8 +114,22 @@ def say_what_changes(run: Run, config: DictConfig, steps: int) -> None:
 
 def _with_defaults(saved: DictConfig) -> DictConfig:
     """The configuration of a run, with the keys that older versions did not have."""
-    defaults = OmegaConf.create({"init": None, "name": None, "resume": None, "keep_checkpoints": 2})
-    return OmegaConf.merge(defaults, saved)  # type: ignore[return-value]
+    defaults: dict[str, Any] = {
+        "init": None,
+        "name": None,
+        "resume": None,
+        "keep_checkpoints": 2,
+        "params_of": "policy",
+        "callbacks": [],
+        "memory_picture_every": None,
+        "evaluate_every": None,
+        "patience": None,
+        "evaluation": {"episodes": 20, "deterministic": True, "env_kwargs": {}, "n_envs": 8, "seed": 2_000_000},
+        "curriculum": {},
+        "curriculum_return": None,
+        "partial": {"hide": None, "flicker": 0.0, "noise": 0.0, "drop_sensors": 0.0, "delay": 0},
+    }
+    return OmegaConf.merge(OmegaConf.create(defaults), saved)  # type: ignore[return-value]
 
 
 def _check_same(run: Run, key: str, saved: DictConfig, config: DictConfig) -> None:

@@ -60,16 +60,42 @@ class AlgoKeys:
 
 
 @dataclass
+class EvaluationKeys:
+    """Keys of the node ``evaluation``."""
+
+    episodes: int = field(metadata=FROM_1)
+    deterministic: bool
+    env_kwargs: dict[str, Any]
+    n_envs: int = field(metadata=FROM_1)
+    seed: int = field(metadata=FROM_0)
+
+
+@dataclass
+class PartialKeys:
+    """Keys of the node ``partial``, whose ranges ``PartialObservation`` checks. None: the default, or as in the run."""
+
+    hide: list[Any] | None
+    flicker: float | None
+    noise: float | None
+    drop_sensors: float | None
+    delay: int | None
+
+
+@dataclass
 class TrainKeys:
     """Keys of ``configs/train.yaml``."""
 
     env: str
     env_kwargs: dict[str, Any]
+    curriculum: dict[str, Any]
+    curriculum_return: float | None
+    partial: PartialKeys
     n_envs: int = field(metadata=FROM_1)
     processes: bool
     normalize: Any
     total_timesteps: int = field(metadata=FROM_1)
     params: int | None = field(metadata=FROM_1)
+    params_of: str
     seed: int = field(metadata=FROM_0)
     num_threads: int | None = field(metadata=FROM_1)
     device: str
@@ -80,6 +106,11 @@ class TrainKeys:
     init: str | None
     checkpoint_every: int | None = field(metadata=FROM_1)
     keep_checkpoints: int = field(metadata=FROM_1)
+    callbacks: Any
+    memory_picture_every: int | None = field(metadata=FROM_1)
+    evaluate_every: int | None = field(metadata=FROM_1)
+    patience: int | None = field(metadata=FROM_1)
+    evaluation: EvaluationKeys
     policy: PolicyKeys
     algo: AlgoKeys
     core: dict[str, Any]
@@ -93,12 +124,73 @@ class EvaluateKeys:
     model: str
     env: str | None
     env_kwargs: dict[str, Any]
+    partial: PartialKeys
     trust: bool
-    deterministic: bool
+    deterministic: Any
     episodes: int = field(metadata=FROM_1)
     n_envs: int = field(metadata=FROM_1)
     seed: int = field(metadata=FROM_0)
     device: str
+
+
+@dataclass
+class CompareKeys:
+    """Keys of ``configs/compare.yaml``."""
+
+    runs: Any
+    by: Any
+    threshold: float | None
+    x: str
+    metric: str
+    unfinished: bool
+    mix: bool
+    out: str | None
+
+
+@dataclass
+class WatchKeys:
+    """Keys of ``configs/watch.yaml``."""
+
+    run: str | None
+    model: str
+    env: str | None
+    env_kwargs: dict[str, Any]
+    partial: PartialKeys
+    trust: bool
+    deterministic: bool
+    episodes: int = field(metadata=FROM_1)
+    max_steps: int = field(metadata=FROM_1)
+    why: int | None = field(metadata=FROM_0)
+    format: str
+    fps: float | None = field(metadata={"above": 0, "at_most": 100})
+    seed: int = field(metadata=FROM_0)
+    device: str
+
+
+@dataclass
+class ExportKeys:
+    """Keys of ``configs/export.yaml``."""
+
+    run: str | None
+    model: str
+    format: str
+    masks: bool | None
+    trust: bool
+    n_envs: int = field(metadata=FROM_1)
+    seed: int = field(metadata=FROM_0)
+
+
+@dataclass
+class ShareKeys:
+    """Keys of ``configs/share.yaml``."""
+
+    run: str | None
+    model: str
+    to: str | None
+    repository: str | None
+    license: str | None
+    zip: bool
+    trust: bool
 
 
 def check_keys(schema: type[Any], config: DictConfig) -> DictConfig:

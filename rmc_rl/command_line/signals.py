@@ -85,3 +85,28 @@ def ignored_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """
+    Raise ``TimeoutError`` inside a ``with`` block that takes too long.
+
+    There is no limit in another thread than the main one, and on Windows. Code in C is interrupted when it returns to Python.
+
+    :param seconds: how long it may take
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGALRM"):
+        yield
+        return
+
+    def stop(_signum: int, _frame: FrameType | None) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

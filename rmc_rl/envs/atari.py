@@ -8,6 +8,7 @@ et al., "Revisiting the Arcade Learning Environment", 2018, https://arxiv.org/ab
 import math
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -16,7 +17,6 @@ from ale_py import AtariVectorEnv
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
-from PIL import Image
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from rmc_rl.envs.parts.keywords import number, require_memory, whole
@@ -43,8 +43,9 @@ class AtariVecEnv(SameStepVecEnv):
     three channels per frame if ``grayscale`` is false. The agent trains on clipped rewards; ``info["episode"]`` counts the raw
     score of the whole game.
 
-    Pictures (``render_mode="rgb_array"``) show the last frame of the observation, enlarged to the 210 x 160 pixels of the
-    game: ale-py's vector environment does not return the game's own screen.
+    Pictures (``render_mode="rgb_array"``) show the game's own screen, 210 x 160 pixels in colour. ale-py's vector environment
+    returns only the preprocessed frames, so a second one with the same seeds and actions plays the same games in full size.
+    Then ``info["unclipped_reward"]`` has the game's own reward of each step.
 
     :param spec: of an id of ale-py
     :param num_envs: ``B``, number of copies
@@ -113,7 +114,8 @@ class AtariVecEnv(SameStepVecEnv):
         require(render_mode in RENDER_MODES, f"render_mode must be one of {list(RENDER_MODES)}", render_mode)
 
         self.reward_clipping, self.episodic_life, self.grayscale = bool(reward_clipping), bool(episodic_life), bool(grayscale)
-        vector = AtariVectorEnv(
+        self._make_vector = partial(
+            AtariVectorEnv,
             game,
             num_envs,
             num_threads=num_threads,
@@ -121,10 +123,6 @@ class AtariVecEnv(SameStepVecEnv):
             repeat_action_probability=repeat_action_probability,
             full_action_space=bool(full_action_space),
             autoreset_mode=AutoresetMode.SAME_STEP,
-            img_height=img_height,
-            img_width=img_width,
-            grayscale=self.grayscale,
-            stack_num=stack_num,
             frameskip=frameskip,
             maxpool=bool(maxpool),
             noop_max=noop_max,
@@ -132,38 +130,59 @@ class AtariVecEnv(SameStepVecEnv):
             reward_clipping=False,  # done in reward(), because the statistics count the raw score
             use_fire_reset=bool(use_fire_reset),
         )
+        vector = self._make_vector(img_height=img_height, img_width=img_width, grayscale=self.grayscale, stack_num=stack_num)
         self._frames_before_game = np.zeros(num_envs, dtype=np.int32)
         vector.render_mode = render_mode
         vector.metadata = {**vector.metadata, "render_fps": _EMULATOR_FPS // frameskip}
-        self._frames: np.ndarray | None = None  # (B, channels, height, width), the last frames, kept for pictures
+        self._screens: AtariVectorEnv | None = None  # plays the same games in full size, for pictures
+        self._frames: np.ndarray | None = None  # (B, 1, height, width, 3), what it returned last
         super().__init__(vector)
         if not grayscale:
             shape = (stack_num * 3, img_height, img_width)
             self.observation_space = spaces.Box(0, 255, shape, np.uint8)
 
     def reset(self) -> VecEnvObs:
-        observations = super().reset()
-        self._keep_frames(observations)
-        return observations
+        if self.vector.render_mode is None:
+            self._close_screens()
+        elif self._screens is None:
+            width, height = _SCREEN
+            self._screens = self._make_vector(img_height=height, img_width=width, grayscale=False, stack_num=1)
+            if self._seeds[0] is None:
+                self.seed()  # the same for both
+        if self._screens is not None:
+            self._frames, _ = self._screens.reset(seed=self._seeds[0])
+        return super().reset()
 
     def step_wait(self) -> VecEnvStepReturn:
-        returned = super().step_wait()
-        self._keep_frames(returned[0])
-        return returned
+        if self._screens is None:
+            return super().step_wait()
+        self._frames, raw, _, _, self._screens_info = self._screens.step(self._actions)
+        observations, rewards, dones, infos = super().step_wait()
+        for info, reward in zip(infos, raw, strict=True):
+            info["unclipped_reward"] = float(reward)
+        return observations, rewards, dones, infos
 
-    def _keep_frames(self, observations: Any) -> None:
-        if self.vector.render_mode is not None:
-            channels = 1 if self.grayscale else 3
-            self._frames = observations[:, -channels:].copy()
+    def final_frames(self, info: dict[str, Any]) -> Sequence[np.ndarray] | None:
+        if self._screens is None:
+            return None
+        final = self._screens_info.get("final_obs", self._frames)  # a lost life does not end the game
+        return [np.array(frames[-1]) for frames in final]  # type: ignore[union-attr]  # set by every step
 
     def get_images(self) -> Sequence[np.ndarray | None]:
         if self.vector.render_mode is None:
             return [None] * self.num_envs
         if self._frames is None:
-            raise gymnasium.error.ResetNeeded("reset() or step() must be called before render()")
-        # (channels, height, width) -> (210, 160, 3)
-        pictures = [np.broadcast_to(frame.transpose(1, 2, 0), (*frame.shape[1:], 3)) for frame in self._frames]
-        return [np.asarray(Image.fromarray(np.ascontiguousarray(picture)).resize(_SCREEN)) for picture in pictures]
+            raise gymnasium.error.ResetNeeded("reset() must be called before render()")
+        return [np.array(frames[-1]) for frames in self._frames]
+
+    def close(self) -> None:
+        self._close_screens()
+        super().close()
+
+    def _close_screens(self) -> None:
+        if self._screens is not None:
+            self._screens.close()
+        self._screens = self._frames = None
 
     def observation(self, observation: Any) -> VecEnvObs:
         frames = np.asarray(observation)

@@ -6,7 +6,7 @@ Shapes: ``B`` copies of a world (``num_envs``).
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import gymnasium
@@ -56,7 +56,8 @@ class BatchedWorld(VectorEnv[Tensor, Tensor | np.ndarray, Tensor], ABC):
     autoreset and Gymnasium's interface. A copy whose episode ends begins the next one in the same step
     (``AutoresetMode.SAME_STEP``): the step returns the first observation of the new episode. The last observation of the
     ended episode is in ``info["final_obs"]``, valid where ``info["_final_obs"]``. On the CPU both keys exist only if an
-    episode ended. On another device they always exist, so that no step waits for the device.
+    episode ended. On another device they always exist, so that no step waits for the device. With a render mode,
+    ``info["final_frames"]`` beside them has the pictures before the new episodes began.
 
     One generator draws for all copies: ``reset(seed=...)`` fixes the whole batch, and the episodes of a copy depend on ``B``.
 
@@ -73,14 +74,16 @@ class BatchedWorld(VectorEnv[Tensor, Tensor | np.ndarray, Tensor], ABC):
 
     family: ClassVar[str] = "rmc_rl"
     """
-    The default configuration that fits: "rmc_rl", or "recall" if the agent answers from memory with discrete actions that
-    change only the reward of their own step.
+    The default configuration that fits: "rmc_rl"; "recall" if the agent answers from memory with discrete actions that change
+    only the reward of their own step; "control" if it controls a physical system and observes only positions; or a family of
+    the world's own.
     """
 
     ranges: ClassVar[tuple[str, ...]] = ()
     """
     Keywords that take a range ``[low, high]``, from which each episode draws its own number. They are attributes, and a new
-    value (``set_attr``) holds for the episodes that begin after it.
+    value (``set_attr``) within the bounds of the first one holds for the episodes that begin after it. Other keywords have one
+    value, because they fix the shape of observations, or tables that all episodes share.
     """
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": [], "render_fps": 4}
@@ -202,7 +205,9 @@ class BatchedWorld(VectorEnv[Tensor, Tensor | np.ndarray, Tensor], ABC):
         done = terminated | truncated
         if self._is_on_cpu and not done.any():
             return self._observe(), rewards, terminated, truncated, {}
-        info = {"final_obs": self._observe(), "_final_obs": done}
+        info: dict[str, Any] = {"final_obs": self._observe(), "_final_obs": done}
+        if self.render_mode is not None:
+            info["final_frames"] = self.render()
         self._begin(done)
         return self._observe(), rewards, terminated, truncated, info
 
@@ -291,6 +296,25 @@ class BatchedWorld(VectorEnv[Tensor, Tensor | np.ndarray, Tensor], ABC):
         return all(getattr(self, name) == parameters[name].default for name in names)
 
 
+def check_world_keywords(kind: str, world: type[BatchedWorld], keywords: Mapping[str, Any], given: Iterable[str]) -> None:
+    """
+    Check the names of a world's keywords, and that ranges are given only where the world takes one.
+
+    :param kind: what the keywords are called where the user writes them
+    :param world: the class of the world
+    :param keywords: what the user gave
+    :param given: parameters that the caller fills in itself
+    :raises UsageError: for an unknown keyword, or a range for a keyword that needs one value
+    """
+    check_keywords(kind, world, keywords, given)
+    for name, value in keywords.items():
+        if isinstance(value, list | tuple) and name not in world.ranges:
+            valid = f"those of {world.__name__} that take a range are {', '.join(world.ranges)}"
+            has_none = f"{world.__name__} has no keyword that takes a range"
+            why = "it fixes the shape of the observations or tables that all episodes share"
+            raise UsageError(f"{name} must have one value, because {why}, got {value}; {valid if world.ranges else has_none}")
+
+
 def to_numpy(value: Any) -> Any:
     """Tensors, arrays and dictionaries of them as NumPy arrays."""
     if isinstance(value, dict):
@@ -351,7 +375,7 @@ class SingleWorld(gymnasium.Env[Any, Any]):
 
     def __init__(self, world: str, render_mode: str | None = None, **kwargs: Any):
         World: Any = load_world(world)
-        check_keywords(f"keyword of {World.__name__}", World, kwargs, given=("num_envs", "render_mode"))
+        check_world_keywords(f"keyword of {World.__name__}", World, kwargs, given=("num_envs", "render_mode"))
         self.world: BatchedWorld = World(num_envs=1, render_mode=render_mode, **kwargs)
         self.render_mode = render_mode
         self.observation_space = self.world.single_observation_space

@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import ale_py
@@ -16,10 +17,11 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from rmc_rl.envs.atari import AtariVecEnv, is_atari
-from rmc_rl.envs.base import load_world
+from rmc_rl.envs.base import BatchedWorld, check_world_keywords, load_world
 from rmc_rl.envs.minigrid import PREFIXES as MINIGRID_PREFIXES
 from rmc_rl.envs.minigrid import import_minigrid, is_minigrid, minigrid_view
-from rmc_rl.envs.parts.keywords import whole
+from rmc_rl.envs.partial import make_partial
+from rmc_rl.envs.parts.keywords import bounds, whole
 from rmc_rl.envs.previous_action_reward import PreviousActionReward
 from rmc_rl.envs.registration import WORLDS
 from rmc_rl.envs.resumable import Resumable
@@ -30,6 +32,7 @@ gymnasium.register_envs(ale_py)
 
 
 _ATARI_GIVEN = ("self", "spec", "num_envs")  # arguments of AtariVecEnv that are not the user's
+DRAWN = "rgb_array"  # the render mode of pictures as arrays
 _NEAR = 0.75  # similarity of names that are suggested
 MOST_STEPS = 100_000  # of an episode of a world of rmc_rl/*: longer ones would seem to hang
 
@@ -93,13 +96,25 @@ def env_family(env_id: str) -> str:
     The family of environments of an id, which decides its route and its default configuration.
 
     :param env_id: any registered Gymnasium id
-    :return: "atari"; for our worlds "rmc_rl" or "recall", see :attr:`rmc_rl.envs.BatchedWorld.family`; otherwise "gymnasium"
+    :return: "atari"; for our worlds that of :attr:`rmc_rl.envs.BatchedWorld.family`, as in "recall"; otherwise "gymnasium"
+    :raises UsageError: for an unknown id
+    """
+    if is_atari(find_spec(env_id)):
+        return "atari"
+    world = find_world(env_id)
+    return "gymnasium" if world is None else world.family
+
+
+def find_world(env_id: str) -> type[BatchedWorld] | None:
+    """
+    The class of a world of this package.
+
+    :param env_id: any registered Gymnasium id
+    :return: None for other environments
     :raises UsageError: for an unknown id
     """
     spec = find_spec(env_id)
-    if is_atari(spec):
-        return "atari"
-    return load_world(WORLDS[spec.id]).family if spec.id in WORLDS else "gymnasium"
+    return load_world(WORLDS[spec.id]) if spec.id in WORLDS else None
 
 
 def make_vec(
@@ -110,6 +125,8 @@ def make_vec(
     processes: bool = False,
     device: torch.device | str = "cpu",
     previous_action_reward: bool = False,
+    pictures: bool = False,
+    partial: Mapping[str, Any] | None = None,
 ) -> VecEnv:
     """
     Copies of an environment as an SB3 ``VecEnv`` with episode statistics.
@@ -128,6 +145,10 @@ def make_vec(
     :param device: where a batched world of ``rmc_rl/*`` keeps its tensors
     :param previous_action_reward: whether observations also contain the previous action and reward, see
         :class:`~rmc_rl.envs.previous_action_reward.PreviousActionReward`
+    :param pictures: draw the copies, where they can be drawn: ``get_images()`` returns their pictures, and
+        ``info["final_frame"]`` is the last picture of an episode
+    :param partial: what hides or disturbs the observations, as in ``{"hide": [1, 3]}``; the arguments of
+        :class:`~rmc_rl.envs.partial.PartialObservation`
     :raises UsageError: for an unknown id or keyword, or an invalid value
     """
     n_envs = whole("n_envs", n_envs)
@@ -142,25 +163,45 @@ def make_vec(
     require(alone or not processes, f"processes must be false for {env_id}, whose copies are stepped together", processes)
     require(on_cpu or spec.id in WORLDS, f"device must be cpu for {env_id}, which is no world of rmc_rl/*", str(device))
     vec_env: VecEnv
+    if pictures and (is_atari(spec) or (spec.id in WORLDS and DRAWN in load_world(WORLDS[spec.id]).metadata["render_modes"])):
+        keywords["render_mode"] = DRAWN
     if is_atari(spec):
         check_keywords(kind, AtariVecEnv.__init__, keywords, given=_ATARI_GIVEN)
         vec_env = AtariVecEnv(spec, n_envs, **keywords)
     elif spec.id in WORLDS:
         world: Any = load_world(WORLDS[spec.id])
-        check_keywords(kind, world, keywords, given=("num_envs", "device"))
+        check_world_keywords(kind, world, keywords, given=("num_envs", "device"))
         batch = world(n_envs, device=device, **keywords)
-        steps = max(batch.memory_demand() or 0, getattr(batch, "max_steps", None) or 0)
+        steps = max(batch.memory_demand() or 0, bounds(getattr(batch, "max_steps", None) or 0)[1])
         rule = f"keywords of {env_id} must make episodes of at most {MOST_STEPS:,} steps"
         require(steps <= MOST_STEPS, f"{rule}, not of about {steps:,}", keywords)
         vec_env = SameStepVecEnv(batch)
     else:
-        vec_env = _make_gymnasium(spec, env_id, n_envs, keywords, processes)
+        vec_env = _make_gymnasium(spec, env_id, n_envs, keywords, processes, pictures)
+    vec_env = make_partial(vec_env, partial)
     vec_env.seed(seed)
     return PreviousActionReward(vec_env) if previous_action_reward else vec_env
 
 
-def _make_gymnasium(spec: EnvSpec, env_id: str, n_envs: int, keywords: dict[str, Any], processes: bool) -> VecEnv:
-    """Copies of an environment that has no batched form."""
+class FinalFrame(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """
+    Keeps the last picture of an episode in ``info["final_frame"]``: SB3's vector environments reset at once.
+
+    :param env: the environment
+    """
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = super().step(action)
+        if terminated or truncated:
+            with suppress(Exception):  # whatever an environment raises that cannot be drawn
+                info = {**info, "final_frame": self.render()}
+        return observation, reward, terminated, truncated, info
+
+
+def _make_gymnasium(
+    spec: EnvSpec, env_id: str, n_envs: int, keywords: dict[str, Any], processes: bool, pictures: bool
+) -> VecEnv:
+    """Copies of an environment that has no batched form. SB3 makes them with ``render_mode="rgb_array"`` in any case."""
     wrapper: Any = None
     name = env_id
     if is_minigrid(spec):
@@ -170,6 +211,9 @@ def _make_gymnasium(spec: EnvSpec, env_id: str, n_envs: int, keywords: dict[str,
     if processes:
         view = wrapper
         wrapper = Resumable if view is None else lambda env: Resumable(view(env))
+    if pictures:
+        inner = wrapper
+        wrapper = FinalFrame if inner is None else lambda env: FinalFrame(inner(env))
     try:
         creator = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
         if creator is not None:

@@ -5,19 +5,21 @@ from typing import Any
 import gymnasium
 from gymnasium.vector import VectorEnv
 
-from rmc_rl.envs.base import NumpyWorld, SingleWorld, load_world
-from rmc_rl.errors import check_keywords, require_choice
+from rmc_rl.envs.base import NumpyWorld, SingleWorld, check_world_keywords, load_world
+from rmc_rl.errors import require_choice
 
 # id -> the class of the batched world, as module:class
 WORLDS = {
     "rmc_rl/BallTracking-v0": "rmc_rl.envs.worlds.ball_tracking:BallTrackingWorld",
     "rmc_rl/BouncingBalls-v0": "rmc_rl.envs.worlds.bouncing_balls:BouncingBallsWorld",
     "rmc_rl/BoxWorld-v0": "rmc_rl.envs.worlds.box_world:BoxWorld",
+    "rmc_rl/CartPolePositions-v0": "rmc_rl.envs.worlds.cart_pole:CartPoleWorld",
     "rmc_rl/Copy-v0": "rmc_rl.envs.worlds.copy:CopyWorld",
     "rmc_rl/MemoryRoom-v0": "rmc_rl.envs.worlds.memory_room:MemoryRoomWorld",
     "rmc_rl/MiniPacman-v0": "rmc_rl.envs.worlds.mini_pacman:MiniPacmanWorld",
     "rmc_rl/NthFarthest-v0": "rmc_rl.envs.worlds.nth_farthest:NthFarthestWorld",
     "rmc_rl/ObjectPick-v0": "rmc_rl.envs.worlds.object_pick:ObjectPickWorld",
+    "rmc_rl/PendulumAngle-v0": "rmc_rl.envs.worlds.pendulum:PendulumWorld",
     "rmc_rl/ProgramEval-v0": "rmc_rl.envs.worlds.program_eval:ProgramEvalWorld",
     "rmc_rl/SequentialDigits-v0": "rmc_rl.envs.worlds.sequential_digits:SequentialDigitsWorld",
     "rmc_rl/TMaze-v0": "rmc_rl.envs.worlds.tmaze:TMazeWorld",
@@ -38,7 +40,7 @@ def make_batched(world: str, num_envs: int = 1, array: str = "numpy", **kwargs: 
     """
     require_choice("array", array, ARRAYS)
     World: Any = load_world(world)
-    check_keywords(f"keyword of {World.__name__}", World, kwargs, given=("num_envs",))
+    check_world_keywords(f"keyword of {World.__name__}", World, kwargs, given=("num_envs",))
     batched = World(num_envs, **kwargs)
     return batched if array == "torch" else NumpyWorld(batched)
 

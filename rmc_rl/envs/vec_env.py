@@ -71,8 +71,9 @@ class SameStepVecEnv(VecEnv):
     Copies of an environment that are stepped together, with SB3's interface.
 
     The class also does the work of SB3's ``Monitor``: when an episode ends, ``info["episode"]`` holds its return ``r``, its
-    length ``l`` in steps and the seconds ``t`` since the start. Infos hold only this, ``terminal_observation`` and
-    ``TimeLimit.truncated``, because filling a dictionary for each of thousands of copies would take longer than the step.
+    length ``l`` in steps and the seconds ``t`` since the start. Infos hold only this, ``terminal_observation``,
+    ``TimeLimit.truncated`` and, with a render mode, ``final_frame``, the picture before the reset, because filling a
+    dictionary for each of thousands of copies would take longer than the step.
 
     :param vector: the environment; it must reset in the step that ends an episode and return ``final_obs``
     :raises UsageError: for another autoreset mode
@@ -112,6 +113,11 @@ class SameStepVecEnv(VecEnv):
         """
         over: np.ndarray = terminated | truncated
         return over
+
+    def final_frames(self, info: dict[str, Any]) -> Sequence[np.ndarray] | None:
+        """Pictures of all copies before those that ended were reset; None if none are drawn. Subclasses may override it."""
+        frames: Sequence[np.ndarray] | None = info.get("final_frames")
+        return frames
 
     def on_reset(self, info: dict[str, Any]) -> None:
         """Receives the info of every reset. Subclasses may override it."""
@@ -160,6 +166,9 @@ class SameStepVecEnv(VecEnv):
                 # a done that does not end the episode (a lost life): the present observation is its last
                 infos[index]["terminal_observation"] = copied_row(final if over[index] else observations, index)
                 infos[index]["TimeLimit.truncated"] = bool(truncated[index] and not terminated[index])
+                frames = self.final_frames(info)
+                if frames is not None:
+                    infos[index]["final_frame"] = frames[index]
                 if over[index]:
                     infos[index]["episode"] = {
                         "r": float(self.returns[index]),

@@ -28,7 +28,8 @@ import random
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -192,7 +193,7 @@ def save_checkpoint(
     _write_folder(path, files)
     for old in sorted(_checkpoint_folders(folder), key=lambda old: int(old.name))[:-keep]:
         if old != path:
-            shutil.rmtree(old, ignore_errors=True)
+            _delete(old)
     return path
 
 
@@ -377,6 +378,16 @@ def _settings(model: Any) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def kept_generators() -> Iterator[None]:
+    """Put the random generators of Python, NumPy and torch back after a ``with`` block, so that it has no effect on them."""
+    before = _generators()
+    try:
+        yield
+    finally:
+        _set_generators(before)
+
+
 def _generators() -> dict[str, Any]:
     version, internal, gauss = random.getstate()
     return {
@@ -458,6 +469,13 @@ def _write_folder(path: Path, files: Mapping[str, bytes]) -> None:
     finally:
         for stale in parent.glob(f"{PARTIAL}*"):
             shutil.rmtree(stale, ignore_errors=True)
+
+
+def _delete(path: Path) -> None:
+    """Delete a checkpoint. It loses its name first: whoever is killed meanwhile leaves no checkpoint that is damaged."""
+    with suppress(OSError):
+        path = path.rename(path.with_name(f"{PARTIAL}{path.name}"))
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _umask() -> int:

@@ -3,38 +3,54 @@ A run's folder: what lies in it, how it is written and read back.
 
     runs/<env>/<core>/<stamp>-seed<k>/
       config.yaml            the resolved configuration, and under ``run`` versions, git commit and command line
+      .signature             of config.yaml: the run is the user's own, see :mod:`rmc_rl.runs.signature`
       model.zip              the last policy; beside each model trained with ``normalize``, its ``.normalization.json``
-      best/model.zip         the policy with the highest mean return over the last 100 training episodes, once there were 100
+      best/model.zip         the policy with the highest mean return over the last 100 training episodes, once there were 100;
+                             with ``evaluate_every`` the one with the highest evaluation
       checkpoints/<steps>/   what exact resume needs, every ``checkpoint_every`` steps: :mod:`rmc_rl.runs.checkpoint`
       events.out.tfevents*   TensorBoard; progress.csv holds the same numbers
-      evaluations/           what ``rmc_rl.evaluate`` found
+      evaluations/           what ``rmc_rl.evaluate`` found: JSON, and beside it a CSV with a row for each episode
+      films/                 what ``rmc_rl.watch`` filmed
+      exports/               what ``rmc_rl.export`` wrote: the policy as one file that acts without this package
+      lock                   held by the process that trains the run
+
+``runs/sweeps/`` holds no runs, but what Hydra and :mod:`rmc_rl.command_line.sweep` write about sweeps.
 """
 
+import glob
 import itertools
 import os
 import platform
 import subprocess
+import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import metadata
 from io import BufferedIOBase
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+if sys.platform != "win32":
+    import fcntl
+
 from rmc_rl.errors import UsageError, require, require_choice
+from rmc_rl.runs import signature
 from rmc_rl.runs.normalization import normalization_path, statistics
 
 PACKAGES = ("rmc-rl", "torch", "numpy", "gymnasium", "ale-py", "stable-baselines3", "sb3-contrib", "hydra-core")
 MODELS = ("last", "best")
-LARGEST_CONFIG = 1 << 20  # bytes
+LARGEST_CONFIG = 1 << 16  # bytes; ours have about 3,000
+DEEPEST_CONFIG = 16  # levels
+LOCK = "lock"  # the file whose lock is held by the process that trains the run
 
 
 def stamp() -> str:
@@ -53,7 +69,9 @@ class Run:
     path: Path
 
     @classmethod
-    def create(cls, root: str | Path, env: str, core: str, seed: int, name: str | None = None) -> "Run":
+    def create(
+        cls, root: str | Path, env: str, core: str, seed: int, name: str | None = None, started: str | None = None
+    ) -> "Run":
         """
         Make the folder of a new run.
 
@@ -61,21 +79,18 @@ class Run:
         :param env: the environment's id; ``/`` and ``:`` become ``-`` in the folder's name
         :param core: the core's name, changed in the same way
         :param seed: the run's seed
-        :param name: of its folder; None: the time and the seed
-        :raises UsageError: if the folder cannot be made, or there is a run of this name
+        :param name: of its folder, which may exist if it holds no run yet; None: the time and the seed
+        :param started: the time in that name, as :func:`stamp` writes it; None: now
+        :raises UsageError: if the folder cannot be made
         """
         try:
             if name is None:
-                run = cls.named(root, env, core, f"{stamp()}-seed{seed}")
+                run = cls.named(root, env, core, f"{started or stamp()}-seed{seed}")
                 run.path.parent.mkdir(parents=True, exist_ok=True)
                 return cls(_claim(run.path, Path.mkdir))
             run = cls.named(root, env, core, name)
             run.path.mkdir(parents=True, exist_ok=True)  # a run that was killed at once has left it empty
-            rule = "name must be that of no other run; resume=auto goes on with the run of this name"
-            require(not run.config_path.exists(), rule, str(run.path))
             return run
-        except UsageError:
-            raise
         except (OSError, ValueError, RuntimeError) as error:  # a null byte, an unknown user after ~
             raise UsageError(f"runs_dir must be a folder that can be written to, got {str(root)!r}: {error}") from None
 
@@ -138,34 +153,92 @@ class Run:
         """The folder of checkpoints."""
         return self.path / "checkpoints"
 
-    def check_writable(self) -> None:
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """
+        Keep other processes from training this run inside a ``with`` block.
+
+        The system releases the lock when the process dies, also by ``kill -9``. Windows, and a file system that knows no
+        locks, have none.
+
+        :raises UsageError: if another process trains this run, or the folder cannot be written to
+        """
+        if sys.platform == "win32":
+            yield
+            return
+        path = self.path / LOCK
+        try:
+            file = path.open("a+", errors="replace")  # the text of another process stays until the lock is ours
+        except OSError as error:
+            raise UsageError(f"the run's folder must be one that can be written to, got '{self.path}': {error}") from None
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read(100).strip() or "another process"
+                raise UsageError(f"a run must be trained by one process at a time: {holder} trains '{self.path}'") from None
+            except OSError as error:
+                warnings.warn(f"'{self.path}' is not locked, so that only one process may train it: {error}", stacklevel=3)
+            with suppress(OSError):  # a full disk
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {platform.node()}")
+                file.flush()
+            yield
+
+    def check_is_new(self) -> None:
+        """
+        Check that the folder holds no run yet; to be called with the lock.
+
+        :raises UsageError: if it does
+        """
+        rule = "name must be that of no other run; resume=auto goes on with the run of this name"
+        require(not self.config_path.exists(), rule, str(self.path))
+
+    def check_writable(self, name: str = "evaluations") -> None:
         """
         Find out whether results can be written, before work is spent on them.
 
-        :raises UsageError: if no file can be made in the folder of evaluations
+        :param name: of the folder in the run's folder
+        :raises UsageError: if no file can be made in it
         """
-        folder = self.path / "evaluations"
+        folder = self.path / name
         try:
             folder.mkdir(exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
-            raise UsageError(
-                f"the folder of evaluations must be one that can be written to, got '{folder}': {error}"
-            ) from None
+            raise UsageError(f"the folder of {name} must be one that can be written to, got '{folder}': {error}") from None
 
-    def write_evaluation(self, text: str) -> Path:
+    def new_path(self, folder: str, name: str) -> Path:
+        """
+        Claim the name of a new file, by an empty file.
+
+        :param folder: its folder in the run's folder, which exists
+        :param name: its name; one that is taken gets a number
+        :raises UsageError: if the file cannot be made
+        """
+        try:
+            return _claim(self.path / folder / name, lambda path: path.touch(exist_ok=False))
+        except OSError as error:
+            raise UsageError(f"'{folder}' must be a folder that can be written to, got '{self.path}': {error}") from None
+
+    def write_evaluation(self, text: str, episodes: str | None = None) -> Path:
         """
         Keep the result of an evaluation.
 
         :param text: the result as JSON
-        :return: the new file
+        :param episodes: a CSV with a row for each episode, which is kept beside it under the same name
+        :return: the new file of the result
         :raises UsageError: if it cannot be written
         """
         folder = self.path / "evaluations"
         try:
             folder.mkdir(exist_ok=True)
             path = _claim(folder / f"{stamp()}.json", lambda path: path.touch(exist_ok=False))
+            if episodes is not None:
+                with written_whole(path.with_suffix(".csv")) as file:
+                    file.write(episodes.encode())
             with written_whole(path) as file:
                 file.write(text.encode())
         except OSError as error:
@@ -184,11 +257,12 @@ class Run:
             "command": None if command is None else command.replace("${", "\\${"),
             "started": datetime.now().astimezone().isoformat(timespec="seconds"),
             "git_commit": git_commit(),
-            "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+            "versions": versions(),
         }
         keys = OmegaConf.to_container(config, resolve=True)
         with written_whole(self.config_path) as file:
             file.write(OmegaConf.to_yaml({**keys, "run": record}).encode())  # type: ignore[dict-item]
+        signature.sign(self.config_path)
 
     def read_config(self) -> DictConfig:
         """
@@ -201,8 +275,7 @@ class Run:
             size = path.stat().st_size
             require(size <= LARGEST_CONFIG, f"it must have at most {LARGEST_CONFIG:,} bytes", size)
             text = path.read_text()
-            # a few nested aliases can stand for billions of values
-            require(not any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)), "it must have no aliases", path)
+            _check_yaml(text)
             config = OmegaConf.create(text)
             plain = OmegaConf.to_container(config)
         except (OSError, yaml.YAMLError, OmegaConfBaseException, RecursionError, ValueError) as error:
@@ -267,6 +340,53 @@ def save_model(model: BaseAlgorithm, path: Path) -> None:
         model.save(file)
 
 
+class FoundRuns(NamedTuple):
+    """
+    The folders that :func:`find_runs` found.
+
+    :param runs: folders of runs, as texts that :meth:`Run.open` takes
+    :param others: what else a pattern matched, which holds no ``config.yaml``
+    """
+
+    runs: list[str]
+    others: list[str]
+
+
+def find_runs(text: str) -> FoundRuns:
+    """
+    The runs that a text names.
+
+    :param text: the folder of a run, a pattern as in ``runs/*/*/*``, or several of these with commas between them
+    :return: each run once, in the order of the text; what a pattern matches is sorted
+    :raises UsageError: if a pattern or a folder of several matches no run
+    """
+    if _is_folder(text):
+        return FoundRuns([text], [])
+    rule = "run must be the folder of a run, a pattern as in 'runs/*/*/*', or several of these with commas between them"
+    runs: dict[Path, str] = {}
+    others: list[str] = []
+    for part in text.split(","):
+        found = [part]
+        if not _is_folder(part):
+            require(glob.has_magic(part), rule, part)
+            matches = sorted(glob.glob(os.path.expanduser(part), recursive=True))
+            found = [path for path in matches if (Path(path) / "config.yaml").is_file()]
+            others += [path for path in matches if path not in found]
+            what = f"matches {len(matches)} paths, none of which is the folder of a run" if matches else "matches nothing"
+            if not found:
+                raise UsageError(f"{rule}, got '{part}', which {what}")
+        for path in found:
+            runs.setdefault(Path(path).expanduser().resolve(), path)
+    return FoundRuns(list(runs.values()), others)
+
+
+def _is_folder(text: str) -> bool:
+    try:
+        return Path(text).expanduser().is_dir()
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
 def find_model(run: str | None, model: str) -> tuple[Run, Path]:
     """
     The file of a model, and the run it belongs to.
@@ -280,6 +400,8 @@ def find_model(run: str | None, model: str) -> tuple[Run, Path]:
         require(run is not None, "run must be the folder of a run, as in run=runs/<env>/<core>/<stamp>-seed0", run)
         found = Run.open(str(run))
         path = found.model_path(model)
+        if model == "last" and not path.is_file() and path.with_suffix(".safetensors").is_file():
+            path = path.with_suffix(".safetensors")  # what rmc_rl.share wrote
         if not path.is_file():
             raise UsageError(f"model must have been saved by the run, got '{model}', and there is no {path}")
         return found, path
@@ -303,6 +425,11 @@ def _claim(path: Path, make: Callable[[Path], None]) -> Path:
     raise AssertionError("there is always another number")
 
 
+def versions() -> dict[str, str | None]:
+    """The versions of Python and of the packages that a run depends on; None for one that is not installed."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+
+
 def git_commit() -> str | None:
     """The commit of the checkout this package runs from, with ``-dirty`` after changes; None outside a checkout."""
     root = Path(__file__).resolve().parents[2]
@@ -320,6 +447,20 @@ def _version(package: str) -> Any:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _check_yaml(text: str) -> None:
+    """
+    Check that YAML stands for no more values than it shows, and that it can be read quickly.
+
+    :raises UsageError: for aliases, a few of which can stand for billions of values, and for many levels, because the time to
+        read them grows with their square
+    """
+    depth = 0
+    for event in yaml.parse(text):
+        require(not isinstance(event, yaml.AliasEvent), "it must have no aliases", getattr(event, "anchor", None))
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        require(depth <= DEEPEST_CONFIG, f"it must have at most {DEEPEST_CONFIG} levels", depth)
 
 
 def _is_resolved(node: Any, open_key: str | None = None) -> bool:

@@ -27,6 +27,8 @@ from rmc_rl.envs import make_vec
 from rmc_rl.errors import UsageError, require
 from rmc_rl.runs.folder import Run, find_model
 from rmc_rl.runs.normalization import load_normalization, normalization_path
+from rmc_rl.runs.sharing import HUB, download, read_weights
+from rmc_rl.runs.signature import is_own
 
 MOST_GROWTH = 50  # times a file may grow when it is unpacked; a saved model hardly does, its parts are not compressed
 LEAST_REFUSED = 100_000_000  # bytes that may be unpacked in any case
@@ -60,16 +62,19 @@ def load_policy(
 
     The policy acts with ``policy.predict(observation, state, episode_start, deterministic)``.
 
-    :param run: the folder of a run, or one of its models: ``config.yaml`` must lie beside ``model.zip`` or one folder above
+    :param run: the folder of a run, or one of its models: ``config.yaml`` must lie beside ``model.zip`` or one folder above.
+        Also a folder that ``rmc_rl.share`` made, and ``hf://user/name``, where one was uploaded to the Hugging Face Hub
+        (``pip install 'rmc-rl[hub]'``)
     :param model: "last" or "best", if ``run`` is a folder
     :param trust: whether modules of other packages than this one, Gymnasium, ale-py and MiniGrid are imported if the run's
-        configuration names them, as in ``core: module:name``. They may execute anything
+        configuration names them, as in ``core: module:name``. They may execute anything. For a run that this user made on
+        this machine they are imported anyway, see :mod:`rmc_rl.runs.signature`
     :param device: where the policy lies
     :raises UsageError: in one line, if the run is damaged, or names such a module without ``trust``
     """
-    path = Path(run)
-    is_zip = path.suffix == ".zip" and not path.is_dir()
-    folder, file = find_model(None if is_zip else str(run), str(run) if is_zip else model)
+    path = download(str(run)) if str(run).startswith(HUB) else Path(run)
+    is_model = path.suffix in (".zip", ".safetensors") and not path.is_dir()
+    folder, file = find_model(None if is_model else str(path), str(path) if is_model else model)
     return read_policy(folder, file, trust, device).policy
 
 
@@ -84,6 +89,7 @@ def read_policy(run: Run, path: Path, trust: bool = False, device: torch.device 
     :raises UsageError: see :func:`load_policy`
     """
     config = run.read_config()
+    trust = trust or is_own(run.config_path)
     if not trust:
         _check_names(config)
     rule = f"the run '{run.path}' must be one that this version can rebuild"
@@ -182,11 +188,24 @@ def _spaces(config: DictConfig) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
     previous = OmegaConf.select(config, "policy.previous_action_reward", default=False)  # older runs have no such key
     require(isinstance(previous, bool), "policy.previous_action_reward must be true or false", previous)
     keywords = {str(key): value for key, value in env_kwargs.items()}
-    env = wrap_env(RecurrentPPO, make_vec(config.env, 1, env_kwargs=keywords, previous_action_reward=previous))
+    made = make_vec(config.env, 1, env_kwargs=keywords, previous_action_reward=previous, partial=partial_of(config))
+    env = wrap_env(RecurrentPPO, made)
     try:
         return env.observation_space, env.action_space
     finally:
         env.close()
+
+
+def partial_of(config: DictConfig) -> dict[str, Any]:
+    """
+    What hides or disturbs the observations in a run.
+
+    :param config: of the run; those of older versions have no such node
+    :return: for ``make_vec``
+    """
+    partial: Any = OmegaConf.to_container(OmegaConf.select(config, "partial", default=OmegaConf.create({})), resolve=True)
+    require(isinstance(partial, dict), "partial of the run must hold keys", partial)
+    return dict(partial)
 
 
 def _policy_arguments(config: DictConfig) -> dict[str, Any]:
@@ -226,13 +245,17 @@ def _read_zip(path: Path, expected: Mapping[str, torch.Tensor]) -> tuple[dict[st
     """
     The tensors of a policy, and the steps that it was trained for.
 
-    :param path: a zip that ``save`` has written
+    :param path: a zip that ``save`` has written, or the safetensors of ``rmc_rl.share``
     :param expected: tensors with the names, shapes and types that the policy has
     :raises UsageError: if it holds others
     """
     rule = f"model must be a file that save has written, got '{path}'"
     size = sum(tensor.numel() * tensor.element_size() for tensor in expected.values())
     limit = size + OVERHEAD + OVERHEAD_PER_TENSOR * len(expected)
+    if path.suffix == ".safetensors":
+        tensors, num_timesteps = read_weights(path, limit)
+        _check_tensors(tensors, expected, f"model must be a file that rmc_rl.share has written, got '{path}'")
+        return tensors, num_timesteps
     try:
         with zipfile.ZipFile(path) as archive:
             parts = {part.filename: part for part in archive.infolist()}

@@ -18,12 +18,16 @@ from torch import Tensor, nn
 
 from rmc_rl.compat import constant_for_compiler
 
+# an axis of a tensor that people look at: what one entry is ("slot"; "head" and "unit" are averaged in pictures), or a label
+# for each entry
+Axis = str | list[str]
+
 # what a subclass or an instance may define although a kernel does not run it: metadata of classes, and what kernels call
 HARMLESS = frozenset({
     *("__module__", "__qualname__", "__doc__", "__init__", "__annotations__", "__annotate__", "__annotate_func__"),
     *("__annotations_cache__", "__firstlineno__", "__static_attributes__", "__parameters__", "__orig_bases__"),
     *("__type_params__", "__abstractmethods__", "_abc_impl", "__dict__", "__weakref__"),
-    *("size_arguments", "extra_repr", "initial_state"),
+    *("size_arguments", "extra_repr", "initial_state", "axes", "memory_parts"),
 })  # fmt: skip
 
 # names of the packages whose modules a kernel knows
@@ -161,6 +165,27 @@ class Core(nn.Module, ABC):
             return {"output": outputs, **{name: torch.stack(values) for name, values in self._looks.items()}}
         finally:
             self._looks = None
+
+    def memory_parts(self, state: Tensor) -> dict[str, Tensor]:
+        """
+        The state as people look at it: parts (slots, modules, layers ...) of some units each.
+
+        :param state: ``(..., S)``
+        :return: name -> ``(..., parts, units)``; :meth:`axes` says under the same name what a part is. Empty for a core
+            without memory
+        """
+        return {"state": state.unsqueeze(-2)} if self.state_size else {}
+
+    def axes(self) -> dict[str, tuple[Axis, ...]]:
+        """
+        What the axes after ``(T, B)`` stand for, in the tensors that the core shows and in its :meth:`memory_parts`.
+
+        Pictures are labelled with it. Without an entry, the last axis of an attention has the keys and the one before it the
+        queries.
+
+        :return: for each name, without the number of a layer, an :data:`Axis` for each of its axes
+        """
+        return {}
 
     def show(self, name: str, value: Tensor) -> None:
         """

@@ -10,7 +10,7 @@ Shapes: ``B`` batch, ``T`` time, ``F`` features read per step, ``k`` frames.
 import torch
 from torch import Tensor, nn
 
-from rmc_rl.agents.cores.base import Core
+from rmc_rl.agents.cores.base import Axis, Core
 from rmc_rl.agents.cores.registry import register_core
 from rmc_rl.agents.cores.scan import steps_since_start
 from rmc_rl.errors import require_whole
@@ -43,6 +43,14 @@ class FrameStack(Core):
 
     def initial_state(self, batch_size: int) -> Tensor:
         return self.linear.weight.new_zeros(batch_size, self.state_size)
+
+    def memory_parts(self, state: Tensor) -> dict[str, Tensor]:
+        if self.state_size == 0:
+            return {}
+        return {"memory": state.reshape(*state.shape[:-1], self.num_frames - 1, self.input_size)}
+
+    def axes(self) -> dict[str, tuple[Axis, ...]]:
+        return {"memory": ([f"{ago} ago" for ago in range(self.num_frames - 2, -1, -1)], "unit")}
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         stack = torch.cat([state, x], dim=1)  # (B, k F)

@@ -11,7 +11,7 @@ size, ``D = H V`` width.
 import torch
 from torch import Tensor, nn
 
-from rmc_rl.agents.cores.base import Core
+from rmc_rl.agents.cores.base import Axis, Core
 from rmc_rl.agents.cores.registry import register_core
 from rmc_rl.agents.cores.scan import steps_since_start
 from rmc_rl.errors import require_number, require_whole
@@ -153,6 +153,21 @@ class GTrXL(Core):
 
     def initial_state(self, batch_size: int) -> Tensor:
         return self.embedding.weight.new_zeros(batch_size, self.state_size)
+
+    def memory_parts(self, state: Tensor) -> dict[str, Tensor]:
+        """Of each layer's window the newest step: the older ones were shown at the steps before."""
+        windows = state[..., :-1].reshape(*state.shape[:-1], len(self.layers), self.memory_length, self.width)
+        return {"memory": windows[..., -1, :]}
+
+    def axes(self) -> dict[str, tuple[Axis, ...]]:
+        per_unit: tuple[Axis, ...] = ("layer", "unit")
+        steps = ["now", *(f"{ago} ago" for ago in range(1, self.memory_length + 1))]
+        return {
+            "memory": per_unit,
+            "attention": ("layer", "head", steps),
+            "attention_gate": per_unit,
+            "mlp_gate": per_unit,
+        }
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         outputs, state = self(x.unsqueeze(0), state)

@@ -114,8 +114,21 @@ def largest(scores: Tensor, count: int) -> Tensor:
     """
     if count == scores.shape[1]:
         return torch.ones_like(scores, dtype=torch.bool)
+    if torch.compiler.is_exporting():
+        return _rank(scores) < count
     order = torch.sort(scores, dim=-1, descending=True, stable=True).indices
     return torch.zeros_like(scores, dtype=torch.bool).scatter(1, order[:, :count], 1)
+
+
+def _rank(scores: Tensor) -> Tensor:
+    """
+    The positions that a stable sort from the largest entry down gives to the entries: ``(B, K)`` -> ``(B, K)`` int64.
+
+    It needs no sort, because ONNX has no stable one. A sort is faster.
+    """
+    other, entry = scores.unsqueeze(1), scores.unsqueeze(2)  # (B, 1, K), (B, K, 1)
+    earlier = torch.ones_like(scores[:1]).expand(scores.shape[1], -1).tril(-1) > 0  # (K, K): the other has a smaller index
+    return ((other > entry) | ((other == entry) & earlier)).sum(2)
 
 
 def pass_gradient(x: Tensor, mask: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ Shapes: ``B`` batch, ``T`` time, ``F`` features read per step, ``L`` layers, ``W
 import torch
 from torch import Tensor, nn
 
-from rmc_rl.agents.cores.base import Core
+from rmc_rl.agents.cores.base import Axis, Core
 from rmc_rl.agents.cores.layers import InitialState
 from rmc_rl.agents.cores.registry import register_core
 from rmc_rl.agents.cores.scan import scan
@@ -94,6 +94,12 @@ class MinGRU(Core):
     def initial_state(self, batch_size: int) -> Tensor:
         return self.initial(batch_size)  # type: ignore[no-any-return]
 
+    def memory_parts(self, state: Tensor) -> dict[str, Tensor]:
+        return {"memory": state.reshape(*state.shape[:-1], len(self.blocks), -1)}
+
+    def axes(self) -> dict[str, tuple[Axis, ...]]:
+        return {"memory": ("layer", "unit"), "input_gate": ("layer", "unit")}
+
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         outputs, state = self(x.unsqueeze(0), state)
         return outputs[0], state
@@ -102,7 +108,7 @@ class MinGRU(Core):
         if starts is None:
             starts = torch.zeros(inputs.shape[:2], dtype=torch.bool, device=inputs.device)
         # (B, S) -> L tensors (B, W)
-        states, initial_states = (each.chunk(len(self.blocks), dim=1) for each in (state, self.initial_state(len(state))))
+        states, initial_states = (each.chunk(len(self.blocks), dim=1) for each in (state, self.initial_state(state.shape[0])))
         x, last_states, gates = self.embedding(inputs), [], []
         for block, *block_states in zip(self.blocks, states, initial_states, strict=True):
             x, h, update = block(x, *block_states, starts.unsqueeze(-1))

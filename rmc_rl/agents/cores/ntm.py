@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rmc_rl.agents.cores.base import Core
+from rmc_rl.agents.cores.base import Axis, Core
 from rmc_rl.agents.cores.registry import register_core
 from rmc_rl.errors import require_whole
 
@@ -88,14 +88,27 @@ class NTM(Core):
         state = torch.cat([self.memory.flatten(), weights.flatten(), self.memory.new_zeros(self.sizes[2])])
         return state.expand(batch_size, -1)
 
+    def memory_parts(self, state: Tensor) -> dict[str, Tensor]:
+        return {"memory": state[..., : self.sizes[0]].reshape(*state.shape[:-1], self.num_slots, self.slot_size)}
+
+    def axes(self) -> dict[str, tuple[Axis, ...]]:
+        writes = [f"write head {index + 1}" for index in range(self.heads - self.read_heads)]
+        reads = [f"read head {index + 1}" for index in range(self.read_heads)]
+        return {
+            "memory": ("slot", "unit"),
+            "read_attention": (reads, "slot"),
+            "write_attention": (writes, "slot"),
+            "interpolation_gate": (reads + writes,),
+        }
+
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         memory, weights, read = torch.split(state, self.sizes, dim=1)
-        memory = memory.view(len(x), self.num_slots, self.slot_size)  # (B, N M) -> (B, N, M)
+        memory = memory.view(-1, self.num_slots, self.slot_size)  # (B, N M) -> (B, N, M)
         hidden = torch.tanh(self.controller(torch.cat([x, read], dim=1)))
-        weights = self._address(hidden, memory, weights.view(len(x), self.heads, self.num_slots))
+        weights = self._address(hidden, memory, weights.view(-1, self.heads, self.num_slots))
         read_weights, write_weights = weights[:, : self.read_heads], weights[:, self.read_heads :]
         # (B, (Z - R) 2M) -> (B, Z - R, 1, M) each
-        erase, add = self.writing(hidden).view(len(x), self.heads - self.read_heads, 1, 2 * self.slot_size).chunk(2, dim=-1)
+        erase, add = self.writing(hidden).view(-1, self.heads - self.read_heads, 1, 2 * self.slot_size).chunk(2, dim=-1)
         per_slot = write_weights.unsqueeze(-1)  # (B, Z - R, N, 1)
         memory = memory * (1 - per_slot * torch.sigmoid(erase)).prod(1) + (per_slot * torch.tanh(add)).sum(1)
         read = (read_weights @ memory).flatten(1)  # (B, R, M) -> (B, R M)
@@ -106,7 +119,7 @@ class NTM(Core):
     def _address(self, hidden: Tensor, memory: Tensor, previous: Tensor) -> Tensor:
         """The heads' weights ``(B, Z, N)`` from the controller, the memory ``(B, N, M)`` and the previous weights."""
         # (B, Z (M + 6)) -> (B, Z, M + 6)
-        addressing = self.addressing(hidden).view(len(hidden), self.heads, self.addressing.out_features // self.heads)
+        addressing = self.addressing(hidden).view(-1, self.heads, self.addressing.out_features // self.heads)
         key, strength, gate, shift, power = addressing.split([self.slot_size, 1, 1, len(SHIFTS), 1], dim=-1)
         # (B, Z, M), (B, N, M) -> (B, Z, N)
         similarity = functional.normalize(torch.tanh(key), dim=-1) @ functional.normalize(memory, dim=-1).transpose(1, 2)

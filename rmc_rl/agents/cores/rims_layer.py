@@ -231,7 +231,7 @@ class ModuleLayer(nn.Module):
         :param values: of the rows, ``(B, R, a)``
         :return: next state, mask of the active modules ``(B, K)`` bool, and the tensors that a core shows, by name
         """
-        batch, modules, width = len(state), self.sizes.num_modules, self.sizes.width
+        batch, modules, width = state.shape[0], self.sizes.num_modules, self.sizes.width
         # (B, K s) -> (B, K, s) each; the c of a GRU has size 0
         h = state[:, :width].view(batch, modules, self.sizes.module_size)
         c = state[:, width:].view(batch, modules, self.cell_size)

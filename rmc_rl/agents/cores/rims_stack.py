@@ -8,9 +8,10 @@ rows that modules attend to, ``H`` heads, ``d`` key size, ``a`` numbers that a m
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
-from rmc_rl.agents.cores.base import Core
+from rmc_rl.agents.cores.base import Axis, Core
 from rmc_rl.agents.cores.kernels import dispatch
 from rmc_rl.agents.cores.layers import InitialState
 from rmc_rl.agents.cores.rims_arguments import LayerArguments, ModuleArguments
@@ -54,6 +55,30 @@ class ModuleStack(Core):
 
     def initial_state(self, batch_size: int) -> Tensor:
         return self.initial(batch_size)  # type: ignore[no-any-return]
+
+    def memory_parts(self, state: Tensor) -> dict[str, Tensor]:
+        parts = {}
+        for index, part in enumerate(torch.split(state, self.state_sizes, dim=-1)):
+            sizes = self.layer(index).sizes
+            # (..., S of the layer) -> h (..., K s) -> (..., K, s)
+            h = part[..., : sizes.width].reshape(*part.shape[:-1], sizes.num_modules, sizes.module_size)
+            parts["memory" if len(self.layers) == 1 else f"memory_{index}"] = h
+        return parts
+
+    def axes(self) -> dict[str, tuple[Axis, ...]]:
+        per_unit: tuple[Axis, ...] = ("module", "unit")
+        gates = ("input_gate", "forget_gate", "output_gate", "reset_gate", "update_gate")
+        null = [] if self.variant == "atari" else ["null"]
+        inputs = ["input"] if self.input_copies == 1 else [f"input {index + 1}" for index in range(self.input_copies)]
+        rows = [null + inputs + (["top"] if self.top_down else []), *([*null, "below"] for _ in self.layers[1:])]
+        return {
+            "memory": per_unit,
+            "active": ("module",),
+            "input_attention": ("head", "module", rows[0]),
+            **{f"input_attention_{index}": ("head", "module", row) for index, row in enumerate(rows)},
+            "comm_attention": ("head", "module", "module"),
+            **dict.fromkeys(gates, per_unit),
+        }
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         return self.advance(*self.embed(x), state)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rmc_rl.agents.cores.base import Core
+from rmc_rl.agents.cores.base import Axis, Core
 from rmc_rl.agents.cores.kernels import dispatch
 from rmc_rl.agents.cores.layers import FIRST_GATES, linear, uniform_gate_bias
 from rmc_rl.agents.cores.registry import register_core
@@ -178,6 +178,21 @@ class RMC(Core):
         weight = self.project.weight
         memory = torch.eye(self.num_slots, self.width, dtype=weight.dtype, device=weight.device)
         return memory.flatten().expand(batch_size, -1)
+
+    def memory_parts(self, state: Tensor) -> dict[str, Tensor]:
+        return {"memory": state.reshape(*state.shape[:-1], self.num_slots, self.width)}
+
+    def axes(self) -> dict[str, tuple[Axis, ...]]:
+        inputs = ["input"] if self.num_entities == 1 else [f"input {index + 1}" for index in range(self.num_entities)]
+        keys = [f"slot {index + 1}" for index in range(self.num_slots)] + inputs
+        per_slot: tuple[Axis, ...] = ("slot", "unit")
+        return {
+            "memory": per_slot,
+            "attention": ("block", "head", "slot", keys),
+            "input_gate": per_slot,
+            "forget_gate": per_slot,
+            "read_attention": ("head", "slot"),
+        }
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         return self._advance(*self._embed(x), state)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rmc_rl.agents.cores.base import Core
+from rmc_rl.agents.cores.base import Axis, Core
 from rmc_rl.agents.cores.kernels import dispatch
 from rmc_rl.agents.cores.layers import FIRST_GATES, InitialState, uniform_gate_bias
 from rmc_rl.agents.cores.registry import register_core
@@ -108,6 +108,16 @@ class TorchRNN(Core):
             self._show_gates(x, parts[0], torch.stack([new[0] for new in new_parts]))
         return output, state
 
+    def memory_parts(self, state: Tensor) -> dict[str, Tensor]:
+        # (..., S) -> (..., parts L, W): h of each layer, then c of each layer
+        return {"memory": state.reshape(*state.shape[:-1], self.state_parts * self.rnn.num_layers, self.output_size)}
+
+    def axes(self) -> dict[str, tuple[Axis, ...]]:
+        layers = range(1, self.rnn.num_layers + 1)
+        names = [f"{part} {layer}" if len(layers) > 1 else part for part in "hc"[: self.state_parts] for layer in layers]
+        per_unit: tuple[Axis, ...] = ("layer", "unit")
+        return {"memory": (names, "unit"), **{name: per_unit for name in self.gate_names if name is not None}}
+
     @abstractmethod
     def _cell(self, x: Tensor, parts: list[Tensor], weights: list[Tensor]) -> Tensor:
         """One step of a layer: input ``(B, F)`` and its parts of the state ``(B, W)`` -> the new parts ``(parts, B, W)``."""
@@ -151,7 +161,7 @@ class TorchRNN(Core):
 
     def _parts(self, state: Tensor) -> Tensor:
         """``(B, S)`` -> ``(B, parts, L, W)`` -> ``(parts, L, B, W)``, ``h`` first."""
-        return state.view(len(state), self.state_parts, self.rnn.num_layers, self.output_size).permute(1, 2, 0, 3)
+        return state.view(state.shape[0], self.state_parts, self.rnn.num_layers, self.output_size).permute(1, 2, 0, 3)
 
     def _show_gates(self, x: Tensor, h: Tensor, new_h: Tensor) -> None:
         """Show the gates of a step, which torch does not return: from the input, and ``h`` before and after, ``(L, B, W)``."""

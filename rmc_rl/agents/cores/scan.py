@@ -16,6 +16,8 @@ def steps_since_start(starts: Tensor, before: Tensor) -> Tensor:
     :param before: number of steps of the running episode before the first step, ``(B,)``
     :return: ``(T, B)``, of the dtype of ``before``
     """
+    if starts.shape[0] == 1:  # a step of acting
+        return torch.where(starts, 0, before)
     times = torch.arange(len(starts), device=starts.device, dtype=before.dtype).unsqueeze(1)
     # time of the latest start; before the first start, minus one minus the steps of the running episode so far
     latest = torch.cummax(torch.where(starts, times, -before.expand(starts.shape) - 1), dim=0).values

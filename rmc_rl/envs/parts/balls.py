@@ -17,37 +17,45 @@ SUBSTEPS = 8  # of a frame, if balls can meet: a ball moves a small part of its 
 
 
 def draw_balls(
-    count: int, least: int, most: int, speed: float, generator: torch.Generator, same_size: bool = False
+    count: int,
+    least: int,
+    most: int,
+    speed: float | Tensor,
+    generator: torch.Generator,
+    same_size: bool = False,
+    places: int | None = None,
 ) -> dict[str, Tensor]:
     """
     Draw balls that do not touch, each with its own direction.
 
     :param count: ``B``
     :param least: the smallest number of balls in a world
-    :param most: ``N``, the largest number of balls in a world
-    :param speed: in box lengths per frame
+    :param most: the largest number of balls in a world
+    :param speed: in box lengths per frame; or that of each world, ``(B,)``
     :param generator: the source of randomness; its device is the tensors' device
     :param same_size: whether all balls have the same size and mass
+    :param places: ``N``, places for balls; None: ``most``
     :return: ``position`` and ``velocity`` ``(B, N, 2)``, ``radius`` ``(B, N)``, 0 where there is no ball
     """
-    device = generator.device
+    device, places = generator.device, most if places is None else places
 
     def uniform(*shape: int) -> Tensor:
         return torch.rand(count, *shape, generator=generator, device=device)
 
     side = 1
-    while side**2 < most:
+    while side**2 < places:
         side += 1
     n_balls = least + (uniform(1) * (most - least + 1)).long()
-    present = torch.arange(most, device=device) < n_balls  # (B, N)
-    radius = (LARGEST if same_size else SMALLEST + (LARGEST - SMALLEST) * uniform(most)) * present
+    present = torch.arange(places, device=device) < n_balls  # (B, N)
+    radius = (LARGEST if same_size else SMALLEST + (LARGEST - SMALLEST) * uniform(places)) * present
     # each ball has its own cell of a grid, and is anywhere in it
-    cell = uniform(side**2).argsort(1)[:, :most]
+    cell = uniform(side**2).argsort(1)[:, :places]
     corner = torch.stack([cell % side, cell // side], -1) / side
     room = 1 / side - 2 * radius.unsqueeze(-1)
-    position = corner + radius.unsqueeze(-1) + room * uniform(most, 2)
-    angle = 2 * torch.pi * uniform(most)
-    velocity = speed * torch.stack([angle.cos(), angle.sin()], -1) * present.unsqueeze(-1)
+    position = corner + radius.unsqueeze(-1) + room * uniform(places, 2)
+    angle = 2 * torch.pi * uniform(places)
+    each = speed.view(-1, 1, 1) if isinstance(speed, Tensor) else speed
+    velocity = each * torch.stack([angle.cos(), angle.sin()], -1) * present.unsqueeze(-1)
     return {"position": position, "velocity": velocity, "radius": radius}
 
 

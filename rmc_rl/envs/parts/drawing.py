@@ -45,6 +45,25 @@ def disc(frame: np.ndarray, x: float, y: float, radius: float, colour: tuple[int
     frame[(columns + 0.5 - x) ** 2 + (rows + 0.5 - y) ** 2 <= radius**2] = colour
 
 
+def line(
+    frame: np.ndarray, x: float, y: float, to_x: float, to_y: float, colour: tuple[int, int, int], width: int = 8
+) -> None:
+    """
+    Draw a line into a frame.
+
+    :param frame: ``(height, width, 3)`` uint8, changed in place
+    :param x: pixels from the left to its start
+    :param y: pixels from the top to its start
+    :param to_x: pixels from the left to its end
+    :param to_y: pixels from the top to its end
+    :param colour: RGB
+    :param width: pixels
+    """
+    image = Image.fromarray(frame)
+    ImageDraw.Draw(image).line((x, y, to_x, to_y), fill=colour, width=width)
+    frame[:] = np.asarray(image)
+
+
 def outline(frame: np.ndarray, cell: Sequence[int], cells: int, colour: tuple[int, int, int]) -> None:
     """
     Draw the edge of a cell into a square frame.

@@ -5,7 +5,7 @@ NumPy's integers are valid keywords, but not all of torch accepts them. So a wor
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ MOST_BYTES = 8 * 2**30  # of one tensor of a world
 
 # a number for all episodes, or the smallest and the largest number, from which each episode draws its own
 WholeOrRange = int | tuple[int, int]
+NumberOrRange = float | tuple[float, float]
 
 
 def whole(name: str, value: Any, at_least: int = 1, at_most: int | None = None) -> int:
@@ -72,9 +73,31 @@ def whole_or_range(name: str, value: Any, at_least: int = 1, at_most: int | None
     return low, high
 
 
-def bounds(value: WholeOrRange) -> tuple[int, int]:
+def number_or_range(name: str, value: Any, **bounds: float) -> NumberOrRange:
+    """
+    Check a number, or a range from which each episode draws its own number.
+
+    :param name: the keyword's name
+    :param value: the value received: a number, or ``[low, high]``
+    :param bounds: as of :func:`~rmc_rl.errors.require_number`
+    :return: the number as a ``float``, or the range as a tuple of two
+    :raises UsageError: for another value
+    """
+    if not isinstance(value, list | tuple | np.ndarray):
+        return number(name, value, **bounds)
+    require(len(value) == 2, f"{name} must be a number or a range [low, high] of numbers", value)
+    low, high = (number(name, bound, **bounds) for bound in value)
+    require(low <= high, f"{name} must be a number or a range [low, high], the lower number first", value)
+    return low, high
+
+
+@overload
+def bounds(value: WholeOrRange) -> tuple[int, int]: ...
+@overload
+def bounds(value: NumberOrRange) -> tuple[float, float]: ...
+def bounds(value: Any) -> Any:
     """The smallest and the largest number of a keyword."""
-    return (value, value) if isinstance(value, int) else value
+    return value if isinstance(value, tuple | list) else (value, value)
 
 
 def draw_whole(value: WholeOrRange | Sequence[int], count: int, generator: torch.Generator) -> Tensor:
@@ -90,6 +113,21 @@ def draw_whole(value: WholeOrRange | Sequence[int], count: int, generator: torch
         return torch.full((count,), value, device=generator.device)
     low, high = value
     return torch.randint(low, high + 1, (count,), generator=generator, device=generator.device)
+
+
+def draw_number(value: NumberOrRange, count: int, generator: torch.Generator) -> Tensor:
+    """
+    A keyword's number in each of some episodes.
+
+    :param value: a number, which is used in all episodes, or a range ``(low, high)``, from which each episode draws evenly
+    :param count: how many episodes
+    :param generator: the source of randomness; its device is the result's
+    :return: ``(count,)`` float32
+    """
+    low, high = bounds(value)
+    if low == high:
+        return torch.full((count,), float(low), device=generator.device)
+    return low + (high - low) * torch.rand(count, generator=generator, device=generator.device)
 
 
 def require_memory(n_bytes: int, **sizes: object) -> None:

@@ -4,7 +4,7 @@ Ball tracking: one of several balls is marked, then all look alike; follow the m
 After multiple object tracking, Pylyshyn & Storm, "Tracking multiple independent targets", 1988, with the bouncing balls of
 :mod:`rmc_rl.envs.parts.balls`.
 
-Shapes: ``B`` worlds, ``N`` balls, ``G`` cells along the grid.
+Shapes: ``B`` worlds, ``N`` places for balls, ``G`` cells along the grid.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,15 @@ from torch import Tensor
 
 from rmc_rl.envs.base import Answers, BatchedWorld, Returns
 from rmc_rl.envs.parts import balls, drawing
-from rmc_rl.envs.parts.keywords import bounds, draw_whole, number, require_memory, whole, whole_or_range
+from rmc_rl.envs.parts.keywords import (
+    bounds,
+    draw_number,
+    draw_whole,
+    number_or_range,
+    require_memory,
+    whole,
+    whole_or_range,
+)
 from rmc_rl.errors import require
 
 PERIOD = 10  # frames, of which the last dark_steps hide the balls
@@ -69,20 +77,20 @@ class BallTrackingWorld(BatchedWorld):
     ``dark_steps``.
 
     :param num_envs: ``B``, number of copies
-    :param n_balls: ``N``, the marked ball and the others, at most 16
+    :param n_balls: the marked ball and the others, at most 16; or a range ``[low, high]``, drawn per episode
     :param marked_steps: frames with the mark
-    :param hold_steps: frames after them in which the cursor does not move; or a range ``[low, high]``, drawn per episode
-    :param free_steps: frames after them, which count
+    :param hold_steps: frames after them in which the cursor does not move; or a range ``[low, high]``
+    :param free_steps: frames after them, which count; or a range ``[low, high]``
     :param dark_steps: frames of every 10 in which no balls are shown, not counting the marked frames
     :param grid: ``G``, cells along a side
-    :param speed: initial speed of each ball, in box lengths per frame, at most 0.07
+    :param speed: initial speed of each ball, in box lengths per frame, at most 0.07; or a range ``[low, high]``
     :param device: where the tensors are
     :param render_mode: None, or "rgb_array": the balls (on a dark ground while they are hidden), the marked ball in green, the
         cursor
     :raises UsageError: for numbers outside these limits
     """
 
-    ranges = ("hold_steps",)
+    ranges = ("n_balls", "hold_steps", "free_steps", "speed")
     metadata: dict[str, Any] = BatchedWorld.metadata | {"render_modes": ["rgb_array"]}
 
     position: Tensor  # (B, N, 2), the marked ball first
@@ -90,39 +98,44 @@ class BallTrackingWorld(BatchedWorld):
     radius: Tensor  # (B, N)
     cursor: Tensor  # (B, 2), row and column
     first_free: Tensor  # (B,), the first step at which the cursor moves
+    n_free: Tensor  # (B,), steps after which the trial ends from there on
     time: Tensor  # (B,), steps since the episode began
 
     def __init__(
         self,
         num_envs: int = 1,
-        n_balls: int = 2,
+        n_balls: int | Sequence[int] = 2,
         marked_steps: int = 2,
         hold_steps: int | Sequence[int] = 4,
-        free_steps: int = 12,
+        free_steps: int | Sequence[int] = 12,
         dark_steps: int = 0,
         grid: int = 4,
-        speed: float = 0.04,
+        speed: float | Sequence[float] = 0.04,
         device: torch.device | str = "cpu",
         render_mode: str | None = None,
     ):
-        self.n_balls = whole("n_balls", n_balls, at_most=balls.MOST_BALLS)
-        self.marked_steps, self.free_steps = whole("marked_steps", marked_steps), whole("free_steps", free_steps)
+        self.n_balls = whole_or_range("n_balls", n_balls, at_most=balls.MOST_BALLS)
+        self._most_balls = bounds(self.n_balls)[1]
+        self.marked_steps, self.free_steps = whole("marked_steps", marked_steps), whole_or_range("free_steps", free_steps)
         self.hold_steps = whole_or_range("hold_steps", hold_steps, at_least=0)
         self.dark_steps, self.grid = whole("dark_steps", dark_steps, at_least=0), whole("grid", grid, at_least=2)
         require(self.dark_steps < PERIOD, f"dark_steps must be below the {PERIOD} frames of a period", dark_steps)
-        self.speed = number("speed", speed, above=0, at_most=balls.SMALLEST)
+        self.speed = number_or_range("speed", speed, above=0, at_most=balls.SMALLEST)
         num_envs = whole("num_envs", num_envs)
-        require_memory(4 * num_envs * (self.n_balls + 3) * self.grid**2, num_envs=num_envs, grid=grid)
+        require_memory(4 * num_envs * (self._most_balls + 3) * self.grid**2, num_envs=num_envs, grid=grid)
         seen = spaces.Box(0, 1, (3 * self.grid**2 + 1,), np.float32)
         super().__init__(num_envs, seen, spaces.Discrete(5), device, render_mode)
         self._moves = torch.tensor(_MOVES, device=self.device)
         self._own = torch.arange(num_envs, device=self.device)
 
     def _draw(self, count: int) -> dict[str, Tensor]:
-        drawn = balls.draw_balls(count, self.n_balls, self.n_balls, self.speed, self.generator, same_size=True)
+        speed = draw_number(self.speed, count, self.generator)
+        least, most = bounds(self.n_balls)
+        drawn = balls.draw_balls(count, least, most, speed, self.generator, same_size=True, places=self._most_balls)
         first_free = self.marked_steps + draw_whole(self.hold_steps, count, self.generator)
         cursor = torch.full((count, 2), self.grid // 2, device=self.device)
-        return drawn | {"time": torch.zeros_like(first_free), "first_free": first_free, "cursor": cursor}
+        times = {"first_free": first_free, "n_free": draw_whole(self.free_steps, count, self.generator)}
+        return drawn | times | {"time": torch.zeros_like(first_free), "cursor": cursor}
 
     def _answers(self) -> Answers:
         ahead, _ = balls.move(self.position, self.velocity, self.radius)
@@ -135,7 +148,7 @@ class BallTrackingWorld(BatchedWorld):
         return Returns(random=0.10, memoryless=0.49, perfect=0.94) if default else Returns()
 
     def memory_demand(self) -> int:
-        return bounds(self.hold_steps)[1] + self.free_steps
+        return bounds(self.hold_steps)[1] + bounds(self.free_steps)[1]
 
     def _advance(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         free = self.time >= self.first_free
@@ -144,8 +157,8 @@ class BallTrackingWorld(BatchedWorld):
         self.time = self.time + 1
         marked = balls.coverage(self.position[:, :1], self.radius[:, :1], self.grid)[:, 0]
         on_ball = marked[self._own, self.cursor[:, 0], self.cursor[:, 1]] >= 0.5
-        terminated = self.time == self.first_free + self.free_steps
-        return (free & on_ball).float() / self.free_steps, terminated, torch.zeros_like(terminated)
+        terminated = self.time == self.first_free + self.n_free
+        return (free & on_ball).float() / self.n_free, terminated, torch.zeros_like(terminated)
 
     def visible(self) -> Tensor:
         """Which copies show their balls now, ``(B,)`` bool."""

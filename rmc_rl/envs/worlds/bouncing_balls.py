@@ -17,7 +17,15 @@ from torch import Tensor
 
 from rmc_rl.envs.base import Answers, BatchedWorld, Returns
 from rmc_rl.envs.parts import balls, drawing
-from rmc_rl.envs.parts.keywords import bounds, draw_whole, number, require_memory, whole, whole_or_range
+from rmc_rl.envs.parts.keywords import (
+    bounds,
+    draw_number,
+    draw_whole,
+    number_or_range,
+    require_memory,
+    whole,
+    whole_or_range,
+)
 from rmc_rl.errors import require, require_choice, require_truth
 
 VIEWS = ("occupancy", "pixels", "state")
@@ -78,7 +86,7 @@ class BouncingBallsWorld(BatchedWorld):
     :param grid: ``G``, cells along a side
     :param obs: "occupancy", "pixels" or "state", whose size depends on ``n_balls``
     :param size: pixels along a side of images, at least 36
-    :param speed: initial speed of each ball, in box lengths per frame, at most 0.07
+    :param speed: initial speed of each ball, in box lengths per frame, at most 0.07; or a range ``[low, high]``
     :param curtain: whether a strip in the middle hides the balls behind it (not for ``obs="state"``)
     :param device: where the tensors are
     :param render_mode: None, or "rgb_array": the balls (on a dark ground while they are hidden), and the marked cells, with a
@@ -86,7 +94,7 @@ class BouncingBallsWorld(BatchedWorld):
     :raises UsageError: for numbers outside these limits, or an unknown ``obs``
     """
 
-    ranges = ("visible_steps", "dark_steps")
+    ranges = ("n_balls", "visible_steps", "dark_steps", "speed")
     metadata: dict[str, Any] = BatchedWorld.metadata | {"render_modes": ["rgb_array"]}
 
     position: Tensor  # (B, N, 2)
@@ -107,7 +115,7 @@ class BouncingBallsWorld(BatchedWorld):
         grid: int = 4,
         obs: str = "occupancy",
         size: int = 64,
-        speed: float = 0.06,
+        speed: float | Sequence[float] = 0.06,
         curtain: bool = False,
         device: torch.device | str = "cpu",
         render_mode: str | None = None,
@@ -117,7 +125,7 @@ class BouncingBallsWorld(BatchedWorld):
         self.dark_steps = whole_or_range("dark_steps", dark_steps)
         grid, size = whole("grid", grid, at_least=2), whole("size", size, at_least=SMALLEST_IMAGE)
         require_choice("obs", obs, VIEWS)
-        self.speed = number("speed", speed, above=0, at_most=balls.SMALLEST)
+        self.speed = number_or_range("speed", speed, above=0, at_most=balls.SMALLEST)
         require_truth("curtain", curtain)
         require(not (curtain and obs == "state"), "curtain must be false with obs='state', which hides nothing", curtain)
         num_envs, (_, most) = whole("num_envs", num_envs), bounds(self.n_balls)
@@ -129,10 +137,12 @@ class BouncingBallsWorld(BatchedWorld):
             "pixels": spaces.Box(0, 255, (1, size, size), np.uint8),
         }
         super().__init__(num_envs, shapes[obs], spaces.MultiBinary(grid**2), device, render_mode)
+        self._most_balls = most
         self.grid, self.obs, self.size, self.curtain = grid, obs, size, curtain
 
     def _draw(self, count: int) -> dict[str, Tensor]:
-        drawn = balls.draw_balls(count, *bounds(self.n_balls), self.speed, self.generator)
+        speed = draw_number(self.speed, count, self.generator)
+        drawn = balls.draw_balls(count, *bounds(self.n_balls), speed, self.generator, places=self._most_balls)
         marked = torch.zeros(count, self.grid**2, dtype=torch.bool, device=self.device)
         first_dark = draw_whole(self.visible_steps, count, self.generator)
         n_dark = draw_whole(self.dark_steps, count, self.generator)

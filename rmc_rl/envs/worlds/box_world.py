@@ -8,7 +8,7 @@ Shapes: ``B`` worlds, ``N = size**2`` cells of the room, ``n = view_size**2`` ce
 """
 
 import colorsys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch.nn.functional import embedding, one_hot
 
 from rmc_rl.envs.base import Answers, BatchedWorld, Returns
 from rmc_rl.envs.parts import drawing, grid
-from rmc_rl.envs.parts.keywords import require_memory, whole
+from rmc_rl.envs.parts.keywords import WholeOrRange, bounds, draw_whole, require_memory, whole, whole_or_range
 from rmc_rl.errors import require, require_choice
 
 # a cell's code is 0 where it is empty, else 1 + role * (C + 1) + colour; the colour C is the gem's
@@ -82,52 +82,56 @@ class BoxWorld(BatchedWorld):
 
     :param num_envs: ``B``, number of copies
     :param size: cells along a side of the room
-    :param max_length: the largest number of right boxes; the number is uniform from 1 on
-    :param max_distractors: the largest number of wrong boxes; the number is uniform from 0 on
+    :param max_length: the largest number of right boxes; the number is uniform from 1 on. Or a range ``[low, high]``, from
+        which each episode draws the largest number
+    :param max_distractors: the largest number of wrong boxes; the number is uniform from 0 on. Or a range ``[low, high]``
     :param n_colours: ``C``; every key of a room has its own colour
     :param view_size: cells along the window, odd
     :param obs: "planes", or "pixels": an image
-    :param max_steps: steps after which the episode is truncated
+    :param max_steps: steps after which the episode is truncated; or a range ``[low, high]``, drawn per episode
     :param device: where the tensors are
     :param render_mode: None, or "rgb_array": the room, the visible cells on yellow, the key held in the corner
     :raises UsageError: for too few colours, too small a room, an even ``view_size``, or an unknown ``obs``
     """
 
     truncates = True
+    ranges = ("max_length", "max_distractors", "max_steps")
     metadata: dict[str, Any] = BatchedWorld.metadata | {"render_modes": ["rgb_array"]}
 
     cells: Tensor  # (B, N), codes
     place: Tensor  # (B,), the agent's cell
     held: Tensor  # (B,), the colour of the key held; C: none
+    limit: Tensor  # (B,), steps after which the episode is truncated
     time: Tensor  # (B,), steps since the episode began
 
     def __init__(
         self,
         num_envs: int = 1,
         size: int = 8,
-        max_length: int = 2,
-        max_distractors: int = 1,
+        max_length: int | Sequence[int] = 2,
+        max_distractors: int | Sequence[int] = 1,
         n_colours: int = 4,
         view_size: int = 5,
         obs: str = "planes",
-        max_steps: int = 100,
+        max_steps: int | Sequence[int] = 100,
         device: torch.device | str = "cpu",
         render_mode: str | None = None,
     ):
-        num_envs, size, max_steps = whole("num_envs", num_envs), whole("size", size, 3), whole("max_steps", max_steps)
-        max_length, max_distractors = whole("max_length", max_length), whole("max_distractors", max_distractors, 0)
+        num_envs, size = whole("num_envs", num_envs), whole("size", size, 3)
+        self.max_steps = whole_or_range("max_steps", max_steps)
+        self.max_length = whole_or_range("max_length", max_length)
+        self.max_distractors = whole_or_range("max_distractors", max_distractors, 0)
         n_colours, view_size = whole("n_colours", n_colours), whole("view_size", view_size)
         require(view_size % 2 == 1, "view_size must be odd", view_size)
         require_choice("obs", obs, ("planes", "pixels"))
-        boxes, most = max_length + max_distractors, (size * (size - 1) - 1) // _ROOM
+        boxes, most = bounds(self.max_length)[1] + bounds(self.max_distractors)[1], (size * (size - 1) - 1) // _ROOM
         require(boxes <= most, f"max_length + max_distractors must be at most {most} in a room of {size}x{size}", boxes)
         require(boxes <= n_colours, "max_length + max_distractors must be at most n_colours", boxes)
         n_bytes = max(
             size**4, 8 * num_envs * size**2, 8 * size**2 * view_size**2, 4 * num_envs * view_size**2 * (n_colours + 2)
         )
         require_memory(n_bytes, num_envs=num_envs, size=size, view_size=view_size, n_colours=n_colours)
-        self.size, self.max_length, self.max_distractors = size, max_length, max_distractors
-        self.n_colours, self.view_size, self.obs, self.max_steps = n_colours, view_size, obs, max_steps
+        self.size, self.n_colours, self.view_size, self.obs = size, n_colours, view_size, obs
         self.gem = self.none = n_colours  # as a colour: the gem's, and that of no key
         shown: spaces.Space[Any] = spaces.Box(0, 1, (view_size**2 * (n_colours + 2) + n_colours,), np.float32)
         self._scale = max(_PIXELS, -(-_LEAST_PIXELS // view_size))
@@ -167,11 +171,11 @@ class BoxWorld(BatchedWorld):
         def chance(n: int) -> Tensor:
             return torch.rand(count, n, generator=self.generator, device=self.device)
 
-        def number(least: int, most: int) -> Tensor:
-            return torch.randint(least, most + 1, (count, 1), generator=self.generator, device=self.device)
+        def number(most: WholeOrRange) -> Tensor:
+            return (chance(1).squeeze(1) * draw_whole(most, count, self.generator)).long().unsqueeze(1)
 
-        longest, more = self.max_length, self.max_distractors
-        length, n_distractors = number(1, longest), number(0, more)
+        (_, longest), (low, more) = bounds(self.max_length), bounds(self.max_distractors)
+        length, n_distractors = 1 + number(self.max_length), number((low + 1, more + 1))
         right, wrong = torch.arange(longest, device=self.device), torch.arange(more, device=self.device)
         keys = chance(self.n_colours).argsort(1)  # the loose one, then those in right boxes, then those in wrong boxes
         held = torch.where(right < length - 1, keys[:, (right + 1).clamp(max=self.n_colours - 1)], self.gem)
@@ -185,7 +189,8 @@ class BoxWorld(BatchedWorld):
         cells.scatter_(1, places, torch.cat([self._code(LOOSE, keys[:, :1]), left], 1))
         cells.scatter_(1, places[:, 1:] + 1, right_cells)
         place = (chance(self.size**2) - (cells > 0).float()).argmax(1)
-        return {"cells": cells, "place": place, "held": torch.full_like(place, self.none), "time": torch.zeros_like(place)}
+        times = {"limit": draw_whole(self.max_steps, count, self.generator), "time": torch.zeros_like(place)}
+        return {"cells": cells, "place": place, "held": torch.full_like(place, self.none)} | times
 
     def _code(self, role: int, colour: Tensor) -> Tensor:
         return 1 + role * (self.n_colours + 1) + colour
@@ -223,7 +228,7 @@ class BoxWorld(BatchedWorld):
         self.place = torch.where(changes | (code == 0), to, self.place)
         self.held = torch.where(changes, torch.where(takes, colour, self.none), self.held)
         rewards = GEM_REWARD * gem + BOX_REWARD * (opens & ~wrong) + WRONG_REWARD * wrong
-        return rewards, gem | wrong, self.time == self.max_steps
+        return rewards, gem | wrong, self.time == self.limit
 
     def _answers(self) -> Answers:
         roles, colours = self._roles[self.cells], self._colours[self.cells]  # (B, N)
@@ -234,9 +239,10 @@ class BoxWorld(BatchedWorld):
 
     def returns(self) -> Returns:
         default = self._has_defaults("size", "max_length", "max_distractors", "n_colours", "view_size", "max_steps")
-        mean_length = (1 + self.max_length) / 2
+        mean_length = (1 + sum(bounds(self.max_length)) / 2) / 2
+        enough = bounds(self.max_steps)[0] >= _ENOUGH_STEPS * self.size**2
         # a tighter time limit than the default may be too short for a way to the gem
-        perfect = GEM_REWARD + BOX_REWARD * mean_length if self.max_steps >= _ENOUGH_STEPS * self.size**2 else None
+        perfect = GEM_REWARD + BOX_REWARD * mean_length if enough else None
         return Returns(random=0.44 if default else None, perfect=perfect)
 
     def _seen(self) -> Tensor:

@@ -7,6 +7,7 @@ the same maps, moves, views, rewards and ends (the tests compare them).
 Shapes: ``B`` worlds, ``L`` lengths of the corridor, ``V = 7`` cells along the view, ``K`` kinds of cells.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from rmc_rl.envs.base import Answers, BatchedWorld, Returns
 from rmc_rl.envs.parts import drawing, grid
-from rmc_rl.envs.parts.keywords import require_memory, whole
+from rmc_rl.envs.parts.keywords import draw_whole, require_memory, whole, whole_or_range
 from rmc_rl.errors import require, require_choice, require_truth
 
 LEFT, RIGHT, FORWARD = range(3)  # actions
@@ -100,13 +101,15 @@ class MemoryRoomWorld(BatchedWorld):
     :param size: cells along a side of the map, odd
     :param random_length: whether the length of the corridor is drawn in each episode
     :param start: "anywhere" in the room or the corridor, as in MiniGrid, or "sign", where the object in the room is visible
-    :param max_steps: steps after which the episode is truncated; None: ``5 * size ** 2``, as in MiniGrid
+    :param max_steps: steps after which the episode is truncated; None: ``5 * size ** 2``, as in MiniGrid; or a range
+        ``[low, high]``, drawn per episode
     :param device: where the tensors are
     :param render_mode: None, or "rgb_array": the map from above, the agent in purple, its goal in green
     :raises UsageError: for an even ``size`` or one below 7, an unknown start, or ``max_steps`` below 1
     """
 
     truncates = True
+    ranges = ("max_steps",)
     metadata: dict[str, Any] = BatchedWorld.metadata | {"render_modes": ["rgb_array"]}
 
     layout: Tensor  # (B,), an index of a length of the corridor
@@ -115,6 +118,7 @@ class MemoryRoomWorld(BatchedWorld):
     direction: Tensor  # (B,), an index of grid.MOVES
     objects: Tensor  # (B,), bit 0: the one in the room is a ball; bit 1: the northern one is
     has_looked: Tensor  # (B,) bool, whether an observation of this episode has shown the object in the room
+    limit: Tensor  # (B,), steps after which the episode is truncated
     time: Tensor  # (B,), steps since the episode began
 
     def __init__(
@@ -123,7 +127,7 @@ class MemoryRoomWorld(BatchedWorld):
         size: int = 11,
         random_length: bool = False,
         start: str = "anywhere",
-        max_steps: int | None = None,
+        max_steps: int | Sequence[int] | None = None,
         device: torch.device | str = "cpu",
         render_mode: str | None = None,
     ):
@@ -132,7 +136,7 @@ class MemoryRoomWorld(BatchedWorld):
         require_truth("random_length", random_length)
         require_choice("start", start, STARTS)
         self.random_length, self.start = bool(random_length), start
-        self.max_steps = 5 * size**2 if max_steps is None else whole("max_steps", max_steps)
+        self.max_steps = 5 * size**2 if max_steps is None else whole_or_range("max_steps", max_steps)
         ends = range(_SHORTEST, size - 2) if random_length else [size - 3]
         n_views = len(ends) * 4 * size**2 * 4
         require_memory(4 * n_views * KINDS * VIEW**2, size=size, random_length=random_length)
@@ -191,6 +195,7 @@ class MemoryRoomWorld(BatchedWorld):
             "direction": torch.full_like(layout, EAST),
             "objects": objects,
             "has_looked": torch.zeros_like(layout, dtype=torch.bool),
+            "limit": draw_whole(self.max_steps, count, self.generator),
             "time": torch.zeros_like(layout),
         }
 
@@ -208,7 +213,7 @@ class MemoryRoomWorld(BatchedWorld):
         north, south = (at_crossing & (self.row == middle + side) for side in (-1, 1))
         room_is_north = (self.objects == 0) | (self.objects == 3)
         right = torch.where(room_is_north, north, south)
-        return right * (1 - 0.9 * self.time / self.max_steps), north | south, self.time == self.max_steps
+        return right * (1 - 0.9 * self.time / self.limit), north | south, self.time == self.limit
 
     def _view(self) -> Tensor:
         """The index of the present view in the tables, ``(B,)``."""

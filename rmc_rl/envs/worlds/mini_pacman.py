@@ -8,6 +8,7 @@ networks", 2018, https://arxiv.org/abs/1806.01822, section 4.3.
 Shapes: ``B`` worlds, ``M`` mazes, ``P`` places of a maze, ``n`` places in view, ``g`` ghosts at most.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from rmc_rl.envs.base import Answers, BatchedWorld, Returns
 from rmc_rl.envs.parts import drawing, mazes
-from rmc_rl.envs.parts.keywords import require_memory, whole
+from rmc_rl.envs.parts.keywords import draw_whole, require_memory, whole, whole_or_range
 from rmc_rl.errors import require, require_choice
 
 VIEWS = ("window", "full")
@@ -118,13 +119,14 @@ class MiniPacmanWorld(BatchedWorld):
     :param obs: "planes" or "pixels"
     :param n_mazes: ``M``, the number of generated mazes, from which each episode draws; 0: the one fixed map
     :param maze_seed: which mazes are generated
-    :param max_steps: steps after which the episode is truncated
+    :param max_steps: steps after which the episode is truncated; or a range ``[low, high]``, drawn per episode
     :param device: where the tensors are
     :param render_mode: None, or "rgb_array": the whole maze, the visible part brighter
     :raises UsageError: for an unknown mode, view or obs, an even ``view_size``, or invalid numbers
     """
 
     truncates = True
+    ranges = ("max_steps",)
     metadata: dict[str, Any] = BatchedWorld.metadata | {"render_modes": ["rgb_array"]}
 
     maze: Tensor  # (B,), an index of the mazes
@@ -136,6 +138,7 @@ class MiniPacmanWorld(BatchedWorld):
     power: Tensor  # (B,), steps that a pill still lasts
     level: Tensor  # (B,), from 1
     level_time: Tensor  # (B,), steps since the level began
+    limit: Tensor  # (B,), steps after which the episode is truncated
     time: Tensor  # (B,), steps since the episode began
 
     def __init__(
@@ -147,7 +150,7 @@ class MiniPacmanWorld(BatchedWorld):
         obs: str = "planes",
         n_mazes: int = 0,
         maze_seed: int = 0,
-        max_steps: int = 200,
+        max_steps: int | Sequence[int] = 200,
         device: torch.device | str = "cpu",
         render_mode: str | None = None,
     ):
@@ -157,7 +160,7 @@ class MiniPacmanWorld(BatchedWorld):
         num_envs, view_size = whole("num_envs", num_envs), whole("view_size", view_size, 3)
         require(view_size % 2 == 1, "view_size must be odd", view_size)
         n_mazes, maze_seed = whole("n_mazes", n_mazes, 0), whole("maze_seed", maze_seed, 0)
-        max_steps = whole("max_steps", max_steps)
+        self.max_steps = whole_or_range("max_steps", max_steps)
         height, width = (view_size, view_size) if view == "window" else (mazes.HEIGHT, mazes.WIDTH)
         rule = "view_size must be at least 5 with obs='pixels'"
         require(obs == "planes" or height * _CELL >= _LEAST_PIXELS, rule, view_size)
@@ -167,7 +170,7 @@ class MiniPacmanWorld(BatchedWorld):
         pixels = spaces.Box(0, 255, (3, height * _CELL, width * _CELL), np.uint8)
         seen = planes if obs == "planes" else pixels
         super().__init__(num_envs, seen, spaces.Discrete(len(mazes.STEPS)), device, render_mode)
-        self.mode, self.rule, self.max_steps, self.obs = mode, MODES[mode], max_steps, obs
+        self.mode, self.rule, self.obs = mode, MODES[mode], obs
         self.view, self.view_size, self.view_shape, self.n_mazes = view, view_size, (height, width), n_mazes
         rng = np.random.default_rng(maze_seed)
         walls = [mazes.random_maze(rng) for _ in range(n_mazes)] or [mazes.fixed_maze()]
@@ -185,7 +188,8 @@ class MiniPacmanWorld(BatchedWorld):
     def _draw(self, count: int) -> dict[str, Tensor]:
         maze = torch.randint(len(self.walls), (count,), generator=self.generator, device=self.device)
         level = torch.ones_like(maze)
-        return {"maze": maze, "level": level, "time": torch.zeros_like(maze)} | self._draw_level(maze, level)
+        limit = draw_whole(self.max_steps, count, self.generator)
+        return {"maze": maze, "level": level, "limit": limit, "time": torch.zeros_like(maze)} | self._draw_level(maze, level)
 
     def _draw_level(self, maze: Tensor, level: Tensor) -> dict[str, Tensor]:
         """The state that is drawn for each level: all but maze, level and time."""
@@ -226,7 +230,7 @@ class MiniPacmanWorld(BatchedWorld):
         cleared = ~left & ~caught
         self.level = self.level + cleared.long()
         self._replace(cleared, lambda copies: self._draw_level(self.maze[copies], self.level[copies]))
-        return rewards.float(), caught, self.time == self.max_steps
+        return rewards.float(), caught, self.time == self.limit
 
     def _answers(self) -> Answers:
         actions = self.greedy(torch.ones_like(self.food), torch.zeros(self.num_envs, 5, device=self.device))

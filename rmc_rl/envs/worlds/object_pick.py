@@ -7,6 +7,7 @@ https://arxiv.org/abs/1909.10893, section 4.3 (trained with known distractors, t
 Shapes: ``B`` worlds, ``M`` objects, ``V = 7`` cells along the view.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch.nn.functional import embedding, one_hot
 
 from rmc_rl.envs.base import Answers, BatchedWorld, Returns
 from rmc_rl.envs.parts import drawing, grid
-from rmc_rl.envs.parts.keywords import require_memory, whole
+from rmc_rl.envs.parts.keywords import bounds, draw_whole, require_memory, whole, whole_or_range
 from rmc_rl.errors import require, require_truth
 
 LEFT, RIGHT, FORWARD = range(3)  # actions
@@ -75,17 +76,18 @@ class ObjectPickWorld(BatchedWorld):
 
     :param num_envs: ``B``, number of copies
     :param size: cells along a side of the room
-    :param n_distractors: objects besides the named one
+    :param n_distractors: objects besides the named one; or a range ``[low, high]``, drawn per episode
     :param held_out: how many of the twelve objects never appear
     :param only_held_out: whether the distractors are those held out, instead
     :param show_always: whether the name is shown at every step, so that it need not be remembered
-    :param max_steps: steps after which the episode is truncated
+    :param max_steps: steps after which the episode is truncated; or a range ``[low, high]``
     :param device: where the tensors are
     :param render_mode: None, or "rgb_array": the room from above, the named object on yellow, the agent dark
     :raises UsageError: for a ``size`` below 3, or too few objects or places
     """
 
     truncates = True
+    ranges = ("n_distractors", "max_steps")
     metadata: dict[str, Any] = BatchedWorld.metadata | {"render_modes": ["rgb_array"]}
 
     cells: Tensor  # (B, size, size)
@@ -93,35 +95,40 @@ class ObjectPickWorld(BatchedWorld):
     row: Tensor  # (B,), of the agent
     column: Tensor  # (B,)
     direction: Tensor  # (B,), an index of grid.MOVES
+    limit: Tensor  # (B,), steps after which the episode is truncated
     time: Tensor  # (B,), steps since the episode began
 
     def __init__(
         self,
         num_envs: int = 1,
         size: int = 5,
-        n_distractors: int = 1,
+        n_distractors: int | Sequence[int] = 1,
         held_out: int = 0,
         only_held_out: bool = False,
         show_always: bool = False,
-        max_steps: int = 50,
+        max_steps: int | Sequence[int] = 50,
         device: torch.device | str = "cpu",
         render_mode: str | None = None,
     ):
-        size, max_steps = whole("size", size, 3), whole("max_steps", max_steps)
-        n_distractors, held_out = whole("n_distractors", n_distractors), whole("held_out", held_out, 0)
+        size, held_out = whole("size", size, 3), whole("held_out", held_out, 0)
+        self.max_steps = whole_or_range("max_steps", max_steps)
+        self.n_distractors = whole_or_range("n_distractors", n_distractors)
+        self._most_distractors = bounds(self.n_distractors)[1]
         require_truth("only_held_out", only_held_out)
         require_truth("show_always", show_always)
         known = N_OBJECTS - held_out
         require(known >= 1, f"held_out must leave one of the {N_OBJECTS} objects", held_out)
         most = held_out if only_held_out else known - 1
-        require(n_distractors <= most, f"n_distractors must be at most the {most} objects there are", n_distractors)
+        require(self._most_distractors <= most, f"n_distractors must be at most the {most} objects there are", n_distractors)
         room = size**2 - 2  # for distractors, beside agent and object
-        require(n_distractors <= room, f"n_distractors must be at most {room} in a room of {size}x{size}", n_distractors)
+        require(
+            self._most_distractors <= room, f"n_distractors must be at most {room} in a room of {size}x{size}", n_distractors
+        )
         num_envs = whole("num_envs", num_envs)
         require_memory(8 * num_envs * size**2, num_envs=num_envs, size=size)
         features = _LOOKS * VIEW**2 + N_SHAPES + N_COLOURS
         super().__init__(num_envs, spaces.Box(0, 1, (features,), np.float32), spaces.Discrete(3), device, render_mode)
-        self.size, self.n_distractors, self.max_steps, self.show_always = size, n_distractors, max_steps, show_always
+        self.size, self.show_always = size, show_always
         self.held_out, self.known, self.only_held_out = held_out, known, only_held_out
         self._moves = torch.tensor(grid.MOVES, device=self.device)
         looks = torch.zeros(FIRST_OBJECT + N_OBJECTS, _LOOKS)  # of each kind of cell
@@ -159,10 +166,12 @@ class ObjectPickWorld(BatchedWorld):
 
         order = shuffled(self.known)
         others = self.known + shuffled(N_OBJECTS - self.known) if self.only_held_out else order[:, 1:]
-        objects = torch.cat([order[:, :1], others[:, : self.n_distractors]], 1)  # (count, M), the named one first
-        places = shuffled(self.size**2)[:, : 2 + self.n_distractors]
+        most = self._most_distractors
+        objects = torch.cat([order[:, :1], others[:, :most]], 1)  # (count, M), the named one first
+        places = shuffled(self.size**2)[:, : 2 + most]
+        is_there = torch.arange(most + 1, device=self.device) <= draw_whole(self.n_distractors, count, self.generator)[:, None]
         cells = torch.full((count, self.size**2), FLOOR, device=self.device)
-        cells.scatter_(1, places[:, 1:], FIRST_OBJECT + objects)
+        cells.scatter_(1, places[:, 1:], torch.where(is_there, FIRST_OBJECT + objects, FLOOR))
         direction = torch.randint(4, (count,), generator=self.generator, device=self.device)
         return {
             "cells": cells.view(-1, self.size, self.size),
@@ -170,6 +179,7 @@ class ObjectPickWorld(BatchedWorld):
             "row": places[:, 0] // self.size,
             "column": places[:, 0] % self.size,
             "direction": direction,
+            "limit": draw_whole(self.max_steps, count, self.generator),
             "time": torch.zeros_like(direction),
         }
 
@@ -182,8 +192,8 @@ class ObjectPickWorld(BatchedWorld):
         self.time = self.time + 1
         place = (self.row * self.size + self.column).unsqueeze(-1)
         found = self.cells.flatten(1).gather(1, place).squeeze(-1) - FIRST_OBJECT
-        rewards = (found == self.target) * (1 - 0.5 * self.time / self.max_steps)
-        return rewards, found >= 0, self.time == self.max_steps
+        rewards = (found == self.target) * (1 - 0.5 * self.time / self.limit)
+        return rewards, found >= 0, self.time == self.limit
 
     def _observe(self) -> Tensor:
         around = grid.ahead(self.cells, self.row, self.column, self.direction, VIEW, WALL)

@@ -7,6 +7,7 @@ Tasks: Zaremba & Sutskever, "Learning to execute", 2014, https://arxiv.org/abs/1
 Shapes: ``B`` worlds, ``P`` programs, ``T`` steps of the longest episode.
 """
 
+from collections.abc import Sequence
 from random import Random
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from rmc_rl.envs.base import Answers, BatchedWorld, Returns
 from rmc_rl.envs.parts import drawing
-from rmc_rl.envs.parts.keywords import require_memory, whole
+from rmc_rl.envs.parts.keywords import bounds, draw_whole, require_memory, whole, whole_or_range
 from rmc_rl.envs.parts.programs import CHARACTERS, MEMORISATION, TASKS, write_program
 from rmc_rl.errors import require, require_choice, require_truth
 
@@ -86,10 +87,10 @@ class ProgramEvalWorld(BatchedWorld):
 
     :param num_envs: ``B``, number of copies
     :param task: "addition", "control", "full", "copy", "reverse" or "double"
-    :param length: digits of a number, at most 1,000
-    :param nesting: operations of a program, at most 100; 1 for "copy", "reverse" and "double"
-    :param mix: whether each program has its own length and nesting, uniform from 1 to ``length`` and ``nesting``
-    :param n_programs: ``P``, the size of the pool
+    :param length: digits of a number, at most 1,000; or a range ``[low, high]``, drawn per episode
+    :param nesting: operations of a program, at most 100; 1 for "copy", "reverse" and "double"; or a range ``[low, high]``
+    :param mix: the same as ranges from 1 to ``length`` and from 1 to ``nesting``
+    :param n_programs: ``P``, the size of the pool, of which each length and nesting has an equal part
     :param pool_seed: which programs are in the pool
     :param device: where the tensors are
     :param render_mode: None, or "rgb_array": the program as far as it was shown (the present character on yellow), and below
@@ -98,6 +99,7 @@ class ProgramEvalWorld(BatchedWorld):
     """
 
     family = "recall"
+    ranges = ("length", "nesting")
     metadata: dict[str, Any] = BatchedWorld.metadata | {"render_modes": ["rgb_array"]}
 
     program: Tensor  # (B,), an index into the pool
@@ -108,8 +110,8 @@ class ProgramEvalWorld(BatchedWorld):
         self,
         num_envs: int = 1,
         task: str = "addition",
-        length: int = 2,
-        nesting: int = 1,
+        length: int | Sequence[int] = 2,
+        nesting: int | Sequence[int] = 1,
         mix: bool = False,
         n_programs: int = 2**16,
         pool_seed: int = 0,
@@ -117,19 +119,30 @@ class ProgramEvalWorld(BatchedWorld):
         render_mode: str | None = None,
     ):
         require_choice("task", task, TASKS)
-        length, nesting = whole("length", length, at_most=MOST_DIGITS), whole("nesting", nesting, at_most=MOST_NESTING)
+        self.length = whole_or_range("length", length, at_most=MOST_DIGITS)
+        self.nesting = whole_or_range("nesting", nesting, at_most=MOST_NESTING)
+        (_, longest), (_, deepest) = bounds(self.length), bounds(self.nesting)
         n_programs, pool_seed = whole("n_programs", n_programs), whole("pool_seed", pool_seed, at_least=0)
         require_truth("mix", mix)
-        require(nesting == 1 or task not in MEMORISATION, f"nesting must be 1 if task is '{task}'", nesting)
-        characters = (_NUMBERS_PER_OPERATION * nesting + 3) * length + _SIGNS_PER_OPERATION * nesting  # at most
+        if mix:
+            self.length, self.nesting = (1, longest), (1, deepest)
+        require(deepest == 1 or task not in MEMORISATION, f"nesting must be 1 if task is '{task}'", nesting)
+        characters = (_NUMBERS_PER_OPERATION * deepest + 3) * longest + _SIGNS_PER_OPERATION * deepest  # at most
         require_memory(8 * n_programs * characters, n_programs=n_programs, length=length, nesting=nesting)
-        self.task, self.length, self.nesting, self.mix = task, length, nesting, mix
+        self.task, self.mix = task, mix
+        lengths, nestings = (np.arange(low, high + 1) for low, high in (bounds(self.length), bounds(self.nesting)))
+        n_groups = len(lengths) * len(nestings)
+        require(n_programs >= n_groups, f"n_programs must be at least {n_groups}, one for each length and nesting", n_programs)
         super().__init__(num_envs, spaces.Discrete(_MARKER + 1), spaces.Discrete(10), device, render_mode)
         random = Random(pool_seed)
         self.pool: list[tuple[str, str]] = []  # program and result
-        for _ in range(n_programs):
-            sizes = (random.randint(1, length), random.randint(1, nesting)) if mix else (length, nesting)
-            self.pool.append(write_program(task, *sizes, random))
+        # the first program of each group of one length and nesting, and the end of the last
+        first = np.linspace(0, n_programs, n_groups + 1).round().astype(int)
+        sizes = [(int(digits), int(operations)) for digits in lengths for operations in nestings]
+        for each, count in zip(sizes, np.diff(first), strict=True):
+            self.pool += [write_program(task, *each, random) for _ in range(count)]
+        self._smallest, self._n_nestings = (int(lengths[0]), int(nestings[0])), len(nestings)
+        self._first = torch.from_numpy(first).to(self.device)
         self.longest = max(len(text) + len(result) for text, result in self.pool)  # T
         code = {character: index for index, character in enumerate(CHARACTERS)}
         shown = np.full((n_programs, self.longest), _MARKER, dtype=np.uint8)
@@ -144,9 +157,13 @@ class ProgramEvalWorld(BatchedWorld):
         self._ends, self._rewards = torch.tensor(ends, device=self.device), torch.tensor(rewards, device=self.device)
 
     def returns(self) -> Returns:
+        (shortest, longest), (least, most) = bounds(self.length), bounds(self.nesting)  # as they are now
+        pairs = [(digits, operations) for digits in range(shortest, longest + 1) for operations in range(least, most + 1)]
+        groups = [self._group(*pair) for pair in pairs]
+        pool = [each for group in groups for each in self.pool[self._first[group] : self._first[group + 1]]]
         # all markers look alike, so without memory one digit is the best answer to each
-        shares = [sum(result.count(digit) / len(result) for _, result in self.pool) for digit in "0123456789"]
-        return Returns(random=0.1, memoryless=max(shares) / len(self.pool), perfect=1.0)
+        shares = [sum(result.count(digit) / len(result) for _, result in pool) for digit in "0123456789"]
+        return Returns(random=0.1, memoryless=max(shares) / len(pool), perfect=1.0)
 
     def memory_demand(self) -> int:
         return self.longest - 1
@@ -156,8 +173,15 @@ class ProgramEvalWorld(BatchedWorld):
         known = digits != _NOT_ASKED
         return Answers(torch.where(known, digits, 0).long(), known)
 
+    def _group(self, length: Any, nesting: Any) -> Any:
+        """The number of the group of programs of these sizes, numbers or tensors."""
+        return (length - self._smallest[0]) * self._n_nestings + nesting - self._smallest[1]
+
     def _draw(self, count: int) -> dict[str, Tensor]:
-        program = torch.randint(len(self.pool), (count,), generator=self.generator, device=self.device)
+        group = self._group(*(draw_whole(sizes, count, self.generator) for sizes in (self.length, self.nesting)))
+        first, end = self._first[group], self._first[group + 1]
+        share = torch.rand(count, generator=self.generator, dtype=torch.float64, device=self.device)
+        program = first + (share * (end - first)).long()
         acted = torch.full((count, self.longest), -1, dtype=torch.int8, device=self.device)
         return {"program": program, "time": torch.zeros_like(program), "acted": acted}
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rmc_rl.envs.base import Answers, BatchedWorld, Returns
 from rmc_rl.envs.parts import drawing
-from rmc_rl.envs.parts.keywords import bounds, draw_whole, number, whole, whole_or_range
+from rmc_rl.envs.parts.keywords import bounds, draw_number, draw_whole, number_or_range, whole_or_range
 
 UP, RIGHT, DOWN, LEFT = range(4)  # actions
 SIGN_UP, SIGN_DOWN, CORRIDOR, JUNCTION = range(4)  # observations
@@ -63,42 +63,49 @@ class TMazeWorld(BatchedWorld):
 
     :param num_envs: ``B``, number of copies
     :param length: steps from the sign to the junction; or a range ``[low, high]``, drawn per episode
-    :param max_steps: steps after which the episode is truncated; None: five times the episode's length
-    :param penalty: cost of a step into a wall
+    :param max_steps: steps after which the episode is truncated; or a range; None: five times the episode's length
+    :param penalty: cost of a step into a wall; or a range ``[low, high]``
     :param device: where the tensors are
     :param render_mode: None, or "rgb_array": the maze from above, the right arm in green, the agent in purple
     :raises UsageError: for a ``length`` below 1, ``max_steps`` too small to reach an arm, or a negative penalty
     """
 
     truncates = True
-    ranges = ("length",)
+    ranges = ("length", "max_steps", "penalty")
     metadata: dict[str, Any] = BatchedWorld.metadata | {"render_modes": ["rgb_array"]}
 
     sign: Tensor  # (B,), SIGN_UP or SIGN_DOWN
     junction: Tensor  # (B,), steps from the start to the junction
     place: Tensor  # (B,), steps from the start to the agent
     arm: Tensor  # (B,), for pictures: -1 up, 1 down, 0 not in an arm
+    limit: Tensor  # (B,), steps after which the episode is truncated
+    cost: Tensor  # (B,), of a step into a wall
     time: Tensor  # (B,), steps since the episode began
 
     def __init__(
         self,
         num_envs: int = 1,
         length: int | Sequence[int] = 10,
-        max_steps: int | None = None,
-        penalty: float = 0.01,
+        max_steps: int | Sequence[int] | None = None,
+        penalty: float | Sequence[float] = 0.01,
         device: torch.device | str = "cpu",
         render_mode: str | None = None,
     ):
         self.length = whole_or_range("length", length)
         longest = bounds(self.length)[1]
-        self.max_steps = None if max_steps is None else whole("max_steps", max_steps, longest + 1)
-        self.penalty = number("penalty", penalty, at_least=0)
+        self.max_steps = None if max_steps is None else whole_or_range("max_steps", max_steps, longest + 1)
+        self.penalty = number_or_range("penalty", penalty, at_least=0)
         super().__init__(num_envs, spaces.Discrete(4), spaces.Discrete(4), device, render_mode)
 
     def _draw(self, count: int) -> dict[str, Tensor]:
         sign = torch.randint(2, (count,), generator=self.generator, device=self.device)
         zeros = {name: torch.zeros_like(sign) for name in ("place", "arm", "time")}
-        return {"sign": sign, "junction": draw_whole(self.length, count, self.generator), **zeros}
+        junction = draw_whole(self.length, count, self.generator)
+        limit = _STEPS_PER_LENGTH * junction
+        if self.max_steps is not None:
+            limit = draw_whole(self.max_steps, count, self.generator)
+        cost = draw_number(self.penalty, count, self.generator)
+        return {"sign": sign, "junction": junction, "limit": limit, "cost": cost, **zeros}
 
     def _answers(self) -> Answers:
         turn = torch.where(self.sign == SIGN_DOWN, DOWN, UP)
@@ -115,8 +122,7 @@ class TMazeWorld(BatchedWorld):
         bumps = (place == self.place) & ~ends
         self.place, self.time = place, self.time + 1
         self.arm = torch.where(ends, torch.where(actions == DOWN, 1, -1), 0)
-        limit = _STEPS_PER_LENGTH * self.junction if self.max_steps is None else self.max_steps
-        return right.float() - self.penalty * bumps.float(), ends, self.time == limit
+        return right.float() - self.cost * bumps.float(), ends, self.time == self.limit
 
     def _observe(self) -> Tensor:
         after = torch.where(self.place == self.junction, JUNCTION, CORRIDOR)
@@ -124,17 +130,19 @@ class TMazeWorld(BatchedWorld):
 
     def returns(self) -> Returns:
         low, high = bounds(self.length)
-        random = np.mean([self._random_return(length) for length in range(low, high + 1)])
-        return Returns(random=float(random), memoryless=0.5, perfect=1.0)
+        limit, random = self.max_steps, None
+        if not isinstance(limit, tuple):
+            random = float(np.mean([self._random_return(length, limit) for length in range(low, high + 1)]))
+        return Returns(random=random, memoryless=0.5, perfect=1.0)
 
-    def _random_return(self, length: int) -> float:
+    def _random_return(self, length: int, limit: int | None) -> float:
         """The mean return of random play in a corridor of this length."""
         at = np.zeros(length + 1)  # probability of being at each place
-        at[0], total = 1, 0.0
-        for _ in range(_STEPS_PER_LENGTH * length if self.max_steps is None else self.max_steps):
+        at[0], total, penalty = 1, 0.0, float(np.mean(bounds(self.penalty)))
+        for _ in range(_STEPS_PER_LENGTH * length if limit is None else limit):
             # at the junction one of four actions enters the right arm and one, right, is into a wall; elsewhere up and down
             # are into walls, and so is left at the start
-            total += at[-1] / 4 - self.penalty * (at[-1] / 4 + at[:-1].sum() / 2 + at[0] / 4)
+            total += at[-1] / 4 - penalty * (at[-1] / 4 + at[:-1].sum() / 2 + at[0] / 4)
             moved = np.zeros_like(at)
             moved[1:] += at[:-1] / 4
             moved[:-1] += at[1:] / 4
