@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for processes that tests start
+# whoever runs the tests in the background of a script has Ctrl-C ignored, and so have all processes that tests start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # the key that signs runs: not that of the user who runs the tests
 os.environ.setdefault("XDG_STATE_HOME", tempfile.mkdtemp(prefix="rmc-rl-tests-"))
 torch.set_num_threads(1)  # the networks here are small: threads would only wait for each other

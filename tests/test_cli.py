@@ -673,7 +673,7 @@ def test_evaluating_on_other_spaces_is_a_mistake(call):
     assert call(train, *TINY, "total_timesteps=88")[0] == 0
     status, _, err = call(evaluate, f"run={only_run().path}", "env_kwargs.n_symbols=5")
     assert status == 2
-    assert err.startswith("error: env and env_kwargs must leave the observation_space as it was in training")
+    assert err.startswith("error: env, env_kwargs and partial must leave the observation_space as it was in training")
 
 
 def test_where_an_evaluation_cannot_be_written_it_is_not_played(call, monkeypatch):

@@ -101,7 +101,7 @@ def test_a_run_is_shared_and_comes_back(run, call, tmp_path, monkeypatch, checko
     status, out, err = call("run=shared", "episodes=4", "n_envs=2", "seed=77", "device=cpu", verb=evaluate)
     assert (status, "time: " in out) == (0, True)
     kept = json.loads((shared / "evaluation.json").read_text())
-    again = json.loads(next((shared / "evaluations").iterdir()).read_text())
+    again = json.loads(next((shared / "evaluations").glob("*.json")).read_text())
     assert again["return"] == kept["return"]
     assert again["timesteps_trained"] == kept["timesteps_trained"] == 8
 
@@ -121,7 +121,7 @@ def test_a_run_is_shared_and_comes_back(run, call, tmp_path, monkeypatch, checko
 def test_the_card_states_the_evaluation_and_nothing_tells_a_path(run, call, tmp_path):
     assert call(f"run={run}", "to=shared")[0] == 0
     shared = tmp_path / "shared"
-    found = json.loads(next((run / "evaluations").iterdir()).read_text())
+    found = json.loads(next((run / "evaluations").glob("*.json")).read_text())
     card = huggingface_hub.ModelCard.load(shared / "README.md")
     assert card.data.library_name == "stable-baselines3"
     assert {"rmc-rl", "gru", "rmc_rl/NthFarthest-v0"} <= set(card.data.tags)
@@ -165,7 +165,7 @@ def test_mistakes_get_one_line(run, call, tmp_path, monkeypatch):
     (tmp_path / "full" / "file").touch()
     unevaluated = tmp_path / "unevaluated"
     shutil.copytree(run, unevaluated)
-    (result,) = (unevaluated / "evaluations").iterdir()
+    (result,) = (unevaluated / "evaluations").glob("*.json")
     result.write_text(json.dumps(json.loads(result.read_text()) | dict(timesteps_trained=4)))  # of an earlier model
     for arguments, line in [
         ([f"run={run}"], "to must be a new or empty folder, as in to=shared, got None"),

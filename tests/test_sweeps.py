@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from omegaconf import OmegaConf
 
 from rmc_rl import train
@@ -198,7 +199,7 @@ def test_a_launcher_that_breaks_off_gets_one_line(call, monkeypatch):
     def killed(*_args, **_kwargs):
         raise RuntimeError("a worker was killed\nby the system")
 
-    monkeypatch.setattr("hydra._internal.core_plugins.basic_launcher.BasicLauncher.launch", killed)
+    monkeypatch.setattr(BasicLauncher, "launch", killed)
     status, out, err = call("-m", "seed=1,2", "core=memoryless", *SHORT)
     assert (status, err) == (1, "error: the sweep broke off: RuntimeError: a worker was killed\n")
     assert "\nsweep: 0 of 2 done in " in out

@@ -519,7 +519,7 @@ def test_mp4(call, run):
         (["fps=0", "format=gif"], "fps must be a finite number above 0 and at most 100, got 0"),
         (["fromat=gif"], "unknown key 'fromat'; did you mean 'format'?"),
         (["model=best", "format=gif"], "model must have been saved by the run, got 'best', and there is no"),
-        (["env_kwargs.n_symbols=5", "format=gif"], "env and env_kwargs must leave the observation_space as it was"),
+        (["env_kwargs.n_symbols=5", "format=gif"], "env, env_kwargs and partial must leave the observation_space as it was"),
         (["episodes=0", "format=gif"], "episodes must be a whole number of at least 1, got 0"),
     ],
 )

@@ -264,7 +264,7 @@ def _explain(
             return unknown(f"key of {node}", leaf, siblings)
         elsewhere = [name for name in known if name.rpartition(".")[2] == key]
         env = env or OmegaConf.select(compose(config_name), "env")
-        if not elsewhere and key in _env_keywords(env):
+        if key in _env_keywords(env):
             elsewhere = [f"env_kwargs.{key}"]
         if elsewhere:
             return UsageError(f"unknown key '{key}'; did you mean '{elsewhere[0]}'?")
