@@ -24,6 +24,7 @@ from test_policies import ACTIONS, OBSERVATIONS, VECTOR, Echo, echo
 from rmc_rl import MlpMemoryPolicy, RecurrentPPO
 from rmc_rl.agents.evaluation import evaluate_episodes
 from rmc_rl.agents.lstm_policies import CnnLstmPolicy, MlpLstmPolicy
+from rmc_rl.agents.rollout import Acting
 from rmc_rl.agents.stock import StockRecurrentPPO
 from rmc_rl.envs.previous_action_reward import PreviousActionReward
 from rmc_rl.errors import NonFiniteError, UsageError
@@ -397,6 +398,35 @@ def test_a_module_may_cache_what_it_computed_in_a_rollout():
 
     kwargs = dict(core="gru", features_extractor_class=Extractor)
     RecurrentPPO(MlpMemoryPolicy, echo(VECTOR), n_steps=8, batch_size=8, policy_kwargs=kwargs).learn(32)
+
+
+@pytest.mark.parametrize("plain", [True, False], ids=["known modules", "a user's module"])
+def test_a_rollout_gives_no_inference_tensors_away(plain):
+    modes, found = [], []
+
+    class Watch(BaseCallback):
+        def _on_step(self):
+            values = self.locals
+            states = values["lstm_states"]
+            found.extend([values["actions"], values["values"], values["log_probs"], *states.pi, *states.vf])
+            return True
+
+    class Mine(torch.nn.Tanh):
+        def forward(self, x):
+            modes.append(torch.is_inference_mode_enabled())
+            return super().forward(x)
+
+    kwargs = dict(core="gru", encoder=[4], activation_fn=torch.nn.Tanh if plain else Mine)
+    model = RecurrentPPO(MlpMemoryPolicy, echo(VECTOR), n_steps=8, batch_size=8, policy_kwargs=kwargs)
+    assert Acting(model.policy).infers == plain
+    model.learn(16, callback=Watch())
+    assert not any(modes)
+    tensors = [value for value in found if isinstance(value, torch.Tensor)]
+    assert len(tensors) >= 8 * 6
+    assert not any(tensor.is_inference() for tensor in tensors)
+    handle = model.policy.core.register_forward_hook(print)
+    assert not Acting(model.policy).infers
+    handle.remove()
 
 
 class Simulator(VecEnv):

@@ -16,6 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from rmc_rl.agents.cores import GRU, LSTM, RMC, BRIMs, Core, RIMs
+from rmc_rl.agents.cores.kernels import dispatch
 from rmc_rl.agents.cores.kernels.cpu import build, calling, library
 from rmc_rl.agents.cores.kernels.cpu import rims as cpu_rims
 from rmc_rl.agents.cores.kernels.cpu import rnn as cpu_rnn
@@ -321,6 +322,41 @@ def test_a_saved_core_depends_on_no_kernel(case):
     other.load_state_dict(core.state_dict())
 
 
+@needs_native
+@pytest.mark.parametrize("case", ["rmc usual", "rims usual", "brims usual"])
+def test_decisions_hold_for_a_rollout_and_weights_do_not(case, monkeypatch):
+    core, calls = make(case, kernel="native"), used(monkeypatch)
+    inputs, state, starts = data(core, case)
+    looks, has_plain_modules = [], Core.has_plain_modules
+    monkeypatch.setattr(Core, "has_plain_modules", lambda self: looks.append(True) or has_plain_modules(self))
+    decisions = dispatch.Decisions()
+
+    def check():
+        with torch.no_grad():
+            with decisions:
+                found = [core(inputs[t : t + 1], state, starts[t : t + 1]) for t in range(3)]
+            for t in range(3):
+                torch.testing.assert_close(found[t], core(inputs[t : t + 1], state, starts[t : t + 1]), rtol=0, atol=0)
+
+    check()
+    assert len(looks) == 1 + 3
+    assert len(calls) == 6
+    others = {name: value + 0.1 for name, value in core.state_dict().items()}
+    before = core(inputs, state)[0]
+    for change in (
+        lambda: core.load_state_dict(others),
+        lambda: [setattr(parameter, "data", parameter.data * 1.1) for parameter in core.parameters()],
+        lambda: [parameter.add_(0.1) for parameter in core.parameters()],
+    ):
+        with torch.no_grad():
+            change()
+        check()
+        assert not torch.allclose(core(inputs, state)[0], before)
+    with decisions:
+        core(inputs, state)[0].sum().backward()  # nothing is kept while gradients are recorded
+    assert all(parameter.grad is not None for name, parameter in core.named_parameters() if name.endswith("weight"))
+
+
 class ScaledMlpRMC(RMC):
     def _mlp(self, rows):
         return 2 * super()._mlp(rows)
@@ -480,7 +516,8 @@ def lstm_call(**changes):
         starts=None,
         parameters=dict(weight_hh=torch.randn(4 * width, width), bias_hh=torch.randn(4 * width)),
     )
-    return arguments | changes
+    arguments |= changes
+    return arguments | dict(parameters=calling.Parameters(arguments["parameters"]))
 
 
 class WiderSizes(ctypes.Structure):
@@ -539,7 +576,9 @@ def test_layer_sizes_of_another_size_are_stopped():
     with pytest.raises(
         RuntimeError, match="kernel rims_lstm disagree about bytes of the structure LayerSizes: 56 in Python, 64"
     ):
-        calling.unroll(calling.Kernel("rims_lstm", sizes, 1), dict(input_rows=inputs), state, None, None, {})
+        calling.unroll(
+            calling.Kernel("rims_lstm", sizes, 1), dict(input_rows=inputs), state, None, None, calling.Parameters({})
+        )
 
 
 @pytest.mark.parametrize("case", ["rmc usual", "rims usual", "brims usual"])

@@ -16,11 +16,12 @@ from gymnasium import spaces
 from sb3_contrib.common.maskable.distributions import make_masked_proba_distribution
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
-from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.distributions import CategoricalDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
+from torch.distributions import Categorical
 
 from rmc_rl.agents.cores import Core, make_core
 from rmc_rl.agents.encoder import SMALLEST_CNN_IMAGE, DictExtractor, EncodedFeatures, check_spaces, fits_cnn
@@ -248,9 +249,20 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
             RNNStates(actor_states, critic_states),
         )
 
-    def _distribution(self, latent: Tensor, action_masks: Tensor | None = None) -> Distribution:
-        """The distribution of actions, from the actor's last hidden layer ``(B, H)``; see :meth:`forward` for the masks."""
+    def _distribution(self, latent: Tensor, action_masks: Tensor | None = None, sampled: bool = False) -> Distribution:
+        """
+        The distribution of actions.
+
+        :param latent: the actor's last hidden layer, ``(B, H)``
+        :param action_masks: see :meth:`forward`
+        :param sampled: whether actions are sampled from it. On the CPU ``torch.multinomial`` then refuses what is not finite,
+            so that torch need not look at the parameters of the distribution as well
+        """
         if action_masks is None:
+            usual = type(self)._get_action_dist_from_latent is ActorCriticPolicy._get_action_dist_from_latent
+            if sampled and usual and type(self.action_dist) is CategoricalDistribution and latent.is_cpu:
+                self.action_dist.distribution = Categorical(logits=self.action_net(latent), validate_args=False)
+                return self.action_dist
             return self._get_action_dist_from_latent(latent)
         require(not isinstance(self.action_space, spaces.Box), "action masks need discrete actions", self.action_space)
         logits = self.action_net(latent)
@@ -284,7 +296,7 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
         self.acted_on = ActedOn(obs, lstm_states, episode_starts)
         unroll = partial(unroll_sequences, episode_starts=episode_starts)
         latent_pi, latent_vf, states = self._latents(obs, lstm_states, unroll)
-        distribution = self._distribution(latent_pi, action_masks)
+        distribution = self._distribution(latent_pi, action_masks, sampled=not deterministic)
         actions = distribution.get_actions(deterministic=deterministic)
         log_prob = distribution.log_prob(actions)
         actions = actions.reshape(-1, *(self.action_space.shape or ()))

@@ -15,11 +15,14 @@ from gymnasium import spaces
 from sb3_contrib.common.maskable.utils import get_action_masks
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from torch import Tensor
 
 from rmc_rl.agents.checks import check_rollout
+from rmc_rl.agents.cores.base import PLAIN, is_plain
+from rmc_rl.agents.cores.kernels.dispatch import Decisions
 from rmc_rl.agents.policies import MlpMemoryPolicy
 from rmc_rl.agents.sequences import SequenceBuffer
 from rmc_rl.agents.state import StatePair
@@ -142,6 +145,34 @@ class DeviceStepper:
         self.algorithm._update_info_buffer(ended, np.ones(len(ended), dtype=bool))
 
 
+class Acting:
+    """
+    The steps of a policy in one rollout, for which kernels are found and their weights are prepared once.
+
+    Torch's inference mode takes less time than ``no_grad``, but a tensor that a module keeps from it cannot be used in
+    training. So it is used only if all modules are of torch, Stable-Baselines3, sb3-contrib or this package, and its tensors
+    are copied.
+
+    :param policy: who acts
+    """
+
+    def __init__(self, policy: MlpMemoryPolicy):
+        self.policy, self.decisions = policy, Decisions()
+        self.infers = is_plain(policy, (*PLAIN, "stable_baselines3.", "sb3_contrib."))
+
+    def __call__(
+        self, obs: PyTorchObs, states: RNNStates, episode_starts: Tensor, action_masks: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, RNNStates]:
+        """See :meth:`~rmc_rl.MlpMemoryPolicy.forward`."""
+        with torch.inference_mode() if self.infers else torch.no_grad(), self.decisions:
+            actions, values, log_probs, after = self.policy(obs, states, episode_starts, action_masks=action_masks)
+        if self.infers:
+            pi = tuple(half.clone() for half in after.pi)
+            vf = pi if after.vf is after.pi else tuple(half.clone() for half in after.vf)
+            actions, values, log_probs, after = actions.clone(), values.clone(), log_probs.clone(), RNNStates(pi, vf)
+        return actions, values, log_probs, after
+
+
 class RolloutCollector(sb3_contrib.RecurrentPPO):
     """The half of :class:`~rmc_rl.RecurrentPPO` that plays: from observations to a full buffer."""
 
@@ -175,7 +206,7 @@ class RolloutCollector(sb3_contrib.RecurrentPPO):
         # a wrapper would have to see each step
         on_device = not isinstance(env, VecEnvWrapper) and getattr(env, "on_device", False)
         stepper = DeviceStepper(self, env) if on_device else HostStepper(self, env)
-        lstm_states = self._last_lstm_states
+        lstm_states, act = self._last_lstm_states, Acting(self.policy)
         while n_steps < n_rollout_steps:
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                 self.policy.reset_noise(env.num_envs)
@@ -184,14 +215,8 @@ class RolloutCollector(sb3_contrib.RecurrentPPO):
                 self._last_obs, self._last_episode_starts, self._last_lstm_states, masks
             )
             try:
-                with torch.no_grad():
-                    sampled, values, log_probs, lstm_states = self.policy(
-                        obs_tensor, self._last_lstm_states, episode_starts, action_masks=action_masks
-                    )
-            except (
-                ValueError,
-                RuntimeError,
-            ) as error:  # distributions refuse what is not finite
+                sampled, values, log_probs, lstm_states = act(obs_tensor, self._last_lstm_states, episode_starts, action_masks)
+            except (ValueError, RuntimeError) as error:  # distributions refuse what is not finite
                 self._check_finite(rollout_buffer, error)
                 raise
             taken, stored = self._decide(env, sampled)
@@ -234,7 +259,8 @@ class RolloutCollector(sb3_contrib.RecurrentPPO):
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
         # statistics are kept for many episodes, and an environment may write to the same dictionary again
         ended = {index: info["episode"] for index, info in enumerate(infos) if info.get("episode") is not None}
-        infos = [info | dict(episode=dict(ended[index])) if index in ended else info for index, info in enumerate(infos)]
+        if ended:
+            infos = [info | dict(episode=dict(ended[index])) if index in ended else info for index, info in enumerate(infos)]
         super()._update_info_buffer(infos, dones)
 
     def _check_finite(self, buffer: SequenceBuffer, error: Exception | None = None) -> None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rmc_rl.errors import require
+from rmc_rl.errors import UsageError
 
 StatePair = tuple[Tensor, ...]  # two halves of a flat state, each (L, B, W), with L * W = ceil(S / 2)
 
@@ -36,6 +36,8 @@ def split_state(state: Tensor, num_layers: int = 1) -> StatePair:
     if state.shape[1] % 2:
         state = nn.functional.pad(state, (0, 1))
     halves = state.chunk(2, dim=-1) if state.shape[1] else (state,) * 2
+    if num_layers == 1:
+        return halves[0].unsqueeze(0).contiguous(), halves[1].unsqueeze(0).contiguous()  # (B, W) -> (1, B, W)
     width = halves[0].shape[1] // num_layers
     # (B, L * W) -> (B, L, W) -> (L, B, W)
     first, second = (half.reshape(len(state), num_layers, width).transpose(0, 1) for half in halves)
@@ -53,8 +55,9 @@ def check_state(pair: StatePair, state_size: int, num_layers: int = 1) -> None:
     """
     shape = (num_layers, (state_size + 1) // 2 // num_layers)
     fits = len(pair) == 2 and all(half.dim() == 3 and half.shape[::2] == shape for half in pair)
-    rule = f"a state must be a pair of arrays ({shape[0]}, n_envs, {shape[1]})"
-    require(fits, rule, tuple(tuple(half.shape) for half in pair))
+    if not fits:
+        found = tuple(tuple(half.shape) for half in pair)
+        raise UsageError(f"a state must be a pair of arrays ({shape[0]}, n_envs, {shape[1]}), got {found}")
 
 
 def join_state(pair: StatePair, state_size: int, num_layers: int = 1) -> Tensor:
@@ -68,5 +71,6 @@ def join_state(pair: StatePair, state_size: int, num_layers: int = 1) -> Tensor:
     :raises UsageError: if the pair does not have this shape
     """
     check_state(pair, state_size, num_layers)
-    halves = [half.transpose(0, 1).flatten(1) for half in pair]  # (L, B, W) -> (B, L, W) -> (B, L * W)
+    # (L, B, W) -> (B, L, W) -> (B, L * W)
+    halves = [half[0] if num_layers == 1 else half.transpose(0, 1).flatten(1) for half in pair]
     return torch.cat(halves, dim=-1)[:, :state_size]

@@ -11,14 +11,12 @@ do. The state is one flat vector per sequence, so code that stores states does n
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from types import ModuleType
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from rmc_rl.agents.cores.kernels import dispatch
-from rmc_rl.compat import constant_for_compiler, torch_is_watching
+from rmc_rl.compat import constant_for_compiler
 
 # an axis of a tensor that people look at: what one entry is ("slot"; "head" and "unit" are averaged in pictures), or a label
 # for each entry
@@ -31,6 +29,9 @@ HARMLESS = frozenset({
     *("__type_params__", "__abstractmethods__", "_abc_impl", "__dict__", "__weakref__"),
     *("size_arguments", "extra_repr", "initial_state", "axes", "memory_parts"),
 })  # fmt: skip
+
+# names of the packages whose modules a kernel knows
+PLAIN = ("torch.nn.modules.", "rmc_rl.")
 
 
 class Core(nn.Module, ABC):
@@ -116,26 +117,6 @@ class Core(nn.Module, ABC):
             outputs.append(output)
         return torch.stack(outputs), state
 
-    def find_kernel(self, inputs: Tensor, state: Tensor) -> ModuleType | None:
-        """
-        Find the fused kernel to compute with.
-
-        :param inputs: the tensor that the kernel would read
-        :param state: the state before it
-        :return: the kernel's module. None means eager torch: under :meth:`inspect` and autocast; while torch traces or
-            transforms the operations, see :func:`rmc_rl.compat.torch_is_watching`; for a core that :meth:`is_modified`; and
-            for one without
-            :meth:`has_plain_modules`
-        """
-        if torch_is_watching():
-            return None
-        device = inputs.device.type
-        kernel = dispatch.fused(self.kernel, self.kernel_family, device)
-        if kernel is None or self._looks is not None or torch.is_autocast_enabled(device):
-            return None
-        plain = all(type(tensor) in (Tensor, nn.Parameter) for tensor in (inputs, state))  # their memory can be read
-        return kernel if plain and not self.is_modified() and self.has_plain_modules() else None
-
     @constant_for_compiler
     def is_modified(self) -> bool:
         """
@@ -155,7 +136,7 @@ class Core(nn.Module, ABC):
         Whether the submodules compute what their classes in torch or in this package say: none has hooks, replaced methods, or
         a class from elsewhere (pruned, quantised, adapted ...).
         """
-        return all(map(_is_plain, self._modules.values()))
+        return all(module is None or is_plain(module) for module in self._modules.values())
 
     def _has(self, name: str) -> bool:
         """Whether the core has a name without the classes from outside this package."""
@@ -218,20 +199,26 @@ class Core(nn.Module, ABC):
             self._looks.setdefault(name, []).append(value)
 
 
-def _is_plain(module: nn.Module | None) -> bool:
-    """:meth:`Core.has_plain_modules`, for one module and its submodules. None is an empty place for a module."""
-    if module is None:
-        return True
+def is_plain(module: nn.Module, packages: tuple[str, ...] = PLAIN) -> bool:
+    """
+    Whether a module and its submodules compute what their classes say, and these are of known packages: none has hooks,
+    replaced methods, or a class from elsewhere (pruned, quantised, adapted ...).
+
+    :param module: the module
+    :param packages: beginnings of the names of modules
+    """
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         return False
     cls: type = type(module)
-    return _is_known(cls) and _methods(cls).isdisjoint(module.__dict__) and all(map(_is_plain, module._modules.values()))
+    if not cls.__module__.startswith(packages) or not _methods(cls).isdisjoint(module.__dict__):
+        return False
+    return all(part is None or is_plain(part, packages) for part in module._modules.values())
 
 
 @functools.cache
 def _is_known(cls: type) -> bool:
     """Whether a class is one of torch's modules or of this package."""
-    return cls.__module__.startswith(("torch.nn.modules.", "rmc_rl."))
+    return cls.__module__.startswith(PLAIN)
 
 
 @functools.cache

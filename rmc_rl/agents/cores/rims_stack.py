@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rmc_rl.agents.cores.base import Axis, Core
+from rmc_rl.agents.cores.kernels import dispatch
 from rmc_rl.agents.cores.layers import InitialState
 from rmc_rl.agents.cores.rims_arguments import LayerArguments, ModuleArguments
 from rmc_rl.agents.cores.rims_layer import ModuleLayer
@@ -83,9 +84,9 @@ class ModuleStack(Core):
         return self.advance(*self.embed(x), state)
 
     def forward(self, inputs: Tensor, state: Tensor, starts: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if self.is_modified():
+        kernel = dispatch.find(self, inputs, state)
+        if kernel is None and self.is_modified():
             return super().forward(inputs, state, starts)  # a subclass may override any method, step included
-        kernel = self.find_kernel(inputs, state)
         states: Tensor | None = None if kernel is None else kernel.unroll(self, self.embedding(inputs), state, starts)
         if states is None:
             # keys and values of the input, for all steps at once

@@ -9,6 +9,7 @@ Shapes: ``B`` batch, ``T`` time, ``N`` memory slots, ``n`` entities (input rows)
 """
 
 import math
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -197,22 +198,20 @@ class RMC(Core):
         return self._advance(*self._embed(x), state)
 
     def forward(self, inputs: Tensor, state: Tensor, starts: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if self.is_modified():
+        kernel = dispatch.find(self, inputs, state)
+        if kernel is None and self.is_modified():
             return super().forward(inputs, state, starts)  # a subclass may override any method, step included
         embedded = self._embed(inputs)  # the part that depends on the inputs alone, for all steps at once
-        memories = self._run_kernel(embedded, state, starts)
+        memories = None if kernel is None else self._run(kernel, embedded, state, starts)
         if memories is None:
             return self.unroll(self._advance, embedded, state, starts)
         # (T, B, N, D) -> (T B, N, D), (T B, O) -> (T, B, O)
         outputs = self._read(memories.flatten(0, 1)).view(*memories.shape[:2], self.output_size)
         return outputs, memories[-1].flatten(1)
 
-    def _run_kernel(self, embedded: tuple[Tensor, ...], state: Tensor, starts: Tensor | None) -> Tensor | None:
-        """The memory after each step, ``(T, B, N, D)``; None if no kernel computes it."""
+    def _run(self, kernel: ModuleType, embedded: tuple[Tensor, ...], state: Tensor, starts: Tensor | None) -> Tensor | None:
+        """The memory after each step, ``(T, B, N, D)``; None if the kernel does not support these tensors."""
         rows = embedded[0]
-        kernel = self.find_kernel(rows, state)
-        if kernel is None:
-            return None
         gates = embedded[1].squeeze(-2) if len(embedded) > 1 else None
         memories: Tensor | None = kernel.unroll(self, rows, gates, state, starts)
         # (T, B, N D) -> (T, B, N, D)

@@ -123,16 +123,16 @@ class TorchRNN(Core):
         """One step of a layer: input ``(B, F)`` and its parts of the state ``(B, W)`` -> the new parts ``(parts, B, W)``."""
 
     def forward(self, inputs: Tensor, state: Tensor, starts: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if self.is_modified() or forward_mode_is_active():
+        if dispatch.keep((self, "modified"), self.is_modified) or forward_mode_is_active():
             return super().forward(inputs, state, starts)  # torch's networks call no method of ours, and know no forward mode
         # acting: splitting at starts would copy them from the device and wait for it
-        if len(inputs) == 1 and self.has_plain_modules():
+        if len(inputs) == 1 and dispatch.keep((self, "plain"), self.has_plain_modules):
             if starts is not None:
                 state = torch.where(starts[0].unsqueeze(-1), self.initial_state(len(state)), state)
             output, state = self.step(inputs[0], state)
             return output.unsqueeze(0), state
         drops = self.training and self.dropout > 0
-        kernel = None if drops else self.find_kernel(inputs, state)
+        kernel = None if drops else dispatch.find(self, inputs, state)
         if kernel is not None and self.torch_is_fused and self.kernel == "auto" and (starts is None or not starts.any()):
             kernel = None  # torch's own is as fast
         fused: tuple[Tensor, Tensor] | None = None if kernel is None else kernel.unroll(self, inputs, state, starts)

@@ -16,12 +16,22 @@ not support these tensors. ``cpu/rmc.py`` is the first one to read.
 
 import functools
 import importlib
+import threading
 import warnings
+from collections.abc import Callable, Iterable
 from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from torch import Tensor, nn
 
+from rmc_rl.compat import torch_is_watching
 from rmc_rl.errors import require_choice
+
+if TYPE_CHECKING:
+    from rmc_rl.agents.cores.base import Core
+
+T = TypeVar("T")
 
 KERNELS = ("auto", "eager", "native")
 # (family of cores, type of device) -> module of this package
@@ -33,6 +43,84 @@ MODULES = {
 }
 # types of device on which the kernels were timed, so that "auto" uses them
 TIMED = ("cpu",)
+
+
+class Decisions:
+    """
+    What was decided and prepared for cores at an earlier call, for many calls that each compute a short step::
+
+        decisions = Decisions()
+        for observation in rollout:
+            with torch.no_grad(), decisions:
+                policy(observation)
+
+    Whether a kernel may compute a core (its class, methods, submodules and hooks) is looked at in the first call, and so are
+    the places of its parameters. Values of parameters may change: torch counts changes in place, other than those through
+    ``parameter.data``, which a kernel may notice only with new decisions.
+    """
+
+    def __init__(self) -> None:
+        self.made: dict[Any, tuple[Any, list[tuple[int, int]]]] = {}
+
+    def __enter__(self) -> None:
+        self._outer, _active.decisions = _active.decisions, self
+
+    def __exit__(self, *error: object) -> None:
+        _active.decisions = self._outer
+
+
+class _Active(threading.local):
+    decisions: Decisions | None = None
+
+
+_active = _Active()
+
+
+def keep(key: Any, make: Callable[[], T], parameters: Iterable[Tensor] = ()) -> T:
+    """
+    Compute something, or take it from the active :class:`Decisions`. There are none while gradients are recorded.
+
+    :param key: what it is, and of which core
+    :param make: computes it
+    :param parameters: what it depends on; it is computed again if one of them was moved or changed
+    """
+    if torch.compiler.is_compiling() or _active.decisions is None or torch.is_grad_enabled():
+        return make()
+    made = _active.decisions.made
+    try:
+        versions = [(parameter.data_ptr(), parameter._version) for parameter in parameters]
+    except RuntimeError:  # a tensor of inference mode has no version, and one of a function transform no memory
+        return make()
+    found = made.get(key)
+    if found is None or found[1] != versions:
+        found = made[key] = make(), versions
+    return found[0]
+
+
+def find(core: "Core", inputs: Tensor, state: Tensor) -> ModuleType | None:
+    """
+    Find the fused kernel that computes a core.
+
+    :param core: the core
+    :param inputs: what it reads
+    :param state: the state before it
+    :return: the kernel's module. None means eager torch: under :meth:`Core.inspect` and autocast; while torch traces or
+        transforms the operations, see :func:`rmc_rl.compat.torch_is_watching`; for a core that :meth:`Core.is_modified`; and
+        for one without :meth:`Core.has_plain_modules`
+    """
+    device = inputs.device.type
+    kernel = keep((core, core.kernel, device), lambda: _find_for(core, device))
+    if kernel is None or core._looks is not None or torch.is_autocast_enabled(device):
+        return None
+    plain = all(type(tensor) in (Tensor, nn.Parameter) for tensor in (inputs, state))  # their memory can be read
+    return kernel if plain else None
+
+
+def _find_for(core: "Core", device: str) -> ModuleType | None:
+    if torch_is_watching():
+        return None
+    kernel = fused(core.kernel, core.kernel_family, device)
+    return None if kernel is None or core.is_modified() or not core.has_plain_modules() else kernel
 
 
 def check_kernel(kernel: str) -> None:

@@ -87,6 +87,29 @@ class Kernel(NamedTuple):
     work: int
 
 
+class Parameters:
+    """
+    The parameters of a core as a kernel reads them.
+
+    :param tensors: by their names in C++ and in that order
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]):
+        self.tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+    @functools.cached_property
+    def structure(self) -> _NamedTensors:
+        """Names, addresses and numbers of elements for C++."""
+        return _named(self.tensors)
+
+    @functools.cached_property
+    def dtype(self) -> torch.dtype | None:
+        """Their dtype; None if a kernel does not support them."""
+        tensors = self.tensors.values()
+        dtype = next(iter(tensors)).dtype
+        return dtype if dtype in DTYPES and all(x.dtype == dtype and x.is_cpu for x in tensors) else None
+
+
 class _Arguments(NamedTuple):
     """The tensors of a call, contiguous."""
 
@@ -94,7 +117,7 @@ class _Arguments(NamedTuple):
     states: Tensor
     saved: Tensor | None
     inputs: Mapping[str, Tensor | None]
-    parameters: Mapping[str, Tensor]
+    parameters: Parameters
 
 
 def unroll(
@@ -103,7 +126,7 @@ def unroll(
     state: Tensor,
     initial_state: Tensor | None,
     starts: Tensor | None,
-    parameters: Mapping[str, Tensor],
+    parameters: Parameters,
 ) -> Tensor:
     """
     All steps of a core.
@@ -113,20 +136,20 @@ def unroll(
     :param state: before the first step, ``(B, S)``
     :param initial_state: at the start of an episode, ``(B, S)``; None if ``starts`` is None
     :param starts: ``(T, B)`` bool or None, see :meth:`Core.forward`
-    :param parameters: parameters by their names in C++ and in that order
+    :param parameters: of the core
     :return: the state after each step, ``(T, B, S)``
     :raises MemoryError: if memory is exhausted
     :raises RuntimeError: if Python and C++ disagree about the arguments
     """
     inputs = {"state": state, "initial_state": initial_state, **inputs}
     if torch.is_grad_enabled():
-        names = tuple(inputs), tuple(parameters)
-        states: Tensor = _Unroll.apply(kernel, starts, *names, *inputs.values(), *parameters.values())  # type: ignore[no-untyped-call]
+        names, tensors = (tuple(inputs), tuple(parameters.tensors)), parameters.tensors.values()
+        states: Tensor = _Unroll.apply(kernel, starts, *names, *inputs.values(), *tensors)  # type: ignore[no-untyped-call]
         return states
     return _forward(kernel, starts, inputs, parameters, save=False).states
 
 
-def takes(inputs: Tensor, state: Tensor, starts: Tensor | None, state_size: int, parameters: Iterable[Tensor]) -> bool:
+def takes(inputs: Tensor, state: Tensor, starts: Tensor | None, state_size: int, parameters: Parameters) -> bool:
     """
     Whether a kernel supports these tensors: on the CPU, of one supported dtype, not empty, and of shapes that fit. Otherwise
     eager torch computes with them, or raises its own error.
@@ -139,24 +162,33 @@ def takes(inputs: Tensor, state: Tensor, starts: Tensor | None, state_size: int,
     """
     time, batch = inputs.shape[:2]
     return (
-        inputs.dtype in DTYPES
+        inputs.dtype == state.dtype == parameters.dtype
+        and inputs.is_cpu
+        and state.is_cpu
         and 0 not in (time, batch)
-        and all(tensor.dtype == inputs.dtype and tensor.is_cpu for tensor in (inputs, state, *parameters))
         and state.shape == (batch, state_size)
         and (starts is None or (starts.is_cpu and starts.shape == (time, batch)))
     )
+
+
+def without_empty(starts: Tensor | None) -> Tensor | None:
+    """
+    ``starts``, or None if no episode starts: then a core needs no initial state.
+
+    While gradients are recorded, starts are returned as they are: a learned initial state then has a gradient, which is 0.
+    """
+    return None if starts is None or (not torch.is_grad_enabled() and not starts.any()) else starts
 
 
 def _forward(
     kernel: Kernel,
     starts: Tensor | None,
     inputs: Mapping[str, Tensor | None],
-    parameters: Mapping[str, Tensor],
+    parameters: Parameters,
     save: bool,
 ) -> _Arguments:
     """Run forward. ``save``: keep what backward needs."""
     inputs = {name: None if x is None else x.contiguous() for name, x in inputs.items()}
-    parameters = {name: parameter.contiguous() for name, parameter in parameters.items()}
     starts = None if starts is None else starts.to(torch.bool).contiguous()
     state, _, first, *_ = inputs.values()
     assert state is not None
@@ -184,13 +216,11 @@ class _Unroll(torch.autograd.Function):
         *tensors: Any,
     ) -> Tensor:
         count = len(inputs)
-        of_inputs, of_parameters = (
-            dict(zip(inputs, tensors, strict=False)),
-            dict(zip(parameters, tensors[count:], strict=True)),
-        )
+        of_inputs = dict(zip(inputs, tensors, strict=False))
+        of_parameters = Parameters(dict(zip(parameters, tensors[count:], strict=True)))
         arguments = _forward(kernel, starts, of_inputs, of_parameters, save=any(ctx.needs_input_grad))
         ctx.kernel, ctx.inputs, ctx.parameters = kernel, inputs, parameters
-        ctx.save_for_backward(*arguments[:3], *arguments.inputs.values(), *arguments.parameters.values())
+        ctx.save_for_backward(*arguments[:3], *arguments.inputs.values(), *of_parameters.tensors.values())
         return arguments.states
 
     @staticmethod
@@ -198,12 +228,12 @@ class _Unroll(torch.autograd.Function):
         refuse_second_derivatives()
         starts, states, saved, *tensors = ctx.saved_tensors
         inputs = dict(zip(ctx.inputs, tensors, strict=False))
-        parameters = dict(zip(ctx.parameters, tensors[len(inputs) :], strict=True))
+        parameters = Parameters(dict(zip(ctx.parameters, tensors[len(inputs) :], strict=True)))
         grad = grad.contiguous()
         of_inputs = [None if x is None else torch.empty_like(x) for x in inputs.values()]
         if inputs["initial_state"] is not None:
             of_inputs[list(inputs).index("initial_state")] = torch.zeros_like(inputs["initial_state"])  # each start adds to it
-        of_parameters = [torch.empty_like(parameter) for parameter in parameters.values()]
+        of_parameters = [torch.empty_like(parameter) for parameter in parameters.tensors.values()]
         call = _call(ctx.kernel, _Arguments(starts, states, saved, inputs, parameters))
         counts = len(of_inputs), len(of_parameters)
         gradients = _Gradients(sizeof(_Gradients), _address(grad), *counts, _addresses(of_inputs), _addresses(of_parameters))
@@ -222,7 +252,7 @@ def _call(kernel: Kernel, arguments: _Arguments) -> _Call:
         sizes_size=sizeof(kernel.sizes),
         sizes=ctypes.addressof(kernel.sizes),
         inputs=_named(inputs),
-        parameters=_named(parameters),
+        parameters=parameters.structure,
         starts=_address(starts),
         states=_address(states),
         saved=_address(saved),

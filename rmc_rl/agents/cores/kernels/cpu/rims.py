@@ -5,12 +5,13 @@ Shapes: those of ``rims_layer.py`` of the cores.
 """
 
 from ctypes import POINTER, Structure, c_double, c_int64, sizeof
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rmc_rl.agents.cores.kernels import dispatch
 from rmc_rl.agents.cores.kernels.cpu import calling
 from rmc_rl.agents.cores.kernels.cpu.library import about, why_not
 from rmc_rl.agents.cores.rims_layer import VARIANTS, Communication, InputAttention, ModuleLayer
@@ -54,6 +55,14 @@ class Sizes(Structure):
     ]
 
 
+class _Prepared(NamedTuple):
+    """What does not depend on the inputs."""
+
+    kernel: calling.Kernel
+    rows: list[tuple[Tensor, Tensor | None]]  # weight and bias of each row of the input
+    parameters: calling.Parameters
+
+
 def unroll(core: "ModuleStack", inputs: Tensor, state: Tensor, starts: Tensor | None = None) -> Tensor | None:
     """
     All steps of RIMs or BRIMs.
@@ -64,11 +73,23 @@ def unroll(core: "ModuleStack", inputs: Tensor, state: Tensor, starts: Tensor | 
     :param starts: ``(T, B)`` bool or None, see :meth:`Core.forward`
     :return: the state after each step ``(T, B, S)``; None if the kernel does not support these tensors
     """
+    if inputs.ndim != 3 or (core.training and core.layer(0).sizes.dropout > 0):
+        return None
+    all_parameters = dispatch.keep((core, "parameters"), lambda: list(core.layers.parameters()))
+    prepared = dispatch.keep((core, "kernel"), lambda: _prepare(core, all_parameters), all_parameters)
+    if prepared is None or not calling.takes(inputs, state, starts, core.state_size, prepared.parameters):
+        return None
+    kernel, of_rows, parameters = prepared
+    rows = [functional.linear(inputs, *of_row) for of_row in of_rows]
+    starts = calling.without_empty(starts)
+    initial_state = None if starts is None else core.initial_state(len(state))
+    return calling.unroll(kernel, dict(input_rows=torch.stack(rows, dim=2)), state, initial_state, starts, parameters)
+
+
+def _prepare(core: "ModuleStack", all_parameters: list[nn.Parameter]) -> _Prepared | None:
+    if calling.Parameters({str(index): each for index, each in enumerate(all_parameters)}).dtype is None:
+        return None
     layers = [core.layer(index) for index in range(len(core.layers))]
-    if inputs.ndim != 3 or (core.training and layers[0].sizes.dropout > 0):
-        return None
-    if not calling.takes(inputs, state, starts, core.state_size, core.layers.parameters()):
-        return None
     sizes = _sizes(core, layers)
     parameters: dict[str, Tensor] = {}
     for index, layer in enumerate(layers):
@@ -77,13 +98,11 @@ def unroll(core: "ModuleStack", inputs: Tensor, state: Tensor, starts: Tensor | 
             of_layer |= _weights("step_row", *_row(layer.input_attention, core.input_copies if index == 0 else 0))
         if core.variant != "atari":
             bias = _row(layer.input_attention, 0)[1]
-            of_layer["null_row"] = _null_row(inputs, sizes, layer) if bias is None else bias
+            of_layer["null_row"] = _null_row(sizes, layer) if bias is None else bias
         parameters |= {f"layers.{index}.{name}": tensor for name, tensor in of_layer.items()}
-    rows = [functional.linear(inputs, *_row(layers[0].input_attention, index)) for index in range(core.input_copies)]
+    rows = [_row(layers[0].input_attention, index) for index in range(core.input_copies)]
     work = sum(tensor.numel() for tensor in parameters.values())
-    kernel = calling.Kernel(f"rims_{layers[0].sizes.cell}", sizes, work)
-    initial_state = None if starts is None else core.initial_state(len(state))
-    return calling.unroll(kernel, dict(input_rows=torch.stack(rows, dim=2)), state, initial_state, starts, parameters)
+    return _Prepared(calling.Kernel(f"rims_{layers[0].sizes.cell}", sizes, work), rows, calling.Parameters(parameters))
 
 
 def _sizes(core: "ModuleStack", layers: list[ModuleLayer]) -> Sizes:
@@ -118,8 +137,8 @@ def _sizes(core: "ModuleStack", layers: list[ModuleLayer]) -> Sizes:
     )
 
 
-def _null_row(inputs: Tensor, sizes: Sizes, layer: ModuleLayer) -> Tensor:
-    return inputs.new_zeros(sizes.input_heads * sizes.input_key_size + layer.sizes.read_size)
+def _null_row(sizes: Sizes, layer: ModuleLayer) -> Tensor:
+    return layer.cells.from_state.weight.new_zeros(sizes.input_heads * sizes.input_key_size + layer.sizes.read_size)
 
 
 def _row(attention: InputAttention, index: int) -> tuple[Tensor, Tensor | None]:

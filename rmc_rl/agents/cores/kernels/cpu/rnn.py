@@ -37,7 +37,9 @@ def unroll(core: "TorchRNN", inputs: Tensor, state: Tensor, starts: Tensor | Non
     :return: outputs ``(T, B, W)`` and the state after the last step ``(B, S)``; None if the kernel does not support these
         tensors
     """
-    if inputs.ndim != 3 or not calling.takes(inputs, state, starts, core.state_size, core.rnn.parameters()):
+    if inputs.ndim != 3 or not calling.takes(
+        inputs, state, starts, core.state_size, calling.Parameters(dict(core.rnn.named_parameters()))
+    ):
         return None
     width, parts = core.rnn.hidden_size, core.state_parts
     initial_state = None if starts is None else core.initial_state(len(state))
@@ -52,7 +54,9 @@ def unroll(core: "TorchRNN", inputs: Tensor, state: Tensor, starts: Tensor | Non
         weights = {name: getattr(core.rnn, f"{name}_l{layer}") for name in ("weight_ih", "bias_ih", "weight_hh", "bias_hh")}
         # the input's part of the gates does not depend on the state: one product for all steps
         from_input = functional.linear(inputs, weights.pop("weight_ih"), weights.pop("bias_ih"))
-        states = calling.unroll(kernel, dict(from_input=from_input), layer_state, layer_initial, starts, weights)
+        states = calling.unroll(
+            kernel, dict(from_input=from_input), layer_state, layer_initial, starts, calling.Parameters(weights)
+        )
         inputs = states[..., :width]
         last.append(states[-1].view(len(state), parts, width))
     return inputs, torch.stack(last, dim=2).flatten(1)  # (B, parts, L, W) -> (B, S)
