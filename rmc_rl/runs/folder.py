@@ -17,6 +17,7 @@ A run's folder: what lies in it, how it is written and read back.
 ``runs/sweeps/`` holds no runs, but what Hydra and :mod:`rmc_rl.command_line.sweep` write about sweeps.
 """
 
+import errno
 import glob
 import itertools
 import os
@@ -301,7 +302,13 @@ def written_whole(path: Path) -> Iterator[BufferedIOBase]:
     partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("wb") as file:
-            yield file
+            try:
+                yield file
+            except RuntimeError as error:
+                # torch hides an error of the disk behind one of its own
+                if "inline_container" not in str(error):
+                    raise
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
