@@ -308,7 +308,8 @@ def written_whole(path: Path) -> Iterator[BufferedIOBase]:
                 # torch hides an error of the disk behind one of its own
                 if "inline_container" not in str(error):
                     raise
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+                cause = error.__context__
+                raise cause if isinstance(cause, OSError) else OSError(errno.EIO, "the file could not be written") from error
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
