@@ -437,8 +437,7 @@ def trouble_case(case: Case, number: int, trouble: Trouble, whole: Whole, folder
         run = find_run(folder, name)
         check_stopped(run, count, 0 if expected > 128 else EVERY)
         lines = [line for line in outcome.printed.splitlines() if line.startswith("error: ")]
-        says = trouble.says in outcome.printed or "could not be written" in outcome.printed  # torch may hide the reason
-        answered = outcome.status == expected and says and "Traceback" not in outcome.printed
+        answered = outcome.status == expected and trouble.says in outcome.printed and "Traceback" not in outcome.printed
         if not answered or len(lines) > 1:
             count.lost.append(f"{case.name}: {trouble.kind}, status {outcome.status}:\n{outcome.printed[-1000:]}")
         outcome = Process(arguments, folder).end()

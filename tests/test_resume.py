@@ -95,7 +95,6 @@ def test_a_run_that_is_stopped_by_a_signal_goes_on_to_the_same_end(call, whole, 
     assert (status, "has taken its 1,056 steps" in out) == (0, True)
 
 
-@pytest.mark.slow
 def test_a_run_that_is_stopped_in_any_way_goes_on_to_the_same_end(checkout, tmp_path):
     command = [sys.executable, str(checkout / "scripts" / "torture.py"), "--quick", "--json", "table.json"]
     environment = os.environ | dict(OMP_WAIT_POLICY="passive")

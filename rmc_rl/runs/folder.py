@@ -17,8 +17,8 @@ A run's folder: what lies in it, how it is written and read back.
 ``runs/sweeps/`` holds no runs, but what Hydra and :mod:`rmc_rl.command_line.sweep` write about sweeps.
 """
 
-import errno
 import glob
+import io
 import itertools
 import os
 import platform
@@ -302,14 +302,7 @@ def written_whole(path: Path) -> Iterator[BufferedIOBase]:
     partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("wb") as file:
-            try:
-                yield file
-            except RuntimeError as error:
-                # torch hides an error of the disk behind one of its own
-                if "inline_container" not in str(error):
-                    raise
-                cause = error.__context__
-                raise cause if isinstance(cause, OSError) else OSError(errno.EIO, "the file could not be written") from error
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -344,8 +337,10 @@ def save_model(model: BaseAlgorithm, path: Path) -> None:
     if normalized is not None:
         with written_whole(normalization_path(path)) as file:
             file.write(statistics(normalized).encode())
+    content = io.BytesIO()  # torch would hide an error of the disk behind one of its own
+    model.save(content)
     with written_whole(path) as file:
-        model.save(file)
+        file.write(content.getbuffer())
 
 
 class FoundRuns(NamedTuple):
