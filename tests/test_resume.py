@@ -95,6 +95,32 @@ def test_a_run_that_is_stopped_by_a_signal_goes_on_to_the_same_end(call, whole, 
     assert (status, "has taken its 1,056 steps" in out) == (0, True)
 
 
+def test_a_full_disk_is_an_error_of_the_disk_wherever_it_strikes(python):
+    # torch's own writer would raise a RuntimeError
+    script = """
+import resource, signal
+from pathlib import Path
+from rmc_rl import MlpMemoryPolicy, RecurrentPPO
+from rmc_rl.runs.folder import save_model
+
+model = RecurrentPPO(MlpMemoryPolicy, "CartPole-v1", n_steps=8, batch_size=8, policy_kwargs=dict(core="gru"))
+path = Path("model.zip")
+save_model(model, path)
+whole = path.read_bytes()
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+for size in range(0, len(whole), len(whole) // 20):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    try:
+        save_model(model, path)
+    except OSError:
+        continue
+    raise SystemExit(f"{size} bytes were enough")
+assert path.read_bytes() == whole
+"""
+    done = python("-c", script)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_run_that_is_stopped_in_any_way_goes_on_to_the_same_end(checkout, tmp_path):
     command = [sys.executable, str(checkout / "scripts" / "torture.py"), "--quick", "--json", "table.json"]
     environment = os.environ | dict(OMP_WAIT_POLICY="passive")
