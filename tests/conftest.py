@@ -34,3 +34,21 @@ def python(tmp_path):
 def checkout() -> Path:
     """The folder of the checkout."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def call(monkeypatch, tmp_path, capsys):
+    """Call a verb, as the command line does, in an empty folder: exit status, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(verb, *arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [f"{verb.__name__}.py", *map(str, arguments)])
+        status = 0
+        try:
+            verb.main()
+        except SystemExit as end:
+            status = end.code
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return run

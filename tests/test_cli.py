@@ -44,24 +44,6 @@ TINY = [
 ]
 
 
-@pytest.fixture(name="call")
-def make_call(monkeypatch, tmp_path, capsys):
-    """Call a verb in an empty folder: exit status, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(verb, *arguments):
-        monkeypatch.setattr(sys, "argv", [f"{verb.__name__}.py", *arguments])
-        status = 0
-        try:
-            verb.main()
-        except SystemExit as end:
-            status = end.code
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return call
-
-
 def only_run(core="rmc", env="rmc_rl-Copy-v0") -> Run:
     (path,) = Path("runs", env, core).iterdir()
     return Run.open(path)

@@ -154,26 +154,18 @@ def three_seeds(**more):
 
 
 @pytest.fixture(name="call")
-def make_call(monkeypatch, tmp_path, capsys):
-    """Call the verb in an empty folder: exit status, standard output and standard error. Pictures are drawn, but not saved."""
-    monkeypatch.chdir(tmp_path)
+def make_call(call, monkeypatch):
+    """Compare. Pictures are drawn, but not saved."""
     saved = plots.render
     monkeypatch.setattr(statistics, "RESAMPLES", 1000)
     monkeypatch.setattr(plots, "render", lambda _figure, form: form.encode())
 
-    def call(*arguments, pictures=False):
+    def call_compare(*arguments, pictures=False):
         if pictures:
             monkeypatch.setattr(plots, "render", saved)
-        monkeypatch.setattr(sys, "argv", ["compare.py", *arguments])
-        status = 0
-        try:
-            compare.main()
-        except SystemExit as end:
-            status = end.code
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
+        return call(compare, *arguments)
 
-    return call
+    return call_compare
 
 
 def rows(path):

@@ -1,6 +1,5 @@
 """Keywords that rise as the return allows, ranges of keywords, and warnings about memory and entropy."""
 
-import csv
 import inspect
 import warnings
 from collections import deque
@@ -11,6 +10,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from stable_baselines3.common.logger import Logger
+from tiny_runs import curve
 
 from rmc_rl import MlpMemoryPolicy, RecurrentPPO, evaluate, load_policy, make_vec, train
 from rmc_rl.command_line.advice import EntropyWarning, memory_demand, warn_about_memory
@@ -23,30 +23,6 @@ RUN = Path("runs/rmc_rl-Copy-v0/lstm")
 TINY = ["core=lstm", "core.width=4", "device=cpu", "num_threads=1", "n_envs=16", "algo.n_steps=11", "algo.batch_size=44"]
 TINY += ["algo.n_epochs=1", "env_kwargs.n_symbols=2", "env_kwargs.length=2"]
 CONSTANT = ["algo.learning_rate_schedule=constant", "algo.ent_coef_schedule=constant"]
-
-
-@pytest.fixture(name="call")
-def make_call(monkeypatch, tmp_path, capsys):
-    """Call a verb in an empty folder: exit status, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(verb, *arguments):
-        monkeypatch.setattr("sys.argv", [f"{verb.__name__}.py", *arguments])
-        status = 0
-        try:
-            verb.main()
-        except SystemExit as end:
-            status = end.code
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return call
-
-
-def curve(run):
-    with (run / "progress.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [{name: value for name, value in row.items() if name not in ("time/fps", "time/time_elapsed")} for row in rows]
 
 
 def test_a_run_through_a_curriculum_is_resumed_exactly_and_evaluated_at_the_end(call):

@@ -5,10 +5,12 @@ import json
 import re
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_runs import SHORT
 
 from rmc_rl import evaluate, train
 from rmc_rl.command_line.agent import reference_returns
@@ -16,20 +18,6 @@ from rmc_rl.envs import make_vec
 from rmc_rl.errors import UsageError
 from rmc_rl.runs.folder import find_runs
 from rmc_rl.studies.tables import text_table
-
-TINY = [
-    "env=rmc_rl/Copy-v0",
-    "env_kwargs.n_symbols=4",
-    "env_kwargs.length=3",
-    "env_kwargs.delay=5",
-    "device=cpu",
-    "num_threads=1",
-    "n_envs=4",
-    "algo.n_steps=22",
-    "algo.batch_size=44",
-    "algo.n_epochs=1",
-    "total_timesteps=88",
-]
 
 
 @pytest.fixture(scope="module")
@@ -39,29 +27,17 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for core, seed in (("memoryless", 1), ("gru", 2)):
-            patch.setattr(sys, "argv", ["train", *TINY, f"core={core}", f"seed={seed}"])
+            patch.setattr(sys, "argv", ["train", *SHORT, f"core={core}", f"seed={seed}"])
             train.main()
     (folder / "runs" / "sweeps" / "20260101-000000" / "0").mkdir(parents=True)
     return folder
 
 
 @pytest.fixture(name="call")
-def make_call(trained, monkeypatch, tmp_path, capsys):
-    """Evaluate beside a copy of the runs: exit status, standard output and standard error."""
+def make_call(call, trained, tmp_path):
+    """Evaluate beside a copy of the runs."""
     shutil.copytree(trained / "runs", tmp_path / "runs")
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["evaluate", "device=cpu", *arguments])
-        status = 0
-        try:
-            evaluate.main()
-        except SystemExit as end:
-            status = end.code
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return call
+    return partial(call, evaluate, "device=cpu")
 
 
 def runs():

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import partial
 
 import gymnasium
 import numpy as np
@@ -173,18 +174,8 @@ def write_run(folder, env_id=MASKED, normalized="obs"):
 
 
 @pytest.fixture(name="call")
-def make_call(monkeypatch, capsys):
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["export.py", *arguments])
-        status = 0
-        try:
-            export.main()
-        except SystemExit as end:
-            status = end.code
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return call
+def make_call(call):
+    return partial(call, export)
 
 
 def test_a_run_is_exported_and_plays_alone(call, tmp_path):

@@ -1,6 +1,5 @@
 """What happens every so many steps of training: evaluations, patience, pictures of the memory, callbacks of the user."""
 
-import csv
 import re
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from gymnasium import spaces
 from sb3_contrib import RecurrentPPO as StockRecurrentPPO
 from stable_baselines3.common.vec_env import VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_runs import curve
 
 from rmc_rl import evaluate, load_policy, train
 from rmc_rl.agents import MlpMemoryPolicy, match_parameters
@@ -31,30 +31,6 @@ COPY = ["env=rmc_rl/Copy-v0", "env_kwargs.n_symbols=4", "env_kwargs.length=3", "
 TINY = [*COPY, *SMALL, "core=gru", "core.width=8", "name=first"]
 EVALUATE = ["evaluate_every=150", "evaluation.episodes=12", "evaluation.env_kwargs.delay=7"]
 RUN = Path("runs/rmc_rl-Copy-v0/gru/first")
-
-
-@pytest.fixture(name="call")
-def make_call(monkeypatch, tmp_path, capsys):
-    """Call a verb in an empty folder: exit status, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(verb, *arguments):
-        monkeypatch.setattr(sys, "argv", [verb.__name__, *map(str, arguments)])
-        status = 0
-        try:
-            verb.main()
-        except SystemExit as end:
-            status = end.code
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return call
-
-
-def curve(run=RUN):
-    with (run / "progress.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [{name: value for name, value in row.items() if name not in ("time/fps", "time/time_elapsed")} for row in rows]
 
 
 def column(name, run=RUN):
@@ -121,7 +97,7 @@ def test_a_run_with_evaluations_that_is_stopped_goes_on_to_the_same_end(call, mo
     status, _, err = call(train, f"resume={RUN}")
     assert status == 0, err
     whole = Path("whole", *RUN.parts[1:])
-    assert curve() == curve(whole)
+    assert curve(RUN) == curve(whole)
     assert equal(weights(), weights(whole))
     assert equal(weights(model="best"), weights(whole, "best"))
 

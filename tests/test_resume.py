@@ -1,6 +1,5 @@
 """A run's life on the command line: stopped, killed, resumed, named, started from other weights."""
 
-import csv
 import errno
 import io
 import json
@@ -19,6 +18,7 @@ from typing import Any
 import gymnasium
 import pytest
 import torch
+from tiny_runs import curve
 
 from rmc_rl import evaluate, load_policy, train
 from rmc_rl.agents.ppo import RecurrentPPO
@@ -32,31 +32,6 @@ COPY = ["env_kwargs.n_symbols=4", "env_kwargs.length=3", "env_kwargs.delay=5", "
 SMALL = ["device=cpu", "num_threads=1", "n_envs=4", "algo.n_steps=22", "algo.batch_size=44", "algo.n_epochs=1"]
 TINY = [*COPY, *SMALL, "checkpoint_every=150", "name=first"]
 RUN = Path("runs/rmc_rl-Copy-v0/rmc/first")
-
-
-@pytest.fixture(name="call")
-def make_call(monkeypatch, tmp_path, capsys):
-    """Call a verb in an empty folder: exit status, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(verb, *arguments):
-        monkeypatch.setattr(sys, "argv", [f"{verb.__name__}.py", *map(str, arguments)])
-        status = 0
-        try:
-            verb.main()
-        except SystemExit as end:
-            status = end.code
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return call
-
-
-def curve(run: Path) -> list[dict[str, str]]:
-    """The rows of a run's progress file, without times."""
-    with (run / "progress.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [{name: value for name, value in row.items() if name not in ("time/fps", "time/time_elapsed")} for row in rows]
 
 
 def assert_equal_runs(first: Path, second: Path) -> None:

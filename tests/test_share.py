@@ -49,20 +49,8 @@ def make_run(tmp_path_factory):
 
 
 @pytest.fixture(name="call")
-def make_call(monkeypatch, tmp_path, capsys):
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments, verb=share):
-        monkeypatch.setattr(sys, "argv", ["verb.py", *arguments])
-        status = 0
-        try:
-            verb.main()
-        except SystemExit as end:
-            status = end.code
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return call
+def make_call(call):
+    return lambda *arguments, verb=share: call(verb, *arguments)
 
 
 def acted(policy):

@@ -5,13 +5,14 @@ import json
 import os
 import re
 import signal
-import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
+from tiny_runs import SHORT, TINY
 
 from rmc_rl import train
 from rmc_rl.agents.ppo import RecurrentPPO
@@ -21,37 +22,10 @@ from rmc_rl.command_line.resuming import _identity
 from rmc_rl.command_line.sweep import Job, Sweep
 from rmc_rl.runs.folder import Run
 
-TINY = [
-    "env=rmc_rl/Copy-v0",
-    "env_kwargs.n_symbols=4",
-    "env_kwargs.length=3",
-    "env_kwargs.delay=5",
-    "device=cpu",
-    "num_threads=1",
-    "n_envs=4",
-    "algo.n_steps=22",
-    "algo.batch_size=44",
-    "algo.n_epochs=1",
-]
-SHORT = [*TINY, "total_timesteps=88"]
-
 
 @pytest.fixture(name="call")
-def make_call(monkeypatch, tmp_path, capsys):
-    """Train in an empty folder: exit status, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["train", *arguments])
-        status = 0
-        try:
-            train.main()
-        except SystemExit as end:
-            status = end.code
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return call
+def make_call(call):
+    return partial(call, train)
 
 
 def runs():

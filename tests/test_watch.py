@@ -2,6 +2,7 @@
 
 import re
 import sys
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -450,20 +451,8 @@ def write_run(folder, core):
 
 
 @pytest.fixture(name="call")
-def make_call(monkeypatch, tmp_path, capsys):
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["watch.py", *arguments])
-        status = 0
-        try:
-            watch.main()
-        except SystemExit as end:
-            status = end.code
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return call
+def make_call(call):
+    return partial(call, watch)
 
 
 def written(out):
