@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--agents", nargs="+", default=list(AGENTS), choices=list(AGENTS))
     parser.add_argument("--seeds", type=int, default=5, help="how many, from 0")
-    parser.add_argument("--timesteps", type=int, help="other than the task's own")
+    parser.add_argument("--timesteps", type=int, help="default: those of each task")
     parser.add_argument("--episodes", type=int, default=100, help="to play after training")
     parser.add_argument("--jobs", type=int, default=2, help="processes side by side")
     parser.add_argument("--out", type=Path, default=Path("runs/compare_stock.json"), help="every seed's numbers")

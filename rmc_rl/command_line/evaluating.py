@@ -1,6 +1,7 @@
 """What happens every so many steps of training: evaluations in an environment of their own, and pictures of the memory."""
 
 import random
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -48,9 +49,9 @@ class _Every(BaseCallback):
             self.env.seed(self.seed)
             self.act()
 
+    @abstractmethod
     def act(self) -> None:
         """Play and record; the random generators are put back afterwards."""
-        raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""

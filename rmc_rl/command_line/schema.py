@@ -117,8 +117,8 @@ class TrainKeys:
 
 
 @dataclass
-class EvaluateKeys:
-    """Keys of ``configs/evaluate.yaml``."""
+class PlayerKeys:
+    """Which trained agent plays, and where: keys of the verbs that call :func:`~rmc_rl.command_line.player.find_player`."""
 
     run: str | None
     model: str
@@ -126,6 +126,12 @@ class EvaluateKeys:
     env_kwargs: dict[str, Any]
     partial: PartialKeys
     trust: bool
+
+
+@dataclass
+class EvaluateKeys(PlayerKeys):
+    """Keys of ``configs/evaluate.yaml``."""
+
     deterministic: Any
     episodes: int = field(metadata=FROM_1)
     n_envs: int = field(metadata=FROM_1)
@@ -148,15 +154,9 @@ class CompareKeys:
 
 
 @dataclass
-class WatchKeys:
+class WatchKeys(PlayerKeys):
     """Keys of ``configs/watch.yaml``."""
 
-    run: str | None
-    model: str
-    env: str | None
-    env_kwargs: dict[str, Any]
-    partial: PartialKeys
-    trust: bool
     deterministic: bool
     episodes: int = field(metadata=FROM_1)
     max_steps: int = field(metadata=FROM_1)
