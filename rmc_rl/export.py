@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 from stable_baselines3.common.vec_env import VecEnv
 
 from rmc_rl.agents import exporting
+from rmc_rl.agents.parity import TOLERANCE, check, played_steps, random_steps
 from rmc_rl.command_line.agent import plain
 from rmc_rl.command_line.app import FAILED, run_verb, tell
 from rmc_rl.command_line.progress import say
@@ -62,17 +63,17 @@ def export(config: DictConfig, _command: str | None = None) -> int:
     unchecked = path.with_stem(f"{path.stem}.partial")
     with closing(env):
         scalings = _scalings(env, model_path)
-        steps = list(exporting.played_steps(policy, env, scalings))
+        steps = list(played_steps(policy, env, scalings))
         masked = steps[0].action_masks is not None if config.masks is None else config.masks
         if masked != (steps[0].action_masks is not None):
-            steps = list(exporting.random_steps(policy, env.observation_space, scalings, masked, config.n_envs))
+            steps = list(random_steps(policy, env.observation_space, scalings, masked, config.n_envs))
         about = dict(versions=versions(), timesteps_trained=timesteps, config=shareable(trained))
         try:
             path.parent.mkdir(exist_ok=True)
             exporting.export_policy(policy, unchecked, config.format, env.observation_space, scalings, masked, about)
-            parity = exporting.check(policy, exporting.load_exported(unchecked), steps, scalings, config.seed)
+            parity = check(policy, exporting.load_exported(unchecked), steps, scalings, config.seed)
             found = f"{parity.steps} steps of {config.n_envs} copies, {parity.starts} episode starts"
-            worst = f"largest difference {parity.difference:.1e} ({parity.output}; at most {exporting.TOLERANCE:g} is allowed)"
+            worst = f"largest difference {parity.difference:.1e} ({parity.output}; at most {TOLERANCE:g} is allowed)"
             drift = f"with the file's own state for all steps {parity.drift:.1e}"
             if not parity.is_equal:
                 return tell(RuntimeError(f"the exported file does not act as the policy does: {found}, {worst}"), FAILED)

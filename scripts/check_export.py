@@ -23,6 +23,7 @@ from gymnasium import spaces
 
 from rmc_rl.agents import exporting
 from rmc_rl.agents.cores import core_names
+from rmc_rl.agents.parity import STEPS, TOLERANCE, check, random_steps
 from rmc_rl.agents.policies import CRITICS, choose_policy
 from rmc_rl.errors import UsageError
 
@@ -57,8 +58,8 @@ def cell(core: str, kind: str, turn: int, options: argparse.Namespace, folder: P
         return "not exported", False
     act, worst, drift = exporting.load_exported(path), 0.0, 0.0
     for batch in options.batches:
-        steps = exporting.random_steps(policy, None, scalings, masked, batch, options.steps, seed=turn)
-        parity = exporting.check(policy, act, steps, scalings, seed=turn)
+        steps = random_steps(policy, None, scalings, masked, batch, options.steps, seed=turn)
+        parity = check(policy, act, steps, scalings, seed=turn)
         worst, drift = max(worst, parity.difference), max(drift, parity.drift)
         print(
             f"{core}, {kind}, {action}, critic {critic}, batch {batch}: {parity}, {time.monotonic() - began:.0f} s",
@@ -66,7 +67,7 @@ def cell(core: str, kind: str, turn: int, options: argparse.Namespace, folder: P
             flush=True,
         )
     path.unlink()
-    return f"{worst:.1e}, {drift:.1e} ({action}, {critic})", worst <= exporting.TOLERANCE
+    return f"{worst:.1e}, {drift:.1e} ({action}, {critic})", worst <= TOLERANCE
 
 
 def main() -> None:
@@ -75,7 +76,7 @@ def main() -> None:
     parser.add_argument("--cores", nargs="+", default=core_names(), choices=core_names(), metavar="CORE")
     parser.add_argument("--observations", nargs="+", default=list(OBSERVATIONS), choices=list(OBSERVATIONS))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 7], help="numbers of environments")
-    parser.add_argument("--steps", type=int, default=exporting.STEPS)
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--format", default="onnx", choices=exporting.FORMATS)
     options = parser.parse_args()
     torch.set_num_threads(1)

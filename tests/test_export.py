@@ -18,7 +18,8 @@ from stable_baselines3.common.vec_env import VecTransposeImage
 from rmc_rl import MlpMemoryPolicy, RecurrentPPO, export, make_vec
 from rmc_rl.agents import exporting
 from rmc_rl.agents.cores import layers, scan
-from rmc_rl.agents.exporting import Scaling, check, export_policy, load_exported, random_steps, read_metadata
+from rmc_rl.agents.exporting import Scaling, export_policy, load_exported, read_metadata
+from rmc_rl.agents.parity import check, random_steps
 from rmc_rl.agents.policies import choose_policy
 from rmc_rl.compat import remember_onnx_operators
 from rmc_rl.errors import UsageError

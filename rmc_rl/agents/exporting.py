@@ -26,25 +26,18 @@ import importlib.util
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from gymnasium import spaces
-from sb3_contrib.common.maskable.utils import get_action_masks
-from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.distributions import Distribution
-from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
 from rmc_rl.agents.policies import MlpMemoryPolicy
-from rmc_rl.agents.rollout import count_masked
-from rmc_rl.agents.sequences import unroll_sequences
-from rmc_rl.agents.state import join_state
 from rmc_rl.compat import remember_onnx_operators, unchecked_distributions
 from rmc_rl.errors import UsageError, require, require_choice
 
@@ -54,8 +47,6 @@ METADATA = "rmc_rl"  # the name under which a file keeps its metadata, as JSON
 OPSET = 18  # of ONNX: old enough for runtimes of 2023
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 CHATTY = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")  # loggers
-STEPS, TOLERANCE = 200, 1e-5  # of the check that a file computes what the policy does
-START_RATE = 0.05  # share of its steps at which an episode starts
 TRACED_BATCH = 2  # torch.export takes a size of 1 for a constant
 
 Arrays = dict[str, np.ndarray]
@@ -82,43 +73,6 @@ class Scaling(NamedTuple):
         return scaled
 
 
-class Step(NamedTuple):
-    """
-    What an environment shows at one step.
-
-    :param observation: by key, ``""`` if the observation is no ``Dict``, each ``(B, *shape)``
-    :param action_masks: ``(B, N)`` bool; None: there are no masks
-    """
-
-    observation: Arrays
-    action_masks: np.ndarray | None
-
-
-class Parity(NamedTuple):
-    """
-    What :func:`check` found.
-
-    :param steps: number of steps, each of all environments
-    :param starts: number of episodes that started
-    :param difference: the largest difference of an output from the policy's, both from the policy's state, relative to the
-        output where that is above 1
-    :param output: the name of that output
-    :param drift: the largest difference if the file keeps its own state. Rounding grows in some memories: after 200 steps an
-        RMC in single precision differs by 2e-5 from itself in double precision
-    """
-
-    steps: int
-    starts: int
-    difference: float
-    output: str
-    drift: float
-
-    @property
-    def is_equal(self) -> bool:
-        """Whether the file computes what the policy does, within ``TOLERANCE``."""
-        return self.steps > 0 and self.difference <= TOLERANCE
-
-
 class ActingStep(nn.Module):
     """
     One step of acting as a graph that can be exported.
@@ -131,7 +85,7 @@ class ActingStep(nn.Module):
     def __init__(self, policy: MlpMemoryPolicy, observation_space: spaces.Space[Any], scalings: Mapping[str, Scaling]):
         super().__init__()
         self.policy, self.scaled = policy, {}
-        seen, own = _parts(policy.observation_space), _parts(observation_space)
+        seen, own = parts_of(policy.observation_space), parts_of(observation_space)
         self.to_channels_first = {name for name, part in own.items() if part.shape != seen[name].shape}
         for index, (name, scaling) in enumerate(scalings.items()):
             self.scaled[name] = (index, float(scaling.clip))
@@ -177,7 +131,7 @@ class ActingStep(nn.Module):
         return {
             "action": self._within_bounds(action),
             "log_prob": distribution.log_prob(action),
-            **_parameters(distribution, policy.action_space),
+            **parameters_of(distribution, policy.action_space),
             "value": value.flatten(),
             "next_state": torch.cat(new_states, dim=1),
         }
@@ -329,158 +283,6 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return found
 
 
-def check(
-    policy: MlpMemoryPolicy,
-    act: Callable[[Arrays], Arrays],
-    steps: Iterable[Step],
-    scalings: Mapping[str, Scaling] | None = None,
-    seed: int = 0,
-) -> Parity:
-    """
-    Let a file and its policy act side by side.
-
-    Every output is compared at each step, from the policy's state and from the state that the file has kept. Where two actions
-    are equally likely, within ``TOLERANCE``, either is right.
-
-    :param policy: the policy
-    :param act: what :func:`load_exported` returned
-    :param steps: what both observe; see :func:`random_steps` and :func:`played_steps`
-    :param scalings: see :func:`export_policy`
-    :param seed: of the steps at which episodes start; all start at the first step
-    """
-    policy, rng = plain_copy(policy), np.random.default_rng(seed)
-    states: RNNStates | None = None
-    own = np.zeros((0, 0), dtype=np.float32)
-    worst, drift, count, started = (0.0, ""), 0.0, 0, 0
-    for step in steps:
-        count += 1
-        batch = len(next(iter(step.observation.values())))
-        starts = rng.random(batch) < START_RATE if states is not None else np.ones(batch, dtype=bool)
-        started += int(starts.sum())
-        if states is None:
-            states, own = policy.initial_states(batch), np.zeros((batch, _state_size(policy)), dtype=np.float32)
-        inputs = {f"{OBSERVATION}.{name}" if name else OBSERVATION: part for name, part in step.observation.items()}
-        inputs[EPISODE_START] = starts
-        if step.action_masks is not None:
-            inputs[ACTION_MASKS] = step.action_masks
-        found, kept = act(inputs | {STATE: _joined(policy, states)}), act(inputs | {STATE: own})
-        expected, states = _act(policy, step, states, starts, scalings or {}, found["action"])
-        own = kept["next_state"]
-        for name, value in expected.items():
-            worst = max(worst, (_difference(found[name], value), name))
-            if name != "action":
-                drift = max(drift, _difference(kept[name], value))
-    return Parity(count, started, *worst, drift)
-
-
-def _difference(found: np.ndarray, expected: np.ndarray) -> float:
-    """The largest difference, relative to the expected value where that is above 1; infinite for another shape or NaN."""
-    if found.shape != expected.shape:
-        return float("inf")
-    difference = np.abs(found.astype(np.float64) - expected) / np.maximum(1, np.abs(expected))
-    return float(np.nan_to_num(difference, nan=np.inf).max(initial=0))
-
-
-def _joined(policy: MlpMemoryPolicy, states: RNNStates) -> np.ndarray:
-    """The state of a file, ``(B, S)``, from that of the policy."""
-    joined = [join_state(states.pi, policy.core.state_size, policy.state_layers)]
-    if policy.critic_core is not None:
-        joined.append(join_state(states.vf, policy.critic_core.state_size, policy.state_layers))
-    state: np.ndarray = torch.cat(joined, dim=1).numpy()
-    return state
-
-
-@torch.no_grad()
-def _act(
-    policy: MlpMemoryPolicy,
-    step: Step,
-    states: RNNStates,
-    starts: np.ndarray,
-    scalings: Mapping[str, Scaling],
-    action: np.ndarray,
-) -> tuple[Arrays, RNNStates]:
-    """
-    What the policy computes at a step, by its usual methods.
-
-    :param action: of the file. It is expected itself if the actions are discrete and it is as likely as the likeliest one
-    :return: the expected outputs and the next states
-    """
-    obs, _ = policy.obs_to_tensor(_scaled(step.observation, scalings))
-    first = torch.as_tensor(starts, dtype=torch.float32)
-    masks = None if step.action_masks is None else torch.as_tensor(step.action_masks)
-    latent_actor, latent_critic, states = policy._latents(obs, states, partial(unroll_sequences, episode_starts=first))
-    distribution = policy._distribution(latent_actor, masks)
-    actions = distribution.mode()
-    log_prob, values = distribution.log_prob(actions), policy.value_net(latent_critic)
-    expected = policy.within_bounds(actions.reshape(-1, *(policy.action_space.shape or ())).numpy())
-    if not isinstance(policy.action_space, spaces.Box) and action.shape == expected.shape:
-        chosen = torch.as_tensor(action)
-        chosen = chosen.float() if isinstance(policy.action_space, spaces.MultiBinary) else chosen
-        as_likely = (log_prob - distribution.log_prob(chosen)).abs().numpy() <= TOLERANCE
-        expected = np.where(as_likely.reshape(-1, *[1] * (expected.ndim - 1)), action, expected)
-    outputs = dict(log_prob=log_prob, **_parameters(distribution, policy.action_space), value=values.flatten())
-    arrays = {name: tensor.numpy() for name, tensor in outputs.items()}
-    return dict(action=expected, **arrays, next_state=_joined(policy, states)), states
-
-
-def random_steps(
-    policy: MlpMemoryPolicy,
-    observation_space: spaces.Space[Any] | None = None,
-    scalings: Mapping[str, Scaling] | None = None,
-    masked: bool = False,
-    batch: int = 7,
-    steps: int = STEPS,
-    seed: int = 0,
-) -> Iterator[Step]:
-    """
-    Random samples of the observation space, and random masks that leave at least one action of each part valid.
-
-    :param policy: the policy that acts on them
-    :param observation_space: see :func:`export_policy`
-    :param scalings: see :func:`export_policy`; samples of these parts are normal with the mean and deviation stated there
-    :param masked: whether there are masks
-    :param batch: ``B``
-    :param steps: how many
-    :param seed: of the samples
-    """
-    rng = np.random.default_rng(seed)
-    parts = _parts(policy.observation_space if observation_space is None else observation_space)
-    for part in parts.values():
-        part.seed(int(rng.integers(1 << 31)))
-    for _ in range(steps):
-        observation = {name: np.stack([part.sample() for _ in range(batch)]) for name, part in parts.items()}
-        for name, scaling in (scalings or {}).items():
-            noise = scaling.mean + scaling.std * rng.standard_normal(observation[name].shape)
-            observation[name] = noise.astype(observation[name].dtype)
-        masks = None
-        if masked:
-            masks = rng.random((batch, sum(_sizes(policy.action_space)))) < 0.5
-            for begin in np.cumsum([0, *_sizes(policy.action_space)[:-1]]):
-                masks[:, begin] |= ~masks[:, begin + 1]  # one of the first two
-        yield Step(observation, masks)
-
-
-def played_steps(
-    policy: MlpMemoryPolicy, env: VecEnv, scalings: Mapping[str, Scaling] | None = None, steps: int = STEPS
-) -> Iterator[Step]:
-    """
-    What the policy meets in an environment, where it samples its actions.
-
-    :param policy: the policy
-    :param env: the environment as it is, neither normalised nor with its images' channels moved
-    :param scalings: see :func:`export_policy`
-    :param steps: how many
-    """
-    observation: Any = env.reset()
-    state, starts, masked = None, np.ones(env.num_envs, dtype=bool), count_masked(env) > 0
-    for _ in range(steps):
-        parts = dict(observation) if isinstance(observation, dict) else {"": observation}
-        masks = np.asarray(get_action_masks(env), dtype=bool).reshape(env.num_envs, -1) if masked else None
-        yield Step({name: np.array(part) for name, part in parts.items()}, masks)
-        action, state = policy.predict(_scaled(parts, scalings or {}), state, starts, action_masks=masks)
-        observation, _, starts, _ = env.step(action)
-
-
 def describe(policy: MlpMemoryPolicy, observation_space: spaces.Space[Any], masked: bool) -> dict[str, Any]:
     """
     The inputs and outputs of a file as plain data, in their order.
@@ -494,7 +296,7 @@ def describe(policy: MlpMemoryPolicy, observation_space: spaces.Space[Any], mask
     def port(name: str, dtype: object, *shape: int) -> dict[str, Any]:
         return dict(name=name, shape=["batch", *shape], dtype=str(np.dtype(dtype)))  # type: ignore[call-overload]
 
-    size, action_space, names = _state_size(policy), policy.action_space, _parts(observation_space)
+    size, action_space, names = state_size(policy), policy.action_space, parts_of(observation_space)
     inputs = [port(f"{OBSERVATION}.{name}" if name else OBSERVATION, p.dtype, *(p.shape or ())) for name, p in names.items()]
     inputs += [port(STATE, np.float32, size), port(EPISODE_START, bool)]
     if isinstance(action_space, spaces.Box):
@@ -502,10 +304,10 @@ def describe(policy: MlpMemoryPolicy, observation_space: spaces.Space[Any], mask
         parameters = [port(name, np.float32, numbers) for name in ("mean", "std")]
         kind: object = np.float32
     else:
-        parameters = [port("logits", np.float32, sum(_sizes(action_space)))]
+        parameters = [port("logits", np.float32, sum(sizes_of(action_space)))]
         kind = np.int8 if isinstance(action_space, spaces.MultiBinary) else np.int64
         if masked:
-            inputs.append(port(ACTION_MASKS, bool, sum(_sizes(action_space))))
+            inputs.append(port(ACTION_MASKS, bool, sum(sizes_of(action_space))))
     outputs = [port("action", kind, *(action_space.shape or ())), port("log_prob", np.float32), *parameters]
     return dict(inputs=inputs, outputs=[*outputs, port("value", np.float32), port("next_state", np.float32, size)])
 
@@ -534,7 +336,7 @@ def require_onnx() -> None:
     require(not missing, "format=onnx needs more packages: pip install 'rmc-rl[onnx]'", f"no {', '.join(missing)}")
 
 
-def _parameters(distribution: Distribution, space: spaces.Space[Any]) -> dict[str, Tensor]:
+def parameters_of(distribution: Distribution, space: spaces.Space[Any]) -> dict[str, Tensor]:
     """The numbers that state a distribution of actions, by the names of the outputs."""
     if isinstance(space, spaces.Box):
         normal: Any = distribution.distribution
@@ -551,30 +353,30 @@ def _example(policy: MlpMemoryPolicy, observation_space: spaces.Space[Any], mask
     """Inputs to trace with, by name."""
     parts = {
         name: torch.as_tensor(np.stack([part.sample() for _ in range(TRACED_BATCH)]))
-        for name, part in _parts(observation_space).items()
+        for name, part in parts_of(observation_space).items()
     }
     example: dict[str, Any] = {
         OBSERVATION: parts.get("", parts),
-        STATE: torch.zeros(TRACED_BATCH, _state_size(policy)),
+        STATE: torch.zeros(TRACED_BATCH, state_size(policy)),
         EPISODE_START: torch.zeros(TRACED_BATCH, dtype=torch.bool),
     }
     if masked:
-        example[ACTION_MASKS] = torch.ones(TRACED_BATCH, sum(_sizes(policy.action_space)), dtype=torch.bool)
+        example[ACTION_MASKS] = torch.ones(TRACED_BATCH, sum(sizes_of(policy.action_space)), dtype=torch.bool)
     return example
 
 
-def _parts(space: spaces.Space[Any]) -> dict[str, spaces.Space[Any]]:
+def parts_of(space: spaces.Space[Any]) -> dict[str, spaces.Space[Any]]:
     """The spaces of a ``Dict`` by key; another space under the key ``""``."""
     return dict(space.spaces) if isinstance(space, spaces.Dict) else {"": space}
 
 
-def _scaled(observation: Arrays, scalings: Mapping[str, Scaling]) -> Any:
+def scaled(observation: Arrays, scalings: Mapping[str, Scaling]) -> Any:
     """An observation as ``VecNormalize`` returns it: an array, or a dictionary of them."""
     parts = {name: scalings[name].apply(part) if name in scalings else part for name, part in observation.items()}
     return parts.get("", parts)
 
 
-def _sizes(space: spaces.Space[Any]) -> list[int]:
+def sizes_of(space: spaces.Space[Any]) -> list[int]:
     """The number of values of each part of a discrete action."""
     if isinstance(space, spaces.Discrete):
         return [int(space.n)]
@@ -583,7 +385,7 @@ def _sizes(space: spaces.Space[Any]) -> list[int]:
     return [2] * int(np.prod(space.shape or ()))
 
 
-def _state_size(policy: MlpMemoryPolicy) -> int:
+def state_size(policy: MlpMemoryPolicy) -> int:
     """``S``."""
     return policy.core.state_size + (0 if policy.critic_core is None else policy.critic_core.state_size)
 
