@@ -35,8 +35,8 @@ from rmc_rl.command_line.progress import progress_bar, say
 from rmc_rl.command_line.schema import WatchKeys
 from rmc_rl.errors import UsageError, require
 from rmc_rl.runs.folder import stamp
+from rmc_rl.studies.canvas import fitted
 from rmc_rl.studies.films import check_format, write_film, write_still
-from rmc_rl.studies.pictures import fitted
 
 FPS = 10.0  # frames per second of an environment that does not state its own
 MOST_FPS = 50.0  # of a film; more is not seen, and a GIF cannot have it

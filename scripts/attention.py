@@ -19,8 +19,9 @@ import torch
 
 from rmc_rl import load_policy, make_vec
 from rmc_rl.runs.folder import Run
+from rmc_rl.studies.canvas import GAP, Box, write
 from rmc_rl.studies.films import write_still
-from rmc_rl.studies.pictures import GAP, Box, Matrix, write
+from rmc_rl.studies.pictures import Matrix
 
 WHEN = ("to come", "now", "seen before")  # the reference
 SIZE = (250, 170)  # width and height of a matrix in pixels

@@ -28,8 +28,9 @@ from rmc_rl.envs.parts import drawing
 from rmc_rl.errors import UsageError
 from rmc_rl.runs.folder import Run, save_model
 from rmc_rl.runs.normalization import normalize
-from rmc_rl.studies import films, pictures
-from rmc_rl.studies.pictures import Bars, Box, Column, Film, HeatMap, Lines, Matrix, Pictures, Strip, TimeAxis
+from rmc_rl.studies import canvas, films
+from rmc_rl.studies.canvas import Box
+from rmc_rl.studies.pictures import Bars, Column, Film, HeatMap, Lines, Matrix, Pictures, Strip, TimeAxis
 
 COPY = dict(n_symbols=3, length=2, delay=2)  # six steps
 SMALL = {
@@ -371,25 +372,25 @@ def test_a_heat_map_shows_each_number_where_it_belongs():
     values = np.arange(12).reshape(3, 2, 2) - 5.0
     draw = HeatMap("", values, ["a", "b"], 6.0, np.array([[True, False], [False, True], [False, False]])).draw(Box(90, 80, 30))
     first, last = draw(0), draw(2)
-    colour = pictures.coloured(values, 6.0, pictures.DIVERGING)
+    colour = canvas.coloured(values, 6.0, canvas.DIVERGING)
     for step in range(3):
         for part in range(2):
             for unit in range(2):
-                row = part * 40 + pictures.MARK + 8 + unit * 18
+                row = part * 40 + canvas.MARK + 8 + unit * 18
                 assert (last[row, 30 + step * 20 + 10] == colour[step, part, unit]).all()
-                assert (first[row, 30 + step * 20 + 10] == (colour[0, part, unit] if step == 0 else pictures.FUTURE)).all()
-    assert (last[1, 40] == pictures.INK).all()
-    assert (last[41, 60] == pictures.INK).all()
-    assert not (last[1, 60] == pictures.INK).all()
+                assert (first[row, 30 + step * 20 + 10] == (colour[0, part, unit] if step == 0 else canvas.FUTURE)).all()
+    assert (last[1, 40] == canvas.INK).all()
+    assert (last[41, 60] == canvas.INK).all()
+    assert not (last[1, 60] == canvas.INK).all()
     long = HeatMap("", np.where(np.arange(1000)[:, None, None] == 777, -5.0, 1.0), [""], 5.0).draw(Box(100, 10, 0))(999)
-    assert (long[5, 77] == pictures.DIVERGING[0]).all()  # a single large number is not lost
+    assert (long[5, 77] == canvas.DIVERGING[0]).all()  # a single large number is not lost
     mean = HeatMap("", np.tile([0.0, 1.0], 500)[:, None, None], [""], mean=True).draw(Box(100, 10, 0))(999)
-    assert np.abs(mean[5, 50].astype(int) - pictures.coloured(np.array(0.5), 1.0, pictures.SEQUENTIAL)).max() < 2
+    assert np.abs(mean[5, 50].astype(int) - canvas.coloured(np.array(0.5), 1.0, canvas.SEQUENTIAL)).max() < 2
 
 
 def test_other_panels():
     matrix = Matrix("", np.array([[[1.0, 0.0]], [[0.0, 1.0]]]), ["row"], ["k1", "k2"]).draw(Box(140, 60, 0))
-    dark, light = (tuple(each) for each in pictures.coloured(np.array([1.0, 0.0]), 1, pictures.SEQUENTIAL))
+    dark, light = (tuple(each) for each in canvas.coloured(np.array([1.0, 0.0]), 1, canvas.SEQUENTIAL))
     for step, place in ((0, 0), (1, 1), (9, 1)):
         cells = matrix(step)
         columns = np.flatnonzero((cells == dark).all(-1).any(0))
@@ -398,13 +399,13 @@ def test_other_panels():
     bars = Bars("", np.array([[0.25, 0.75]]), ["a", "b"], np.array([[False, True]]), np.array([[True, False]])).draw(
         Box(300, 60, 0)
     )(0)
-    lengths = [int((bars == colour).all(-1).any(0).sum()) for colour in (pictures.BLUE, pictures.VERMILLION)]
+    lengths = [int((bars == colour).all(-1).any(0).sum()) for colour in (canvas.BLUE, canvas.VERMILLION)]
     assert lengths[1] == pytest.approx(3 * lengths[0], abs=4)
     lines = Lines("", np.array([0.0, 1.0]), np.array([0.0, 0.0])).draw(Box(100, 50, 20))(1)
-    rows = [np.flatnonzero((lines[:, x] == pictures.ORANGE).all(-1)).mean() for x in (40, 80)]
+    rows = [np.flatnonzero((lines[:, x] == canvas.ORANGE).all(-1)).mean() for x in (40, 80)]
     assert rows[0] > 40 > 10 > rows[1]
     strip = Strip("", np.array([1.0, 2.0, 0.0]), 1).draw(Box(90, 40, 0))(0)
-    heights = [int((strip[:, x] == pictures.GREEN).all(-1).sum()) for x in (15, 35, 75)]
+    heights = [int((strip[:, x] == canvas.GREEN).all(-1).sum()) for x in (15, 35, 75)]
     assert heights == [19, 38, 0]
     assert (TimeAxis(1000).draw(Box(300, 17, 40))(0) != 255).any()
     image = Pictures("", [np.full((10, 10, 3), 7, np.uint8), np.full((10, 10), 9, np.uint8)])

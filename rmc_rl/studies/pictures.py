@@ -2,8 +2,7 @@
 Pictures from arrays, step by step: heat maps over time, matrices, bars, lines, and the film frames that hold them.
 
 A :class:`Panel` draws one thing. What all steps share is drawn once; a step then copies and recolours arrays, so that a film
-of hundreds of frames takes seconds. Colours: Okabe and Ito, "Color Universal Design", 2008, which colour-blind people can
-distinguish.
+of hundreds of frames takes seconds.
 
 Shapes: ``T`` steps, ``P`` parts of ``U`` units each, ``h`` and ``w`` height and width in pixels. A picture is ``(h, w, 3)``
 uint8.
@@ -12,44 +11,49 @@ uint8.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-# RGB
-PAPER, INK, FAINT, FUTURE = (255, 255, 255), (25, 25, 30), (130, 130, 135), (233, 233, 236)
-BLUE, VERMILLION, GREEN, ORANGE = (0, 114, 178), (213, 94, 0), (0, 158, 115), (230, 159, 0)
-DIVERGING = ((0, 60, 110), BLUE, (247, 247, 247), VERMILLION, (120, 45, 0))  # low ... 0 ... high
-SEQUENTIAL = ((247, 247, 247), (120, 185, 225), BLUE, (0, 30, 65))  # 0 ... high
-SHADES = 256
-FONT, TITLE, GAP = 13, 20, 10  # pixels: letters, a line with a title, between panels
-MARK = 3  # pixels: height of a mark on a band
+from rmc_rl.studies.canvas import (
+    BLUE,
+    DIVERGING,
+    FAINT,
+    FITTED,
+    FONT,
+    FUTURE,
+    GAP,
+    GREEN,
+    INK,
+    MARK,
+    ORANGE,
+    PAPER,
+    SEQUENTIAL,
+    TITLE,
+    VERMILLION,
+    Box,
+    Drawn,
+    blank,
+    coloured,
+    draw_cursor,
+    font,
+    pool_largest,
+    pool_mean,
+    resized,
+    revealed,
+    scale_of,
+    shortened,
+    text_width,
+    write,
+    write_labels,
+    write_turned,
+)
+
 LARGEST_ROW = 26  # pixels: of a bar
-MOST_SCALE = 8  # times that a small picture is enlarged
 SIZE = (1024, 576)  # width and height of a film
 SHEET_WIDTHS, LARGEST_STILL = (900, 1600), 280  # pixels: of a contact sheet, of one of its pictures
-FITTED = (400, 440)  # largest width and height at which a picture is kept
-
-Drawn = Callable[[int], np.ndarray]  # from a step to a picture
-
-
-class Box(NamedTuple):
-    """
-    The room of a panel.
-
-    :param width: pixels
-    :param height: pixels
-    :param margin: pixels of the width, on the left, for labels
-    :param is_still: nothing marks the present step
-    """
-
-    width: int
-    height: int
-    margin: int
-    is_still: bool = False
 
 
 class Panel(ABC):
@@ -96,15 +100,15 @@ class Pictures(Panel):
 
     def wish(self, width: int) -> int:
         height, wide = self.images[0].shape[:2]
-        return max(1, int(height * _scale(min(width / wide, self.most / height))))
+        return max(1, int(height * scale_of(min(width / wide, self.most / height))))
 
     def draw(self, box: Box) -> Drawn:
         def at(step: int) -> np.ndarray:
-            frame, image = _blank(box), self.images[min(step, len(self.images) - 1)]
+            frame, image = blank(box), self.images[min(step, len(self.images) - 1)]
             if image.ndim == 2:
                 image = np.repeat(image[..., None], 3, axis=2)
             height, width = image.shape[:2]
-            image = _resized(image, _scale(min(box.width / width, box.height / height)))
+            image = resized(image, scale_of(min(box.width / width, box.height / height)))
             frame[: image.shape[0], : image.shape[1]] = image
             return frame
 
@@ -138,12 +142,12 @@ class HeatMap(Panel):
 
     def draw(self, box: Box) -> Drawn:
         steps, parts, _ = self.values.shape
-        width, frame = box.width - box.margin, _blank(box)
+        width, frame = box.width - box.margin, blank(box)
         colours = DIVERGING if (self.values < 0).any() else SEQUENTIAL
         full = np.full((box.height, width, 3), PAPER, dtype=np.uint8)
         edges = np.linspace(0, box.height, parts + 1).round().astype(int)
         mark = MARK if self.marked is not None else 0
-        pool = _pool_mean if self.mean else _pool_largest
+        pool = pool_mean if self.mean else pool_largest
         columns = pool(self.values, width, 0)  # (w, P, U)
         for part, (top, bottom) in enumerate(pairwise(edges.tolist())):
             line = 0 if parts == 1 else 1 + (bottom - top > LARGEST_ROW)  # pixels between bands
@@ -151,10 +155,10 @@ class HeatMap(Panel):
             band = pool(columns[:, part], end - top - mark, 1)  # (w, h)
             full[top + mark : end] = coloured(band.T, self.scale, colours)
             if self.marked is not None:
-                marks = _pool_largest(self.marked[:, part].astype(float), width, 0) > 0
+                marks = pool_largest(self.marked[:, part].astype(float), width, 0) > 0
                 full[top : top + mark, marks] = INK
-        _write_labels(frame, self.labels, (edges[:-1] + edges[1:]) / 2, box.margin - 5)
-        return _revealed(frame, full, box, steps)
+        write_labels(frame, self.labels, (edges[:-1] + edges[1:]) / 2, box.margin - 5)
+        return revealed(frame, full, box, steps)
 
 
 @dataclass(frozen=True)
@@ -180,14 +184,14 @@ class Matrix(Panel):
         _, rows, columns = self.values.shape
         row_labels, column_labels = self.rows, self.columns
         if self.margin() > box.width // 4:  # little room: without the word before each number
-            row_labels, column_labels = _shortened(row_labels), _shortened(column_labels)
-        frame, margin = _blank(box), max(map(text_width, row_labels), default=0) + 5
+            row_labels, column_labels = shortened(row_labels), shortened(column_labels)
+        frame, margin = blank(box), max(map(text_width, row_labels), default=0) + 5
         turned = max(map(text_width, column_labels)) + 4 > (box.width - margin) // columns
         top = (max(map(text_width, column_labels)) if turned else FONT + 3) + 4
         width = max(1, min((box.width - margin) // columns, 60))
         height = max(1, min((box.height - top) // rows, max(width, 24)))
         centres = (np.arange(rows) + 0.5) * height + top
-        _write_labels(frame, row_labels, centres, margin - 5)
+        write_labels(frame, row_labels, centres, margin - 5)
         image = Image.fromarray(frame)
         every = -(-(FONT + 1) // width)  # labels that fit side by side
         for column, label in enumerate(column_labels):
@@ -197,7 +201,7 @@ class Matrix(Panel):
             if turned:
                 if column == columns - 1 and column % every:
                     continue
-                _write_turned(image, label, round(centre), top - 4)
+                write_turned(image, label, round(centre), top - 4)
             else:
                 ImageDraw.Draw(image).text((centre, top - 6), label, fill=INK, font=font(), anchor="ms")
         frame = np.array(image)
@@ -248,7 +252,7 @@ class Bars(Panel):
 
         def at(step: int) -> np.ndarray:
             step = min(step, len(self.values) - 1)
-            image = Image.fromarray(_blank(box))
+            image = Image.fromarray(blank(box))
             pen = ImageDraw.Draw(image)
             for index, (value, label) in enumerate(zip(self.values[step], self.labels, strict=True)):
                 top, bottom = index * height + 1, (index + 1) * height - 2
@@ -292,7 +296,7 @@ class Lines(Panel):
 
     def draw(self, box: Box) -> Drawn:
         steps, width = len(self.thick), box.width - box.margin
-        (low, high), frame = self._ends(), _blank(box)
+        (low, high), frame = self._ends(), blank(box)
 
         def y(value: float) -> float:
             return 3 + (box.height - 7) * (1 - (value - low) / (high - low))
@@ -310,8 +314,8 @@ class Lines(Panel):
             ]
             pen.line(points, fill=colour, width=size)
         ends = [f"{high:.2g}", f"{low:.2g}"] if box.height > 2 * FONT else [f"{high:.2g}"]
-        _write_labels(frame, ends, np.array([FONT / 2, box.height - FONT / 2][: len(ends)]), box.margin - 5)
-        return _revealed(frame, np.asarray(image), box, steps)
+        write_labels(frame, ends, np.array([FONT / 2, box.height - FONT / 2][: len(ends)]), box.margin - 5)
+        return revealed(frame, np.asarray(image), box, steps)
 
 
 @dataclass(frozen=True)
@@ -333,20 +337,20 @@ class Strip(Panel):
 
     def draw(self, box: Box) -> Drawn:
         steps, width = len(self.values), box.width - box.margin
-        columns = _pool_largest(self.values, width, 0) / (self.values.max() or 1.0)
+        columns = pool_largest(self.values, width, 0) / (self.values.max() or 1.0)
         heights = np.round(columns * (box.height - 2)).astype(int)
         full = np.full((box.height, width, 3), FUTURE, dtype=np.uint8)
         full[np.arange(box.height)[:, None] >= box.height - heights] = GREEN
         x = round((self.pointed + 0.5) * width / steps)
         image = Image.fromarray(full)
         ImageDraw.Draw(image).polygon([(x - 6, 0), (x + 6, 0), (x, 9)], fill=INK)
-        frame = _blank(box)
+        frame = blank(box)
         frame[:, box.margin :] = np.asarray(image)
 
         def at(step: int) -> np.ndarray:
             picture: np.ndarray = frame.copy()
             if not box.is_still:
-                _draw_cursor(picture[:, box.margin :], min(step, steps - 1), steps)
+                draw_cursor(picture[:, box.margin :], min(step, steps - 1), steps)
             return picture
 
         return at
@@ -370,7 +374,7 @@ class TimeAxis(Panel):
         width = box.width - box.margin
         apart = text_width(str(self.steps)) + 14  # pixels between two numbers at least
         every = next(step for step in _round_numbers() if step * width / self.steps >= apart)
-        image = Image.fromarray(_blank(box))
+        image = Image.fromarray(blank(box))
         pen = ImageDraw.Draw(image)
         for step in range(0, self.steps, every):
             x = box.margin + max((step + 0.5) * width / self.steps, text_width(str(step)) / 2 + 2)
@@ -494,177 +498,9 @@ def contact_sheet(stills: Sequence[Panel], over_time: Sequence[Panel], steps: Se
     return sheet
 
 
-def fitted(image: np.ndarray) -> np.ndarray:
-    """
-    A picture that is not larger than a film can show it, so that long films need little memory.
-
-    :param image: the picture
-    """
-    return _resized(image, min(1.0, FITTED[0] / image.shape[1], FITTED[1] / image.shape[0]))
-
-
-def coloured(values: np.ndarray, scale: float, colours: Sequence[tuple[int, int, int]]) -> np.ndarray:
-    """
-    Colours of numbers.
-
-    :param values: any shape
-    :param scale: the number with the last colour
-    :param colours: of equal distances: from 0 to ``scale``, or, if they are :data:`DIVERGING`, from ``-scale`` to ``scale``
-    :return: the shape of the values and 3, uint8
-    """
-    shares = values / (scale or 1.0)
-    if colours is DIVERGING:
-        shares = (shares + 1) / 2
-    shades: np.ndarray = _shades(tuple(colours))[(np.clip(np.nan_to_num(shares), 0, 1) * (SHADES - 1)).round().astype(int)]
-    return shades
-
-
-def write(frame: np.ndarray, text: str, left: int, top: int, width: int, size: int = FONT) -> None:
-    """
-    Write a line of text into a picture; what does not fit is cut.
-
-    :param frame: changed in place
-    :param text: the text
-    :param left: pixels
-    :param top: pixels
-    :param width: pixels that it may take
-    :param size: of the letters in pixels
-    """
-    if text:
-        line = Image.new("RGB", (width, TITLE), PAPER)
-        ImageDraw.Draw(line).text((0, TITLE / 2), text, fill=INK, font=font(size), anchor="lm")
-        frame[top : top + TITLE, left : left + width] = np.asarray(line)
-
-
-@lru_cache
-def font(size: int = FONT) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """
-    The font of all text.
-
-    :param size: of the letters in pixels
-    """
-    return ImageFont.load_default(size)
-
-
-@lru_cache(4096)
-def text_width(text: str) -> int:
-    """
-    The width of a text in pixels.
-
-    :param text: the text
-    """
-    return int(font().getlength(text)) + 1
-
-
-@lru_cache
-def _shades(colours: tuple[tuple[int, int, int], ...]) -> np.ndarray:
-    places = np.linspace(0, 1, len(colours))
-    channels = [np.interp(np.linspace(0, 1, SHADES), places, channel) for channel in zip(*colours, strict=True)]
-    shades: np.ndarray = np.stack(channels, axis=-1).round().astype(np.uint8)
-    return shades
-
-
-def _blank(box: Box) -> np.ndarray:
-    return np.full((box.height, box.width, 3), PAPER, dtype=np.uint8)
-
-
 def _part(width: int, row: Sequence[Panel]) -> int:
     """The width of a panel that has others beside it."""
     return (width - GAP * (len(row) - 1)) // len(row)
-
-
-def _scale(fits: float) -> float:
-    """How much a picture is enlarged or shrunk that would fit at a scale."""
-    return float(min(MOST_SCALE, int(fits))) if fits >= 2 else fits
-
-
-def _resized(image: np.ndarray, scale: float) -> np.ndarray:
-    if scale == int(scale):
-        return image.repeat(int(scale), axis=0).repeat(int(scale), axis=1)
-    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-    kind = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC
-    return np.asarray(Image.fromarray(image).resize(size, kind))
-
-
-def _spans(count: int, pixels: int) -> tuple[np.ndarray, np.ndarray]:
-    """First and last + 1 of the values that each pixel stands for."""
-    first = np.arange(pixels) * count // pixels
-    return first, np.maximum(first + 1, (np.arange(1, pixels + 1) * count) // pixels)
-
-
-def _pool_largest(values: np.ndarray, pixels: int, axis: int) -> np.ndarray:
-    """Values by pixel along an axis: of several the one that is largest in size, with its sign."""
-    first, last = _spans(values.shape[axis], pixels)
-    pooled = values.take(first, axis)
-    for offset in range(1, int((last - first).max())):
-        other = values.take(np.minimum(first + offset, last - 1), axis)
-        pooled = np.where(np.abs(other) > np.abs(pooled), other, pooled)
-    return pooled
-
-
-def _pool_mean(values: np.ndarray, pixels: int, axis: int) -> np.ndarray:
-    """Values by pixel along an axis: the mean of several."""
-    first, last = _spans(values.shape[axis], pixels)
-    sums = np.concatenate([np.zeros_like(values.take([0], axis)), values.cumsum(axis)], axis=axis)
-    shape = [-1 if index == axis else 1 for index in range(values.ndim)]
-    means: np.ndarray = (sums.take(last, axis) - sums.take(first, axis)) / (last - first).reshape(shape)
-    return means
-
-
-def _revealed(frame: np.ndarray, full: np.ndarray, box: Box, steps: int) -> Drawn:
-    """
-    A picture over time that is shown up to the present step.
-
-    :param frame: what surrounds it, ``(h, margin + w, 3)``
-    :param full: the picture of all steps, ``(h, w, 3)``
-    :param box: its room
-    :param steps: ``T``
-    """
-    first, margin = _spans(steps, full.shape[1])[0], box.margin
-
-    def at(step: int) -> np.ndarray:
-        step = min(step, steps - 1)
-        picture: np.ndarray = frame.copy()
-        shown = int(np.searchsorted(first, step, side="right"))
-        picture[:, margin : margin + shown] = full[:, :shown]
-        picture[:, margin + shown :] = FUTURE
-        if not box.is_still:
-            _draw_cursor(picture[:, margin:], step, steps)
-        return picture
-
-    return at
-
-
-def _draw_cursor(picture: np.ndarray, step: int, steps: int) -> None:
-    """Lines at both sides of the present step's column."""
-    width = picture.shape[1]
-    for x in {step * width // steps, max(step * width // steps, (step + 1) * width // steps - 1)}:
-        picture[:, min(x, width - 1)] = INK
-
-
-def _write_labels(frame: np.ndarray, labels: Sequence[str], centres: np.ndarray, right: int) -> None:
-    """Labels at some heights, right-aligned; only those that do not overlap."""
-    image, height = Image.fromarray(frame), len(frame)
-    pen = ImageDraw.Draw(image)
-    free = -float(FONT)
-    for label, centre in zip(labels, centres.tolist(), strict=True):
-        if centre - FONT / 2 >= free - 1 and -1 <= centre - FONT / 2 <= height - FONT + 1:
-            pen.text((right, centre), label, fill=INK, font=font(), anchor="rm")
-            free = centre + FONT / 2
-    frame[:] = np.asarray(image)
-
-
-def _shortened(labels: Sequence[str]) -> list[str]:
-    """ "slot 3" as "3", if it is a number that follows."""
-    return [last if (last := label.rpartition(" ")[2]).isdigit() else label for label in labels]
-
-
-def _write_turned(image: Image.Image, label: str, centre: int, bottom: int) -> None:
-    """A label that is read from below."""
-    line = Image.new("RGB", (text_width(label), FONT + 4), PAPER)
-    ImageDraw.Draw(line).text((0, FONT / 2 + 2), label, fill=INK, font=font(), anchor="lm")
-    turned = line.transpose(Image.Transpose.ROTATE_90)
-    image.paste(turned, (centre - turned.width // 2, bottom - turned.height))
 
 
 def _round_numbers() -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
