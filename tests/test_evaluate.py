@@ -16,7 +16,7 @@ from rmc_rl import evaluate, train
 from rmc_rl.command_line.agent import reference_returns
 from rmc_rl.envs import make_vec
 from rmc_rl.errors import UsageError
-from rmc_rl.runs.folder import find_runs
+from rmc_rl.runs.folder import Run, find_runs
 from rmc_rl.studies.tables import text_table
 
 
@@ -164,6 +164,20 @@ def test_a_folder_whose_name_has_a_comma_is_one_run(tmp_path):
     assert find_runs(str(tmp_path / "a,b*")).runs == [str(tmp_path / "a,b*")]
     with pytest.raises(UsageError, match="run must be the folder of a run, a pattern"):
         find_runs(str(tmp_path / "a,c"))
+
+
+def test_a_pattern_names_a_run_if_it_matches_one_alone(tmp_path):
+    for name in ("gru-seed0", "gru-seed1", "rmc-seed0"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").touch()
+    (tmp_path / "rmc-notes").mkdir()
+    assert Run.open(tmp_path / "rmc-*").path == tmp_path / "rmc-seed0"
+    with pytest.raises(UsageError, match="a pattern that matches one, got '.*', which matches 2: .*gru-seed0, .*gru-seed1$"):
+        Run.open(tmp_path / "gru-*")
+    with pytest.raises(UsageError, match="which matches 0$"):
+        Run.open(tmp_path / "lstm-*")
+    with pytest.raises(UsageError, match="run must be the folder of a run, got"):
+        Run.open(tmp_path / "lstm")
 
 
 def test_reference_returns_of_worlds_and_of_others():

@@ -112,16 +112,17 @@ class Run:
         """
         An existing run.
 
-        :param path: its folder; ``~`` is the user's home
-        :raises UsageError: if it is not a folder
+        :param path: its folder, or a pattern that matches the folder of one run alone; ``~`` is the user's home
+        :raises UsageError: if it is not a folder, or the pattern matches no run or several
         """
-        try:
-            run = cls(Path(path).expanduser())
-            is_folder = run.path.is_dir()
-        except (OSError, ValueError, RuntimeError):
-            is_folder = False
-        require(is_folder, "run must be the folder of a run", str(path))
-        return run
+        if not _is_folder(path) and glob.has_magic(str(path)):
+            runs = _matching_runs(str(path))[0]
+            if len(runs) != 1:
+                found = f"matches {len(runs)}" + (f": {', '.join(runs[:3])}{' ...' if len(runs) > 3 else ''}" if runs else "")
+                raise UsageError(f"run must be the folder of a run, or a pattern that matches one, got '{path}', which {found}")
+            path = runs[0]
+        require(_is_folder(path), "run must be the folder of a run", str(path))
+        return cls(Path(path).expanduser())
 
     @classmethod
     def of_file(cls, path: Path) -> "Run":
@@ -372,10 +373,9 @@ def find_runs(text: str) -> FoundRuns:
         found = [part]
         if not _is_folder(part):
             require(glob.has_magic(part), rule, part)
-            matches = sorted(glob.glob(os.path.expanduser(part), recursive=True))
-            found = [path for path in matches if (Path(path) / "config.yaml").is_file()]
-            others += [path for path in matches if path not in found]
-            what = f"matches {len(matches)} paths, none of which is the folder of a run" if matches else "matches nothing"
+            found, rest = _matching_runs(part)
+            others += rest
+            what = f"matches {len(rest)} paths, none of which is the folder of a run" if rest else "matches nothing"
             if not found:
                 raise UsageError(f"{rule}, got '{part}', which {what}")
         for path in found:
@@ -383,7 +383,17 @@ def find_runs(text: str) -> FoundRuns:
     return FoundRuns(list(runs.values()), others)
 
 
-def _is_folder(text: str) -> bool:
+def _matching_runs(pattern: str) -> tuple[list[str], list[str]]:
+    """The folders of runs that a pattern matches, and what else it matches, both sorted."""
+    try:
+        matches = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
+    except ValueError:  # a null byte
+        matches = []
+    runs = [path for path in matches if (Path(path) / "config.yaml").is_file()]
+    return runs, [path for path in matches if path not in runs]
+
+
+def _is_folder(text: str | Path) -> bool:
     try:
         return Path(text).expanduser().is_dir()
     except (OSError, ValueError, RuntimeError):
