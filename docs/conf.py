@@ -116,7 +116,7 @@ the mean returns, and the largest number of steps between seeing a fact and usin
 
 
 def keys_page() -> str:
-    """All keys of the command line, as ``--help`` prints them."""
+    """All keys of the command line, as ``--help-all`` prints them."""
     parts = ["# All keys", "Each file as it is in the package. Later files win, and the command line wins over all of them."]
     folder = ROOT / "rmc_rl" / "configs"
     groups = ("family", "algo")

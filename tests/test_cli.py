@@ -325,7 +325,7 @@ MISTAKES = {
     "--config-dir=nowhere": "--config-dir must be a folder, got 'nowhere'",
     "--config-name=nowhere": "Hydra refused the command line: Cannot find primary config 'nowhere'",
     "env=.:X": "env '.:X' names a module that cannot be imported",
-    "--core": "unrecognized arguments: --core; --help lists the keys and flags",
+    "--core": "unrecognized arguments: --core; --help-all lists the keys and flags",
     "algo.n_steps=[1": "an argument must read key=value",
     "env_kwargs.delay=[1,2": "an argument must read key=value, with brackets and quotes closed",
     "num_threads=0": "num_threads must be a whole number of at least 1, got 0",
@@ -670,18 +670,38 @@ def test_where_an_evaluation_cannot_be_written_it_is_not_played(call, monkeypatc
 
 @pytest.mark.parametrize("verb", [train, evaluate])
 def test_help_tells_the_keys_and_what_they_mean(call, verb):
-    status, out, _ = call(verb, "--help")
+    status, out, _ = call(verb, "--help-all")
     assert status == 0
     assert "env_kwargs" in out
     assert "# last or best" in out or "# shared, separate or memoryless" in out
     assert "hydra:" not in out
 
 
+def test_help_is_one_screen_and_says_where_the_rest_is(call):
+    status, out, _ = call(train, "--help", "env=rmc_rl/TMaze-v0", "core=gru")
+    assert (status, out.count("\n") < 40) == (0, True)
+    assert "total_timesteps: 1000000" in out
+    assert "core=gru (one of brims, " in out
+    assert "env_kwargs of rmc_rl/TMaze-v0: length=" in out
+    assert "--help-all" in out
+    assert "gae_lambda" not in out
+
+
 def test_help_follows_the_command_line(call):
-    _, out, _ = call(train, "--help", "env=ALE/Pong-v5", "core=memoryless")
+    _, out, _ = call(train, "--help-all", "env=ALE/Pong-v5", "core=memoryless")
     assert "family=atari" in out
     assert "core=memoryless" in out
     assert "width: 64" in out
+    assert "env_kwargs of ALE/Pong-v5: img_height=84" in out
+    assert call(train, "--help", "core=rcm")[0] == 2
+
+
+def test_the_list_of_verbs_has_colours_on_a_terminal_alone(call, monkeypatch):
+    assert "\033" not in call(rmc_rl.__main__)[1]
+    monkeypatch.setattr(rmc_rl.__main__, "has_colours", lambda: True)
+    out = call(rmc_rl.__main__)[1]
+    assert "\033[36mtrain\033[0m" in out
+    assert out.count("\033[36m") == len(rmc_rl.__main__.VERBS)
 
 
 def test_the_configuration_can_be_printed_alone(call):

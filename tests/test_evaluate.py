@@ -172,9 +172,9 @@ def test_a_pattern_names_a_run_if_it_matches_one_alone(tmp_path):
         (tmp_path / name / "config.yaml").touch()
     (tmp_path / "rmc-notes").mkdir()
     assert Run.open(tmp_path / "rmc-*").path == tmp_path / "rmc-seed0"
-    with pytest.raises(UsageError, match="a pattern that matches one, got '.*', which matches 2: .*gru-seed0, .*gru-seed1$"):
+    with pytest.raises(UsageError, match=r"a pattern that matches one, got '.*', which matches 2: .*gru-seed0, .*gru-seed1$"):
         Run.open(tmp_path / "gru-*")
-    with pytest.raises(UsageError, match="which matches 0$"):
+    with pytest.raises(UsageError, match=r"which matches 0$"):
         Run.open(tmp_path / "lstm-*")
     with pytest.raises(UsageError, match="run must be the folder of a run, got"):
         Run.open(tmp_path / "lstm")

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rmc_rl.command_line.help import CONFIGS, help_text
-from rmc_rl.command_line.overrides import as_typed, check_overrides, first_line
+from rmc_rl.command_line.overrides import as_typed, check_overrides, env_keywords, first_line
 from rmc_rl.command_line.progress import say, told
 from rmc_rl.command_line.schema import check_keys
 from rmc_rl.command_line.sweep import Job, current_sweep, end_sweep, is_sweeping, run_job, with_resume
@@ -105,6 +105,7 @@ def _prepare(name: str, description: str, schema: type, family_of: Callable[[str
     if parser is None:
         return True
     parser.error = _refuse  # argparse would print its whole usage
+    parser.add_argument("--help-all", action="store_true")
     flags = parser.parse_intermixed_args(arguments)
     require(not (flags.multirun and flags.cfg), "--cfg shows the configuration of one run: use it without -m", arguments)
     require(not flags.resolve or flags.cfg, "--resolve needs --cfg job", arguments)
@@ -115,8 +116,8 @@ def _prepare(name: str, description: str, schema: type, family_of: Callable[[str
         lines = []
     elif not any(getattr(flags, flag, None) for flag in LEFT_TO_HYDRA):
         checked = check_overrides(lines, bool(flags.multirun), name, schema, family_of, own_files=bool(flags.config_dir))
-        if flags.help:
-            say(help_text(name, description, checked.choices))
+        if flags.help or flags.help_all:
+            say(help_text(name, description, checked.choices, env_keywords(checked.choices.get("env")), flags.help_all))
             return False
         lines = checked.lines
         if checked.num_jobs is not None:
@@ -188,4 +189,4 @@ def _command(verb: str) -> str:
 
 
 def _refuse(message: str) -> NoReturn:
-    raise UsageError(f"{message}; --help lists the keys and flags")
+    raise UsageError(f"{message}; --help-all lists the keys and flags")

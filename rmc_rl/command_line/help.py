@@ -1,13 +1,19 @@
-"""What ``--help`` prints: the YAML files that a command line reads, with their comments."""
+"""What ``--help`` and ``--help-all`` print: the YAML files that a command line reads, with their comments."""
 
+import inspect
 import re
 import textwrap
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 CONFIGS = "rmc_rl.configs"
 GROUPS = ("algo", "family", "core")  # folders of YAML files, in the order in which they are read
+FURTHER = "# Further keys"  # the line of a YAML file below which --help does not read
+SHORT_ENDING = """\
+More keys: {groups}, and more of {name} itself.
+--help-all lists all keys with their defaults. A mistake gets one line with the nearest valid name."""
 ENDING = """\
 Files are read in this order; later ones win, and the command line wins over all files.
 env_kwargs takes any keyword of the environment, curriculum those of our worlds that take a range ([low, high], as in
@@ -25,27 +31,49 @@ def group_options(group: str) -> list[str]:
     return sorted(path.stem for path in (_folder() / group).glob("*.yaml")) if group in GROUPS else []
 
 
-def help_text(config_name: str, description: str, choices: Mapping[str, str]) -> str:
+def help_text(
+    config_name: str, description: str, choices: Mapping[str, str], keywords: Mapping[str, Any], everything: bool
+) -> str:
     """
     The help of a verb.
 
     :param config_name: the verb's YAML file, without its ending
     :param description: the text before the keys
     :param choices: the file that the command line chooses in each group
+    :param keywords: of the environment, with their defaults
+    :param everything: ``--help-all``; otherwise one screen, if the verb's YAML file says which keys those are
     """
+    main, further, _ = (_folder() / f"{config_name}.yaml").read_text().partition(f"\n{FURTHER}\n")
+    listed = "" if not keywords else _filled(f"env_kwargs of {choices['env']}:", keywords)
+    if further and not everything:
+        groups = [
+            f"{group}={choices[group]} (one of {', '.join(group_options(group))})" for group in GROUPS if group in choices
+        ]
+        ending = SHORT_ENDING.format(groups=";\n".join(groups), name=config_name)
+        parts = ["\n\n".join(description.strip().split("\n\n")[:2]), _shown(main), listed, ending]
+        return "\n\n".join(part for part in parts if part)
     files = {f"Keys and their defaults ({config_name}.yaml)": f"{config_name}.yaml"}
     for group in GROUPS:
         if choices.get(group) in group_options(group):
             of = "" if group == "family" else f" of {group}"
             title = f"{group}={choices[group]} sets these keys{of} ({group} is one of {', '.join(group_options(group))})"
             files[title] = f"{group}/{choices[group]}.yaml"
-    parts = [description.strip()]
-    for title, name in files.items():
-        # a block begins at a line without indentation
-        blocks = re.split(r"\n(?=\S)", (_folder() / name).read_text().strip())
-        shown = [block.rstrip() for block in blocks if not block.startswith(("defaults:", "hydra:", "# @package"))]
-        parts.append(f"{title}:\n\n" + textwrap.indent("\n".join(shown), "  "))
-    return "\n\n".join([*parts, ENDING])
+    texts = {title: _shown((_folder() / name).read_text()) for title, name in files.items()}
+    parts = [description.strip(), *(f"{title}:\n\n{text}" for title, text in texts.items()), listed, ENDING]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _filled(title: str, keywords: Mapping[str, Any]) -> str:
+    """Keywords with their defaults, in lines of 120 letters."""
+    words = [name if default is inspect.Parameter.empty else f"{name}={default}" for name, default in keywords.items()]
+    return textwrap.fill(f"{title} {', '.join(words)}", 120, subsequent_indent="  ", break_long_words=False)
+
+
+def _shown(text: str) -> str:
+    """The keys of a YAML file that a person sets, with their comments, indented."""
+    blocks = re.split(r"\n(?=\S)", text.strip())  # a block begins at a line without indentation
+    hidden = ("defaults:", "hydra:", "# @package", FURTHER)
+    return textwrap.indent("\n".join(block.rstrip() for block in blocks if not block.startswith(hidden)), "  ")
 
 
 def _folder() -> Path:

@@ -30,6 +30,7 @@ from rmc_rl.envs.make_vec import find_spec
 from rmc_rl.errors import UsageError, require, unknown
 
 OPEN_KEYS = ("env_kwargs", "evaluation.env_kwargs", "curriculum")  # nodes that take keys unknown to us
+NO_KEYWORDS = ("self", "spec", "num_envs", "device", "args", "kwargs")  # parameters of environments' classes that are none
 LISTS = ("runs", "by")  # keys whose values may be several names, with commas between them or as a list in brackets
 PATHS = (*LISTS, "run", "out", "runs_dir", "model", "resume", "init")  # keys whose values are paths
 MOST_CHECKED = 100  # jobs of a sweep that are checked before the first begins
@@ -41,7 +42,7 @@ class Checked(NamedTuple):
     """A command line without mistakes."""
 
     lines: list[str]  # for Hydra
-    choices: dict[str, str]  # of each group of YAML files, for the first job
+    choices: dict[str, str]  # of each group of YAML files, and "env", for the first job
     num_jobs: int | None = None  # of a sweep; None: this is none, or a sweeper of its own decides
 
 
@@ -195,7 +196,7 @@ def _check_job(
     family_of: Callable[[str], str] | None,
     own_files: bool,
 ) -> dict[str, str]:
-    """Find the mistakes in the command line of one job; returns its choices of YAML files."""
+    """Find the mistakes in the command line of one job; returns its choices of YAML files and, as "env", the environment."""
     overrides = [_parse(parser, line) for line in lines]
     choices: dict[str, str] = {}
     for each in overrides:
@@ -227,6 +228,7 @@ def _check_job(
             choices.setdefault(group, str(OmegaConf.select(config, f"{group}.name")))
     if family_of is not None:
         choices.setdefault("family", family_of(config.env))
+        choices["env"] = str(config.env)
     return choices
 
 
@@ -264,7 +266,7 @@ def _explain(
             return unknown(f"key of {node}", leaf, siblings)
         elsewhere = [name for name in known if name.rpartition(".")[2] == key]
         env = env or OmegaConf.select(compose(config_name), "env")
-        if key in _env_keywords(env):
+        if key in env_keywords(env):
             elsewhere = [f"env_kwargs.{key}"]
         if elsewhere:
             return UsageError(f"unknown key '{key}'; did you mean '{elsewhere[0]}'?")
@@ -273,16 +275,22 @@ def _explain(
     return UsageError(first_line(error))
 
 
-def _env_keywords(env: str | None) -> set[str]:
-    """The keywords of an environment, as far as its class names them."""
-    found: set[str] = set()
+def env_keywords(env: str | None) -> dict[str, Any]:
+    """
+    The keywords of an environment with their defaults, as far as its class names them.
+
+    :param env: its id; None: none
+    :return: empty if they are not known
+    """
     if env is None:
-        return found
+        return {}
     with suppress(Exception):  # a hint is not worth an error
         spec = find_spec(env)
         creator: Any = AtariVecEnv if is_atari(spec) else WORLDS.get(spec.id, spec.entry_point)
-        found |= set(inspect.signature(load_env_creator(creator) if isinstance(creator, str) else creator).parameters)
-    return found - {"self", "spec", "num_envs", "device", "kwargs"}
+        parameters = inspect.signature(load_env_creator(creator) if isinstance(creator, str) else creator).parameters
+        own = [each for name, each in parameters.items() if name not in NO_KEYWORDS and each.kind is not each.VAR_KEYWORD]
+        return {each.name: spec.kwargs.get(each.name, each.default) for each in own}
+    return {}
 
 
 def _keys(node: Any, prefix: str = "") -> list[str]:

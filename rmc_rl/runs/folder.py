@@ -119,7 +119,9 @@ class Run:
             runs = _matching_runs(str(path))[0]
             if len(runs) != 1:
                 found = f"matches {len(runs)}" + (f": {', '.join(runs[:3])}{' ...' if len(runs) > 3 else ''}" if runs else "")
-                raise UsageError(f"run must be the folder of a run, or a pattern that matches one, got '{path}', which {found}")
+                raise UsageError(
+                    f"run must be the folder of a run, or a pattern that matches one, got '{path}', which {found}"
+                )
             path = runs[0]
         require(_is_folder(path), "run must be the folder of a run", str(path))
         return cls(Path(path).expanduser())
