@@ -73,6 +73,16 @@ def test_a_run_that_is_stopped_by_a_signal_goes_on_to_the_same_end(call, whole, 
     assert (status, "has taken its 1,056 steps" in out) == (0, True)
 
 
+def test_a_run_that_was_killed_after_its_last_checkpoint_gets_its_model(call, whole):
+    shutil.copytree(whole, RUN)
+    (RUN / "model.zip").write_bytes((RUN / "best" / "model.zip").read_bytes())  # of fewer steps
+    (RUN / "checkpoints" / ".partial-880").mkdir()
+    status, out, _ = call(train, f"resume={RUN}")
+    assert (status, "has taken its 1,056 steps" in out) == (0, True)
+    assert_equal_runs(RUN, whole)
+    assert not (RUN / "checkpoints" / ".partial-880").exists()
+
+
 def test_a_full_disk_is_an_error_of_the_disk_at_whichever_write_it_strikes(tmp_path, monkeypatch):
     class Disk(io.BytesIO):
         """Full for one write, the ``full``-th from 0."""

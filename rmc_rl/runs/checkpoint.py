@@ -317,6 +317,7 @@ class Checkpoints(BaseCallback):
             found = find_checkpoints(self.folder)
             require(len(found) > 0, "there must be a whole checkpoint to resume from", str(self.folder))
             checkpoint = found[0]
+        _delete_partial(self.folder)
         self._at_first_rollout = load_checkpoint(checkpoint, model, self.callbacks)
         self.saved_at = checkpoint.steps
         return max(0, model._total_timesteps - model.num_timesteps)
@@ -451,8 +452,7 @@ def _write_folder(path: Path, files: Mapping[str, bytes]) -> None:
     """Write a folder whole or not at all, synced to disk; one of the same name is replaced."""
     parent = path.parent
     parent.mkdir(exist_ok=True)
-    for stale in parent.glob(f"{PARTIAL}*"):  # of a process that was killed
-        shutil.rmtree(stale, ignore_errors=True)
+    _delete_partial(parent)
     partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=parent))
     try:
         partial.chmod(0o777 & ~_umask())
@@ -467,8 +467,13 @@ def _write_folder(path: Path, files: Mapping[str, bytes]) -> None:
         partial.rename(path)
         sync_folder(parent)
     finally:
-        for stale in parent.glob(f"{PARTIAL}*"):
-            shutil.rmtree(stale, ignore_errors=True)
+        _delete_partial(parent)
+
+
+def _delete_partial(parent: Path) -> None:
+    """Delete what a process that was killed has left unfinished."""
+    for stale in parent.glob(f"{PARTIAL}*"):
+        shutil.rmtree(stale, ignore_errors=True)
 
 
 def _delete(path: Path) -> None:
