@@ -123,8 +123,7 @@ def _train(config: DictConfig, command: str | None, locks: ExitStack) -> int:
     if remaining <= 0 or callbacks.is_out_of_patience():
         why = "total_timesteps=... goes on for longer" if remaining <= 0 else "no evaluation was better; patience=null goes on"
         say(f"the run has taken its {model.num_timesteps:,} steps; {why}")
-        if found:  # whoever was killed after the last checkpoint has not written it
-            save_model(model, run.model_path("last"))
+        _save_if_finite(model, run)  # whoever was killed after the last checkpoint has not written the model
         callbacks.close()
         told["result"] = ", ".join(["finished before", *_as_words(callbacks.reached())])
         return 0
