@@ -74,8 +74,8 @@ def main_table(groups: Sequence[Group], thresholds: Mapping[str, float]) -> tupl
         "state",
         "return",
         "score",
-        "steps to it",
-        "seconds to it",
+        "steps to threshold",
+        "seconds to threshold",
     ]
     if len(commits) > 1:
         titles.append("commit")
