@@ -56,7 +56,7 @@ from rmc_rl.envs.base import Returns
 from rmc_rl.envs.make_vec import env_family
 from rmc_rl.errors import NonFiniteError
 from rmc_rl.runs.checkpoint import Checkpoints, find_checkpoints
-from rmc_rl.runs.curves import make_logger
+from rmc_rl.runs.curves import make_logger, told_once
 from rmc_rl.runs.folder import Run, save_model
 from rmc_rl.runs.loading import load_weights
 
@@ -131,7 +131,7 @@ def _train(config: DictConfig, command: str | None, locks: ExitStack) -> int:
     costs = Costs()
     model.set_logger(make_logger(run.path, first_step if old_run is not None else None))
     status, again = 0, f"to go on: {how_to_run('train')} {shlex.quote(f'resume={run.path}')}"
-    with _closing(model), signals:
+    with _closing(model), signals, told_once():
         try:
             model.learn(remaining, callback=[checkpoints, *callbacks.in_order], reset_num_timesteps=not found)
         except NonFiniteError as error:

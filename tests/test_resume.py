@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -26,6 +27,7 @@ from rmc_rl.command_line import signals
 from rmc_rl.errors import UsageError
 from rmc_rl.runs import checkpoint, folder
 from rmc_rl.runs.checkpoint import find_checkpoints
+from rmc_rl.runs.curves import make_logger, told_once
 from rmc_rl.runs.folder import Run
 
 COPY = ["env_kwargs.n_symbols=4", "env_kwargs.length=3", "env_kwargs.delay=5", "core.num_heads=2", "core.head_size=4"]
@@ -377,3 +379,21 @@ def test_the_page_about_resuming_runs_as_written(call, checkout):
     for name in ("policy.pt", "optimizer.pt", "progress.pt", "random.pt", "environment.pt", "callbacks.pt", "manifest.json"):
         assert name in page
     assert all(str(128 + number) in page for number in signals.STOPPING)
+
+
+def test_an_error_of_tensorboards_writer_is_told_once(tmp_path, monkeypatch):
+    printed = []
+    monkeypatch.setattr(threading, "excepthook", printed.append)
+    logger = make_logger(tmp_path)
+    events = logger.output_formats[1].writer.file_writer.event_writer
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    events._async_writer._writer.write = full
+    with told_once(), pytest.raises(OSError, match="No space left"):
+        for step in range(1000):
+            logger.record("a", step)
+            logger.dump(step)
+            events.flush()
+    assert printed == []

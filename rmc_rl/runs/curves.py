@@ -8,6 +8,9 @@ file with a new column replaces the old one whole.
 import csv
 import io
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -101,3 +104,22 @@ def make_logger(folder: str | Path, resumed_at: int | None = None) -> Logger:
     if resumed_at is not None:
         compat.purge_events(events.writer, resumed_at + 1)
     return Logger(str(folder), [progress, events])
+
+
+@contextmanager
+def told_once() -> Iterator[None]:
+    """
+    Inside a ``with`` block, an error that stops TensorBoard's writer, which is a thread, is not printed there: TensorBoard
+    raises it again in the thread that logs.
+    """
+    before = threading.excepthook
+
+    def of_other_threads(arguments: threading.ExceptHookArgs) -> None:
+        if not type(arguments.thread).__module__.startswith("tensorboard."):
+            before(arguments)
+
+    threading.excepthook = of_other_threads
+    try:
+        yield
+    finally:
+        threading.excepthook = before
