@@ -390,10 +390,13 @@ def test_an_error_of_tensorboards_writer_is_told_once(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    events._async_writer._writer.write = full
-    with told_once(), pytest.raises(OSError, match="No space left"):
+    def log_much():
         for step in range(1000):
             logger.record("a", step)
             logger.dump(step)
             events.flush()
+
+    events._async_writer._writer.write = full
+    with told_once(), pytest.raises(OSError, match="No space left"):
+        log_much()
     assert printed == []
