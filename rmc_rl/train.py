@@ -263,9 +263,15 @@ def _save_if_finite(model: BaseAlgorithm, run: Run) -> None:
         save_model(model, run.model_path("last"))
 
 
+def _workers(model: BaseAlgorithm) -> Sequence[Any]:
+    """The worker processes of the environment."""
+    workers: Sequence[Any] = getattr(model.get_env().unwrapped, "processes", [])  # type: ignore[union-attr]
+    return workers
+
+
 def _dead_workers(model: BaseAlgorithm) -> str:
     """Which worker processes have died, and how."""
-    processes = getattr(model.get_env().unwrapped, "processes", [])  # type: ignore[union-attr]
+    processes = _workers(model)
     wait([process.sentinel for process in processes], timeout=1)  # its pipe ends before the process
     dead = [f"copy {index}, exit code {process.exitcode}" for index, process in enumerate(processes) if not process.is_alive()]
     return f"a process of the environment has died: {'; '.join(dead) or 'it sent no answer'}"
@@ -286,8 +292,9 @@ def _closing(model: BaseAlgorithm) -> Iterator[None]:
                 model.get_env().close()  # type: ignore[union-attr]
         except TimeoutError:
             warnings.warn(f"the environment did not close within {CLOSING_SECONDS} seconds", stacklevel=2)
-        except (OSError, EOFError):  # a worker process has died
-            pass
+        except (OSError, EOFError):  # a worker process has died; the others would tell of the pipe that ends
+            for process in _workers(model):
+                process.kill()
         except Exception as error:  # whatever a user's class raises
             why = f"{type(error).__name__}: {' '.join(str(error).split())}"
             warnings.warn(f"the environment could not be closed: {why}", stacklevel=2)
