@@ -1,4 +1,4 @@
-"""RepeatPrevious, Autoencode and Concentration: their layout, what each player gets, and that they equal POPGym step by step."""
+"""RepeatPrevious, Autoencode and Concentration: layout, what each player gets, and equality with POPGym step by step."""
 
 import re
 
@@ -76,9 +76,7 @@ class TestEqualsPopgym:
         assert steps == 104 * num_decks - 1
         assert not perfect or abs(total - 1) < 1e-6
 
-    @pytest.mark.parametrize(
-        ("num_decks", "deck_type", "n_kinds"), [(1, "colors", 2), (2, "colors", 2), (1, "ranks", 13)]
-    )
+    @pytest.mark.parametrize(("num_decks", "deck_type", "n_kinds"), [(1, "colors", 2), (2, "colors", 2), (1, "ranks", 13)])
     def test_concentration(self, num_decks, deck_type, n_kinds, perfect):
         world = ConcentrationWorld(1, n_cards=52 * num_decks, n_kinds=n_kinds)
         public = of_popgym("concentration", num_decks=num_decks, deck_type=deck_type)

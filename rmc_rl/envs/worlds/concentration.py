@@ -39,8 +39,8 @@ class ConcentrationWorld(BatchedWorld):
 
     Observation Encoding
     --------------------
-    ``MultiDiscrete([n_kinds + 1] * n_cards)``: the kind of each card that is face up, ``n_kinds`` for the others. The two cards
-    of a turn are shown until the next flip.
+    ``MultiDiscrete([n_kinds + 1] * n_cards)``: the kind of each card that is face up, ``n_kinds`` for the others. The two
+    cards of a turn are shown until the next flip.
 
     Rewards
     -------
@@ -145,9 +145,7 @@ class ConcentrationWorld(BatchedWorld):
     def _advance(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         was_up = self.found[self._rows, actions]
         begun = self.first != NONE
-        kind, first_kind = (
-            self.kinds[self._rows, card] for card in (actions, self.first.clamp(min=0))
-        )
+        kind, first_kind = (self.kinds[self._rows, card] for card in (actions, self.first.clamp(min=0)))
         pair = begun & ~was_up & (kind == first_kind) & (actions != self.first)
         fails = (was_up | begun) & ~pair
         self.shown = torch.stack([self.first, actions], -1)
