@@ -26,7 +26,9 @@ N_ACTIONS = 64  # batches of actions, which are repeated
 PUBLIC = [
     ("MiniGrid-MemoryS11-v0", "minigrid", "rmc_rl/MemoryRoom-v0"),
     ("popgym-RepeatFirstEasy-v0", "popgym", "rmc_rl/Copy-v0"),
-    ("popgym-RepeatPreviousEasy-v0", "popgym", "rmc_rl/Copy-v0"),
+    ("popgym-RepeatPreviousEasy-v0", "popgym", "rmc_rl/RepeatPrevious-v0"),
+    ("popgym-AutoencodeEasy-v0", "popgym", "rmc_rl/Autoencode-v0"),
+    ("popgym-ConcentrationEasy-v0", "popgym", "rmc_rl/Concentration-v0"),
 ]
 
 

@@ -132,10 +132,10 @@ def test_a_range_is_drawn_within_its_bounds_in_every_world():
         assert all(name in inspect.signature(world).parameters for name in world.ranges), world_id
     world = load_world(WORLDS["rmc_rl/ProgramEval-v0"])(400, length=[1, 3], nesting=[1, 2], n_programs=600)
     world.reset(seed=0)
-    sizes = {len(world.pool[index][0]) for index in world.program.tolist()}
+    sizes = {len(world.pool[index][0]) for index in world.text.tolist()}
     world.length, world.nesting = 1, 1
     world.reset()
-    short = [world.pool[index][0] for index in world.program.tolist()]
+    short = [world.pool[index][0] for index in world.text.tolist()]
     assert len(sizes) >= 5
     assert {sum(character.isdigit() for character in text) for text in short} == {2}
     picks = load_world(WORLDS["rmc_rl/ObjectPick-v0"])(300, n_distractors=[1, 3], max_steps=[5, 9])

@@ -4,6 +4,7 @@ import os
 import re
 import sys
 import types
+import warnings
 
 import gymnasium
 import numpy as np
@@ -22,6 +23,7 @@ from rmc_rl.envs import BatchedWorld
 from rmc_rl.envs.atari import AtariVecEnv
 from rmc_rl.envs.make_vec import env_family
 from rmc_rl.envs.previous_action_reward import PreviousActionReward
+from rmc_rl.envs.resumable import pickled_copies, unpickled_copies
 from rmc_rl.envs.vec_env import SameStepVecEnv
 from rmc_rl.envs.worlds.copy import CopyWorld
 from rmc_rl.errors import UsageError
@@ -36,6 +38,7 @@ from rmc_rl.errors import UsageError
         ("rmc_rl:rmc_rl/Copy-v0", SameStepVecEnv, "recall"),
         ("CartPole-v1", DummyVecEnv, "gymnasium"),
         ("MiniGrid-MemoryS7-v0", DummyVecEnv, "gymnasium"),
+        ("MinAtar/Breakout-v1", DummyVecEnv, "minatar"),
     ],
 )
 def test_routes(env_id, kind, family):
@@ -46,7 +49,7 @@ def test_routes(env_id, kind, family):
     env.close()
 
 
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "MiniGrid-MemoryS7-v0"])
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "MiniGrid-MemoryS7-v0", "MinAtar/Breakout-v1"])
 def test_processes_make_what_a_loop_does(env_id):
     env, loop = make_vec(env_id, 2, seed=1, processes=True), make_vec(env_id, 2, seed=1)
     assert isinstance(env, SubprocVecEnv)
@@ -54,7 +57,7 @@ def test_processes_make_what_a_loop_does(env_id):
     env.close()
 
 
-@pytest.mark.parametrize("env_id", ["ALE/Pong-v5", "rmc_rl/Copy-v0", "CartPole-v1"])
+@pytest.mark.parametrize("env_id", ["ALE/Pong-v5", "rmc_rl/Copy-v0", "CartPole-v1", "MinAtar/Asterix-v1"])
 def test_the_seed_decides_everything(env_id):
     def run(seed):
         env = make_vec(env_id, 2, seed=seed)
@@ -339,6 +342,64 @@ class TestMiniGrid:
         monkeypatch.setitem(sys.modules, "minigrid", None)
         with pytest.raises(UsageError, match=r"needs minigrid: pip install 'rmc-rl\[minigrid\]'"):
             make_vec("MiniGrid-MemoryS7-v0", 1)
+
+
+MINATAR = {"Asterix": (4, 5), "Breakout": (4, 3), "Freeway": (7, 3), "Seaquest": (10, 6), "SpaceInvaders": (6, 4)}
+
+
+class TestMinAtar:
+    @pytest.mark.parametrize(("game", "sizes"), MINATAR.items())
+    def test_each_game(self, game, sizes):
+        planes, actions = sizes
+        env = make_vec(f"MinAtar/{game}-v1", 2, seed=0)
+        observations = env.reset()
+        assert (observations.shape, observations.dtype) == ((2, 10, 10, planes), np.float32)
+        assert set(np.unique(observations)) == {0, 1}
+        assert env.action_space.n == actions
+
+    def test_equals_the_game_itself(self):
+        game = gymnasium.make("MinAtar/SpaceInvaders-v1").unwrapped
+        env = make_vec("MinAtar/SpaceInvaders-v1", 1, seed=4)
+        expected, (found,) = game.reset(seed=4)[0], env.reset()
+        random = np.random.default_rng(0)
+        for _ in range(300):
+            np.testing.assert_array_equal(found, expected)
+            action = random.integers(4)
+            expected, reward, terminated, *_ = game.step(action)
+            (found,), rewards, dones, infos = env.step(np.array([action]))
+            assert (rewards[0], dones[0]) == (reward, terminated)
+            if terminated:
+                np.testing.assert_array_equal(infos[0]["terminal_observation"], expected)
+                expected = game.reset()[0]
+
+    def test_keywords_of_the_game(self):
+        env = make_vec("MinAtar/Breakout-v1", 1, env_kwargs=dict(sticky_action_prob=0.0))
+        assert env.envs[0].unwrapped.game.sticky_action_prob == 0
+
+    def test_pictures(self):
+        env = make_vec("MinAtar/Breakout-v1", 2, seed=0, pictures=True)
+        env.reset()
+        for _ in range(2):  # the ball leaves its trail
+            env.step(np.zeros(2, dtype=int))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            frames = env.get_images()
+        assert {(frame.shape, frame.dtype) for frame in frames} == {((240, 240, 3), np.dtype(np.uint8))}
+        assert len(np.unique(frames[0].reshape(-1, 3), axis=0)) == 5  # paddle, ball, its trail, bricks, nothing
+
+    def test_runs_go_on_where_they_were(self):
+        copies = make_vec("MinAtar/SpaceInvaders-v1", 1, seed=0).envs
+        copies[0].reset(seed=0)
+        (later,) = unpickled_copies(pickled_copies(copies))
+        for _ in range(20):
+            np.testing.assert_equal(copies[0].step(1), later.step(1))
+
+    def test_mistakes(self, monkeypatch):
+        with pytest.raises(UsageError, match="unknown env 'MinAtar/Breakuot-v1'; did you mean 'MinAtar/Breakout-v1'"):
+            make_vec("MinAtar/Breakuot-v1", 1)
+        monkeypatch.setitem(sys.modules, "minatar.gym", None)
+        with pytest.raises(UsageError, match=r"needs minatar: pip install 'rmc-rl\[minatar\]'"):
+            make_vec("MinAtar/Breakout-v1", 1)
 
 
 class Masked(CopyWorld):

@@ -68,7 +68,7 @@ class TestProgramEval:
     def test_layout_of_an_episode(self, task):
         world = self.world(task)
         observations, _ = world.reset(seed=1)
-        programs = [world.pool[index] for index in world.program.tolist()]
+        programs = [world.pool[index] for index in world.text.tolist()]
         seen, ended = [observations], []
         for _ in range(world.longest):
             observations, _, terminated, _, _ = world.step(torch.zeros(128, dtype=torch.long))
@@ -157,7 +157,7 @@ def test_a_picture_shows_program_and_answers():
 
     world = ProgramEvalWorld(1, length=3, n_programs=10, render_mode="rgb_array")
     world.reset(seed=0)
-    text, result = world.pool[world.program]
+    text, result = world.pool[world.text]
     first = pixels(drawing.SEEN)
     assert first > 0
     for _ in text:

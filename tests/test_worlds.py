@@ -19,18 +19,23 @@ from rmc_rl.errors import UsageError
 
 # keywords of a small and quick version of each world
 SMALL = {
+    "rmc_rl/Autoencode-v0": dict(n_cards=[3, 6]),
     "rmc_rl/BallTracking-v0": dict(hold_steps=2, free_steps=4, dark_steps=3),
     "rmc_rl/BouncingBalls-v0": dict(dark_steps=3, n_balls=[2, 3], curtain=True),
     "rmc_rl/BoxWorld-v0": dict(view_size=3, obs="pixels", max_length=1, n_colours=4, max_steps=20),
     "rmc_rl/CartPolePositions-v0": dict(max_steps=20, half_length=[0.4, 0.6]),
+    "rmc_rl/Concentration-v0": dict(n_cards=8, n_kinds=4),
     "rmc_rl/Copy-v0": dict(n_symbols=4, length=3, delay=5),
+    "rmc_rl/EndlessTMaze-v0": dict(length=[1, 3], n_corridors=2),
     "rmc_rl/MemoryRoom-v0": dict(random_length=True, size=9, max_steps=30),
     "rmc_rl/MiniPacman-v0": dict(max_steps=20, mode="hunt", n_mazes=2),
     "rmc_rl/NthFarthest-v0": dict(n_vectors=3, dim=1),
     "rmc_rl/ObjectPick-v0": dict(n_distractors=1, size=4, max_steps=20),
     "rmc_rl/PendulumAngle-v0": dict(max_steps=[10, 12], gravity=9.8),
     "rmc_rl/ProgramEval-v0": dict(nesting=2, task="full", n_programs=100),
+    "rmc_rl/RepeatPrevious-v0": dict(k=2, n_cards=8),
     "rmc_rl/SequentialDigits-v0": dict(size=4, pixels_per_step=4),
+    "rmc_rl/Stories-v0": dict(task="list", n_sentences=[1, 3], n_stories=60),
     "rmc_rl/TMaze-v0": dict(length=3),
 }
 worlds = pytest.mark.parametrize("world_id", WORLDS)
@@ -353,6 +358,7 @@ def test_numpy_integers_are_keywords(world_id):
 
 
 NUMBERS = [
+    ("EndlessTMaze", "penalty"),
     ("TMaze", "penalty"),
     ("BallTracking", "speed"),
     ("BouncingBalls", "speed"),
@@ -375,8 +381,12 @@ def test_numbers_are_finite(name, keyword, value):
         ("BoxWorld", dict(size=10**4)),
         ("BoxWorld", dict(view_size=10**6 + 1)),
         ("BoxWorld", dict(n_colours=10**9)),
+        ("Autoencode", dict(n_cards=10**10)),
+        ("Concentration", dict(n_cards=4 * 10**9)),
+        ("Concentration", dict(n_cards=2 * 10**5, n_kinds=10**5)),
         ("Copy", dict(length=10**10)),
         ("Copy", dict(length=[1, 10**10])),
+        ("EndlessTMaze", dict(n_corridors=10**10)),
         ("MemoryRoom", dict(size=10**4 + 1)),
         ("MiniPacman", dict(view_size=10**5 + 1)),
         ("MiniPacman", dict(n_mazes=10**6)),
@@ -385,7 +395,10 @@ def test_numbers_are_finite(name, keyword, value):
         ("ObjectPick", dict(size=10**5)),
         ("ProgramEval", dict(length=1000, nesting=100)),
         ("ProgramEval", dict(n_programs=10**9)),
+        ("RepeatPrevious", dict(n_cards=10**10)),
         ("SequentialDigits", dict(size=10**4)),
+        ("Stories", dict(n_sentences=10**8)),
+        ("Stories", dict(n_stories=10**9)),
     ],
     ids=str,
 )

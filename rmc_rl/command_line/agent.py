@@ -202,7 +202,7 @@ def _try(env: VecEnv, config: DictConfig) -> None:
 
     Worlds of rmc_rl/* and Atari check their keywords themselves.
     """
-    if env_family(config.env) != "gymnasium":
+    if env_family(config.env) not in ("gymnasium", "minatar"):
         return
     try:
         env.reset()

@@ -5,8 +5,9 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import ale_py
@@ -18,6 +19,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from rmc_rl.envs.atari import AtariVecEnv, is_atari
 from rmc_rl.envs.base import BatchedWorld, check_world_keywords, load_world
+from rmc_rl.envs.minatar import PREFIX as MINATAR_PREFIX
+from rmc_rl.envs.minatar import import_minatar, is_minatar, make_game
 from rmc_rl.envs.minigrid import PREFIXES as MINIGRID_PREFIXES
 from rmc_rl.envs.minigrid import import_minigrid, is_minigrid, minigrid_view
 from rmc_rl.envs.partial import make_partial
@@ -51,6 +54,8 @@ def find_spec(env_id: str) -> EnvSpec:
         _import_module(module, env_id)
     if name.startswith(MINIGRID_PREFIXES):
         import_minigrid(env_id)
+    if name.startswith(MINATAR_PREFIX):
+        import_minatar(env_id)
     if name not in gymnasium.registry:
         raise _unknown_id(name, bool(module))
     return gymnasium.registry[name]
@@ -96,11 +101,15 @@ def env_family(env_id: str) -> str:
     The family of environments of an id, which decides its route and its default configuration.
 
     :param env_id: any registered Gymnasium id
-    :return: "atari"; for our worlds that of :attr:`rmc_rl.envs.BatchedWorld.family`, as in "recall"; otherwise "gymnasium"
+    :return: "atari", "minatar"; for our worlds that of :attr:`rmc_rl.envs.BatchedWorld.family`, as in "recall"; otherwise
+        "gymnasium"
     :raises UsageError: for an unknown id
     """
-    if is_atari(find_spec(env_id)):
+    spec = find_spec(env_id)
+    if is_atari(spec):
         return "atari"
+    if is_minatar(spec):
+        return "minatar"
     world = find_world(env_id)
     return "gymnasium" if world is None else world.family
 
@@ -133,7 +142,8 @@ def make_vec(
 
     Ids of ale-py run on :class:`~rmc_rl.envs.atari.AtariVecEnv` and ``rmc_rl/*`` on their batched world. Any other Gymnasium
     id runs on SB3's ``DummyVecEnv`` or ``SubprocVecEnv``. MiniGrid's environments are wrapped and have one more keyword,
-    ``view``, see :func:`~rmc_rl.envs.minigrid.minigrid_view`.
+    ``view``, see :func:`~rmc_rl.envs.minigrid.minigrid_view`; MinAtar's are wrapped by
+    :class:`~rmc_rl.envs.minatar.MinAtarGame`.
 
     :param env_id: any registered Gymnasium id, or ``module:id``; the module may be in the working directory
     :param n_envs: number of copies
@@ -203,10 +213,12 @@ def _make_gymnasium(
 ) -> VecEnv:
     """Copies of an environment that has no batched form. SB3 makes them with ``render_mode="rgb_array"`` in any case."""
     wrapper: Any = None
-    name = env_id
+    name: str | Callable[..., gymnasium.Env[Any, Any]] = env_id
     if is_minigrid(spec):
         wrapper = minigrid_view(keywords.pop("view", "onehot"))
         name = env_id if ":" in env_id else f"minigrid:{env_id}"  # a new process imports the module before the colon
+    elif is_minatar(spec):
+        name = partial(make_game, env_id)
     vec_env_cls = SubprocVecEnv if processes else DummyVecEnv
     if processes:
         view = wrapper

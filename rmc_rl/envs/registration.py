@@ -10,18 +10,23 @@ from rmc_rl.errors import require_choice
 
 # id -> the class of the batched world, as module:class
 WORLDS = {
+    "rmc_rl/Autoencode-v0": "rmc_rl.envs.worlds.autoencode:AutoencodeWorld",
     "rmc_rl/BallTracking-v0": "rmc_rl.envs.worlds.ball_tracking:BallTrackingWorld",
     "rmc_rl/BouncingBalls-v0": "rmc_rl.envs.worlds.bouncing_balls:BouncingBallsWorld",
     "rmc_rl/BoxWorld-v0": "rmc_rl.envs.worlds.box_world:BoxWorld",
     "rmc_rl/CartPolePositions-v0": "rmc_rl.envs.worlds.cart_pole:CartPoleWorld",
+    "rmc_rl/Concentration-v0": "rmc_rl.envs.worlds.concentration:ConcentrationWorld",
     "rmc_rl/Copy-v0": "rmc_rl.envs.worlds.copy:CopyWorld",
+    "rmc_rl/EndlessTMaze-v0": "rmc_rl.envs.worlds.endless_tmaze:EndlessTMazeWorld",
     "rmc_rl/MemoryRoom-v0": "rmc_rl.envs.worlds.memory_room:MemoryRoomWorld",
     "rmc_rl/MiniPacman-v0": "rmc_rl.envs.worlds.mini_pacman:MiniPacmanWorld",
     "rmc_rl/NthFarthest-v0": "rmc_rl.envs.worlds.nth_farthest:NthFarthestWorld",
     "rmc_rl/ObjectPick-v0": "rmc_rl.envs.worlds.object_pick:ObjectPickWorld",
     "rmc_rl/PendulumAngle-v0": "rmc_rl.envs.worlds.pendulum:PendulumWorld",
     "rmc_rl/ProgramEval-v0": "rmc_rl.envs.worlds.program_eval:ProgramEvalWorld",
+    "rmc_rl/RepeatPrevious-v0": "rmc_rl.envs.worlds.repeat_previous:RepeatPreviousWorld",
     "rmc_rl/SequentialDigits-v0": "rmc_rl.envs.worlds.sequential_digits:SequentialDigitsWorld",
+    "rmc_rl/Stories-v0": "rmc_rl.envs.worlds.stories:StoriesWorld",
     "rmc_rl/TMaze-v0": "rmc_rl.envs.worlds.tmaze:TMazeWorld",
 }
 ARRAYS = ("numpy", "torch")

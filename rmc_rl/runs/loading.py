@@ -36,7 +36,7 @@ OVERHEAD = 1 << 16  # bytes of a file of tensors beside the tensors, and
 OVERHEAD_PER_TENSOR = 1 << 10  # for each of them
 LARGEST_DATA = 1 << 24  # bytes of a zip's JSON
 # packages whose modules a run may name
-TRUSTED = ("rmc_rl", "gymnasium", "ale_py", "minigrid")
+TRUSTED = ("rmc_rl", "gymnasium", "ale_py", "minigrid", "minatar")
 POLICY_KEYS = ("critic", "encoder", "channels_last", "amp", "net_arch", "log_std_init")  # those that acting depends on
 
 

@@ -4,7 +4,7 @@ Evaluation of short programs as a reinforcement-learning problem: observe a prog
 Tasks: Zaremba & Sutskever, "Learning to execute", 2014, https://arxiv.org/abs/1410.4615; with these sizes in Santoro et al.,
 "Relational recurrent neural networks", 2018, https://arxiv.org/abs/1806.01822, section 4.2 and appendix A.2.
 
-Shapes: ``B`` worlds, ``P`` programs, ``T`` steps of the longest episode.
+Shapes: ``B`` worlds, ``P`` programs.
 """
 
 from collections.abc import Sequence
@@ -13,23 +13,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from torch import Tensor
 
-from rmc_rl.envs.base import Answers, BatchedWorld, Returns
+from rmc_rl.envs.base import BatchedWorld
 from rmc_rl.envs.parts import drawing
 from rmc_rl.envs.parts.keywords import bounds, draw_whole, require_memory, whole, whole_or_range
 from rmc_rl.envs.parts.programs import CHARACTERS, MEMORISATION, TASKS, write_program
+from rmc_rl.envs.parts.texts import TextWorld, group_bounds
 from rmc_rl.errors import require, require_choice, require_truth
 
 _MARKER = len(CHARACTERS)
-_NOT_ASKED = 255  # where there is no right action
+DIGITS = 10
 MOST_DIGITS, MOST_NESTING = 1000, 100  # Python converts numbers of at most 4,300 digits to text
 _NUMBERS_PER_OPERATION, _SIGNS_PER_OPERATION = 3, 12  # besides the previous operation, at most
 _CELL = 16  # pixels
 
 
-class ProgramEvalWorld(BatchedWorld):
+class ProgramEvalWorld(TextWorld):
     """
     Description
     -----------
@@ -98,13 +98,8 @@ class ProgramEvalWorld(BatchedWorld):
     :raises UsageError: for an unknown task, sizes outside these limits, or a pool that needs too much memory
     """
 
-    family = "recall"
     ranges = ("length", "nesting")
     metadata: dict[str, Any] = BatchedWorld.metadata | {"render_modes": ["rgb_array"]}
-
-    program: Tensor  # (B,), an index into the pool
-    time: Tensor  # (B,), steps since the episode began
-    acted: Tensor  # (B, T), the agent's digits, kept only for pictures; -1: none yet
 
     def __init__(
         self,
@@ -133,77 +128,31 @@ class ProgramEvalWorld(BatchedWorld):
         lengths, nestings = (np.arange(low, high + 1) for low, high in (bounds(self.length), bounds(self.nesting)))
         n_groups = len(lengths) * len(nestings)
         require(n_programs >= n_groups, f"n_programs must be at least {n_groups}, one for each length and nesting", n_programs)
-        super().__init__(num_envs, spaces.Discrete(_MARKER + 1), spaces.Discrete(10), device, render_mode)
-        random = Random(pool_seed)
+        random, first = Random(pool_seed), group_bounds(n_programs, n_groups)
         self.pool: list[tuple[str, str]] = []  # program and result
-        # the first program of each group of one length and nesting, and the end of the last
-        first = np.linspace(0, n_programs, n_groups + 1).round().astype(int)
         sizes = [(int(digits), int(operations)) for digits in lengths for operations in nestings]
         for each, count in zip(sizes, np.diff(first), strict=True):
             self.pool += [write_program(task, *each, random) for _ in range(count)]
         self._smallest, self._n_nestings = (int(lengths[0]), int(nestings[0])), len(nestings)
-        self._first = torch.from_numpy(first).to(self.device)
-        self.longest = max(len(text) + len(result) for text, result in self.pool)  # T
         code = {character: index for index, character in enumerate(CHARACTERS)}
-        shown = np.full((n_programs, self.longest), _MARKER, dtype=np.uint8)
-        digits = np.full((n_programs, self.longest), _NOT_ASKED, dtype=np.uint8)
-        for row, (text, result) in enumerate(self.pool):
-            shown[row, : len(text)] = [code[character] for character in text]
-            digits[row, len(text) : len(text) + len(result)] = [code[character] for character in result]
-        ends = [len(text) + len(result) for text, result in self.pool]
-        rewards = [1 / len(result) for _, result in self.pool]
-        # (P, T) -> (P * T,)
-        self._shown, self._digits = (torch.from_numpy(table).to(self.device).flatten() for table in (shown, digits))
-        self._ends, self._rewards = torch.tensor(ends, device=self.device), torch.tensor(rewards, device=self.device)
-
-    def returns(self) -> Returns:
-        (shortest, longest), (least, most) = bounds(self.length), bounds(self.nesting)  # as they are now
-        pairs = [(digits, operations) for digits in range(shortest, longest + 1) for operations in range(least, most + 1)]
-        groups = [self._group(*pair) for pair in pairs]
-        pool = [each for group in groups for each in self.pool[self._first[group] : self._first[group + 1]]]
-        # all markers look alike, so without memory one digit is the best answer to each
-        shares = [sum(result.count(digit) / len(result) for _, result in pool) for digit in "0123456789"]
-        return Returns(random=0.1, memoryless=max(shares) / len(pool), perfect=1.0)
-
-    def memory_demand(self) -> int:
-        return self.longest - 1
-
-    def _answers(self) -> Answers:
-        digits = self._digits[self._place()]
-        known = digits != _NOT_ASKED
-        return Answers(torch.where(known, digits, 0).long(), known)
+        texts, results = ([[code[character] for character in each] for each in part] for part in zip(*self.pool, strict=True))
+        super().__init__(num_envs, texts, results, first, _MARKER, DIGITS, device, render_mode)
 
     def _group(self, length: Any, nesting: Any) -> Any:
         """The number of the group of programs of these sizes, numbers or tensors."""
         return (length - self._smallest[0]) * self._n_nestings + nesting - self._smallest[1]
 
-    def _draw(self, count: int) -> dict[str, Tensor]:
-        group = self._group(*(draw_whole(sizes, count, self.generator) for sizes in (self.length, self.nesting)))
-        first, end = self._first[group], self._first[group + 1]
-        share = torch.rand(count, generator=self.generator, dtype=torch.float64, device=self.device)
-        program = first + (share * (end - first)).long()
-        acted = torch.full((count, self.longest), -1, dtype=torch.int8, device=self.device)
-        return {"program": program, "time": torch.zeros_like(program), "acted": acted}
+    def _draw_groups(self, count: int) -> Tensor:
+        group: Tensor = self._group(*(draw_whole(sizes, count, self.generator) for sizes in (self.length, self.nesting)))
+        return group
 
-    def _place(self) -> Tensor:
-        """The index of the present step in the tables, ``(B,)``."""
-        return self.program * self.longest + self.time.clamp(max=self.longest - 1)
-
-    def _advance(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        digits = self._digits[self._place()]
-        right = actions == digits
-        if self.render_mode is not None:
-            acted = torch.where(digits == _NOT_ASKED, -1, actions).unsqueeze(-1).to(torch.int8)
-            self.acted = self.acted.scatter(1, self.time.unsqueeze(-1), acted)
-        self.time = self.time + 1
-        terminated = self.time == self._ends[self.program]
-        return right * self._rewards[self.program], terminated, torch.zeros_like(terminated)
-
-    def _observe(self) -> Tensor:
-        return self._shown[self._place()].long()
+    def _present_groups(self) -> list[int]:
+        (shortest, longest), (least, most) = bounds(self.length), bounds(self.nesting)
+        pairs = [(digits, operations) for digits in range(shortest, longest + 1) for operations in range(least, most + 1)]
+        return [self._group(*pair) for pair in pairs]
 
     def _picture(self, index: int) -> np.ndarray:
-        text, result = self.pool[int(self.program[index])]
+        text, result = self.pool[int(self.text[index])]
         time, acted = int(self.time[index]), self.acted[index].tolist()
         frame = np.full((2 * _CELL + 8, (self.longest + 1) * _CELL, 3), drawing.PAPER, dtype=np.uint8)
         frame[:, time * _CELL : (time + 1) * _CELL] = drawing.NOW
