@@ -146,7 +146,7 @@ class _Tuning:
         except RunFailed as error:
             told_of = f"FAILED: {error}"
         except Interrupted:
-            room.requeue(self.study, trial)
+            room.requeue(self.study, trial.number)
             return
         except room.TakenOver:
             say(f"trial {trial.number}: another process has taken it, because this one did not answer")
@@ -208,7 +208,7 @@ class _Tuning:
     def _write(self, best: "FrozenTrial") -> list[str]:
         what = "evaluations" if self.metric == EVALUATIONS else "the last training episodes"
         comment = (
-            f"trial {best.number}: return {best.value:.4g} of {what}, seeds {self.seeds[0]} to {self.seeds[-1]}; "
+            f"trial {best.number}: return {best.value:.4g} of {what}, seeds {', '.join(map(str, self.seeds))}; "
             "train --config-dir=<this study> +tuned=best reads it"
         )
         return write_best(self.folder, self.config, self.fixed, self._values(best), comment)
@@ -217,8 +217,8 @@ class _Tuning:
         config = self.config
         say(f"study: {self.folder} ({config.env}, core {config.core.name}), {config.trials} trials")
         of = "the last evaluation" if self.metric == EVALUATIONS else "the last training episodes"
-        seeds = ", ".join(map(str, self.seeds)) if len(self.seeds) < 5 else f"{self.seeds[0]} to {self.seeds[-1]}"
-        say(f"result of a trial: mean return of {of} at {config.total_timesteps:,} steps, interquartile mean of seeds {seeds}")
+        seeds = f"seed{'s' * (len(self.seeds) > 1)} {', '.join(map(str, self.seeds))}"
+        say(f"result of a trial: mean return of {of} at {config.total_timesteps:,} steps, interquartile mean over {seeds}")
         for each in self.space:
             low_high = each.describe()
             say(f"  {each.key}: {low_high['choices'] if each.choices else ' '.join(map(str, low_high))}")

@@ -194,25 +194,26 @@ def retry_dead(study: optuna.Study, worker: Worker) -> list[int]:
             alive = age < DEAD_AFTER
         else:
             alive = name == worker.name or worker.is_alive(name)
-        if not alive and requeue(study, trial):
+        if not alive and requeue(study, trial.number):
             found.append(trial.number)
     return found
 
 
-def requeue(study: optuna.Study, trial: FrozenTrial | optuna.Trial) -> bool:
+def requeue(study: optuna.Study, number: int) -> bool:
     """
     Mark a trial as failed, and queue a new one that goes on with its runs.
 
     :param study: the study
-    :param trial: it runs, or its process has died
+    :param number: of a trial that was stopped, or whose process has died
     :return: False if another process has done so
     """
+    trial = study.trials[number]
     try:
-        study.tell(trial.number, state=TrialState.FAIL)
+        study.tell(number, state=TrialState.FAIL)
     except (UpdateFinishedTrialError, ValueError):
         return False
     values = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-    study.enqueue_trial(values, user_attrs={RUNS_OF: runs_of(trial), GOES_ON_WITH: trial.number})
+    study.enqueue_trial(values, user_attrs={RUNS_OF: runs_of(trial), GOES_ON_WITH: number})
     return True
 
 

@@ -87,8 +87,7 @@ class TrialRuns:
         return results
 
     def _train(self, run: Run, seed: int, output: Path, results: Sequence[float]) -> None:
-        own = [f"seed={seed}", f"runs_dir={self.folder / 'runs'}", f"name={run.path.name}", "resume=auto"]
-        command = [sys.executable, "-m", "rmc_rl.command_line.child", "train", *self.arguments, *own]
+        command = self._command(seed, run.path.name)
         output.parent.mkdir(exist_ok=True)
         with output.open("a") as file:
             # a session of its own: Ctrl-C at the terminal is for the study, which then ends the run
@@ -106,6 +105,10 @@ class TrialRuns:
                 process.wait()
         if process.returncode:
             raise RunFailed(f"{_reason(output, process.returncode)} ({output})")
+
+    def _command(self, seed: int, name: str) -> list[str]:
+        own = [f"seed={seed}", f"runs_dir={self.folder / 'runs'}", f"name={name}", "resume=auto"]
+        return [sys.executable, "-m", "rmc_rl.command_line.child", "train", *self.arguments, *own]
 
     def _watch(self, process: "subprocess.Popen[bytes]", run: Run, results: Sequence[float]) -> None:
         """Report until the process ends, or end it."""

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from rmc_rl.command_line.help import CONFIGS, GROUPS, group_options
-from rmc_rl.command_line.overrides import given_key
+from rmc_rl.command_line.overrides import first_line, given_key
 from rmc_rl.command_line.schema import TrainKeys, TuneKeys, check_keys
 from rmc_rl.envs.make_vec import env_family
 from rmc_rl.errors import UsageError, require, unknown
@@ -113,12 +113,12 @@ def _read(path: str) -> dict[str, Any]:
 def _check_value(config: DictConfig, key: str, value: Any) -> None:
     """Check that a value has the type that its key needs."""
     trial = OmegaConf.masked_copy(config, [name for name in config if name not in OF_TUNE])
-    with open_dict(trial):
-        OmegaConf.update(trial, key, value, merge=False)
     try:
+        with open_dict(trial):
+            OmegaConf.update(trial, key, value, merge=False)
         check_keys(TrainKeys, trial)
-    except UsageError as error:
-        raise UsageError(f"{key} cannot be searched with the value {as_override(value)}: {error}") from None
+    except (UsageError, OmegaConfBaseException) as error:
+        raise UsageError(f"{key} cannot be searched with the value {as_override(value)}: {first_line(error)}") from None
 
 
 def first_trial(config: DictConfig, space: Sequence[Parameter]) -> dict[str, Any]:
