@@ -231,7 +231,8 @@ class _Tuning:
         states = {TrialState.COMPLETE: "with a result", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
         states |= {TrialState.RUNNING: "running"}
         counts = {words: sum(trial.state == state for trial in trials) for state, words in states.items()}
-        say(f"study: {len(trials)} trials, {', '.join(f'{count} {words}' for words, count in counts.items() if count)}")
+        of = ", ".join(f"{count} {words}" for words, count in counts.items() if count)
+        say(f"study: {len(trials)} trial{'s' * (len(trials) != 1)}{f' ({of})' if of else ''}")
         if best is None:
             say("no trial has a result")
             told["result"] = "no trial has a result"

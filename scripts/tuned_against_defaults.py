@@ -10,7 +10,6 @@ over seeds. Other arguments go to tune and train: scripts/tuned_against_defaults
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import time
@@ -18,9 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import optuna
 import yaml
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
-from rmc_rl.command_line.study import JOURNAL
+from rmc_rl.command_line.study import JOURNAL, counted
 from rmc_rl.command_line.trial_runs import RETURNS
 from rmc_rl.runs.folder import git_commit
 from rmc_rl.runs.records import learning_curve, search_runs
@@ -32,11 +34,14 @@ TASK = (
 
 
 def finished(study: Path) -> int:
-    """How many trials have ended, as the journal states: an operation 6 sets a state, 1 to 3 are the finished ones."""
+    """How many trials have a result, or were pruned or failed by themselves."""
     path = study / JOURNAL
-    lines = path.read_text().splitlines() if path.exists() else []
-    operations = [json.loads(line) for line in lines]
-    return sum(each.get("op_code") == 6 and each.get("state") in (1, 2, 3) for each in operations)
+    if not path.exists():
+        return 0
+    storage = JournalStorage(JournalFileBackend(str(path)))
+    names = optuna.get_all_study_names(storage)
+    trials = optuna.load_study(storage=storage, study_name=names[0]).trials if names else []
+    return sum(trial.state.is_finished() for trial in counted(trials))
 
 
 def tune(study: Path, task: Sequence[str], trials: int, kills: Sequence[int]) -> None:

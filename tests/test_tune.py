@@ -164,7 +164,7 @@ def test_a_run_that_fails_fails_its_trial_only(call, trainer):
     assert "trial 2: FAILED: killed by signal 9 (" in out
     assert "trial 3: FAILED: " in out.replace("\n", " ")
     assert "progress.csv' cannot be read" in out
-    assert "study: 5 trials, 2 with a result, 3 failed" in out
+    assert "study: 5 trials (2 with a result, 3 failed)" in out
 
 
 def test_a_study_without_a_result_has_status_1(call, trainer):
@@ -203,7 +203,7 @@ def test_ctrl_c_prints_the_best_and_the_next_process_goes_on_with_the_trial(call
     assert [trial.state.name for trial in found] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
     assert found[2].params == found[1].params
     assert [words[0] for words in started()] == [f"trial-{number}-seed0" for number in (0, 1, 1, 3)]
-    assert "study: 3 trials, 3 with a result" in out
+    assert "study: 3 trials (3 with a result)" in out
 
 
 def test_a_study_killed_by_kill_9_goes_on_with_the_same_run(call, tmp_path):
@@ -382,9 +382,14 @@ def test_other_verbs_do_not_import_optuna(python):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("core", core_names())
-@pytest.mark.parametrize("env", ["rmc_rl/Copy-v0", "CartPole-v1", "rmc_rl/CartPole-v0"])
-def test_shipped_spaces_hold_keys_that_exist_with_valid_values(core, env, checkout):
+@pytest.mark.parametrize(
+    ("env", "core"),
+    [
+        *(("rmc_rl/Copy-v0", core) for core in core_names()),
+        *((env, "gru") for env in ("CartPole-v1", "rmc_rl/CartPolePositions-v0", "rmc_rl/PendulumAngle-v0", "ALE/Pong-v5")),
+    ],
+)
+def test_shipped_spaces_hold_keys_that_exist_with_valid_values(env, core, checkout):
     with initialize_config_module("rmc_rl.configs", version_base="1.3"):
         config = check_keys(TuneKeys, compose("tune", overrides=[f"core={core}", f"env={env}"]))
     found = {parameter.key for parameter in find_space(config, [])}
