@@ -2,8 +2,8 @@
 From an environment of one's own to an agent without PyTorch: scripts/engineer_story --out folder [--quick]
 
 Runs the commands of docs/deploying.md, one after the other, in a new folder with the files of docs/deploying: train, tune 10
-trials, train with the best settings, evaluate, export, and play with NumPy and ONNX Runtime in a process that cannot import PyTorch,
-Gymnasium or this package. The environment has a Dict observation, action masks and numbers that must be normalised.
+trials, train with the best settings, evaluate, export, and play with NumPy and ONNX Runtime in a process that cannot import
+PyTorch, Gymnasium or this package. The environment has a Dict observation, action masks and numbers that must be normalised.
 
 Without --quick the status is 1 if the exported agent takes the right box in less than 90 % of the episodes.
 """

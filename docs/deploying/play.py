@@ -22,4 +22,4 @@ for _ in range(episodes):
         observation, reward, over = depot.act(int(action[0]))
         start, total = np.array([False]), total + reward
     returns.append(total)
-print(f"mean return {np.mean(returns):.3f} of {episodes} episodes, without PyTorch: {'torch' not in sys.modules}")
+print(f"mean return {np.mean(returns):.3f} of {episodes} episodes, without PyTorch: {sys.modules.get('torch') is None}")

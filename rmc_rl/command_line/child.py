@@ -1,5 +1,5 @@
 """
-A verb in a process of its own, which does not outlive the process that started it: python -m rmc_rl.command_line.child train ...
+A verb in a process that does not outlive the one that started it: python -m rmc_rl.command_line.child train ...
 
 The standard input is a pipe from that process. When it closes, because the process has ended in whatever way, the verb gets
 SIGTERM: a run ends after the present update, with a checkpoint.

@@ -1,4 +1,4 @@
-"""From a command line of :mod:`rmc_rl.tune` to what is searched, what is fixed, and the best trial as a command and a YAML file."""
+"""From a command line of :mod:`rmc_rl.tune` to what is searched and what is fixed, and the best trial as arguments and as YAML."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -81,7 +81,7 @@ def searchable(config: DictConfig) -> list[str]:
     found = []
     for key in SEARCHED:
         node = config[key]
-        found += [f"{key}.{name}" for name in node] if OmegaConf.is_dict(node) else [key]
+        found += [f"{key}.{name}" for name in _plain(node)] if OmegaConf.is_dict(node) else [key]
     return [key for key in found if key not in NOT_SEARCHED]
 
 

@@ -1,8 +1,8 @@
 """
 What a tuning study searches: for each key of the configuration a range or a list of values.
 
-A space is written as nested keys. A range is ``[low, high]`` or ``[low, high, scale]``, of whole numbers if both ends are; a list
-of values is ``{choices: [...]}``; ``null`` takes a key out of the space.
+A space is written as nested keys. A range is ``[low, high]`` or ``[low, high, scale]``, of whole numbers if both ends are; a
+list of values is ``{choices: [...]}``; ``null`` takes a key out of the space.
 """
 
 import json
