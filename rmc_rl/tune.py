@@ -9,8 +9,8 @@ Search for good settings of an agent in a number of trials: python -m rmc_rl.tun
   python -m rmc_rl.tune env=CartPole-v1 core=lstm space=my_space.yaml                    a space of your own, and nothing else
 
 All keys of rmc_rl.train set what the runs have in common. What is searched by default is in rmc_rl/configs/tune: space.yaml,
-with files for the family of the world and for the core. A range is [low, high], [low, high, log] or [low, high, near_one], in which
-1 - value is drawn on a log scale; whole numbers if both ends are. A list of values is {choices: [32, 64]}.
+with files for the family of the world and for the core. A range is [low, high], [low, high, log] or [low, high, near_one], in
+which 1 - value is drawn on a log scale; whole numbers if both ends are. A list of values is {choices: [32, 64]}.
 
 The result of a trial is the interquartile mean over its seeds of the last mean return: of the evaluations if evaluate_every is
 set, otherwise of the last training episodes. The first trial is the configuration without tuning, as near as the space allows.
@@ -18,8 +18,9 @@ Optuna proposes the others, and ends trials whose returns stay below the median.
 as rmc_rl.train makes it; a run that fails ends its trial only.
 
 The same command goes on with a study that was stopped or killed. Several processes, on one machine or on several that share
-the folder, work on one study if each is started with this command: set num_threads=1. At the end, and after Ctrl-C, the best trial
-is printed as a command. optuna-dashboard <study>/journal.log shows all trials. It needs Optuna: pip install 'rmc-rl[tune]'.
+the folder, work on one study if each is started with this command: set num_threads=1. At the end, and after Ctrl-C, the best
+trial is printed as a command. optuna-dashboard <study>/journal.log shows all trials. tune needs Optuna:
+pip install 'rmc-rl[tune]'.
 """
 
 import importlib

@@ -1,9 +1,9 @@
 """
 A tuning study that is killed twice, and its best against the defaults: python scripts/tuned_against_defaults.py --out folder
 
-Starts ``python -m rmc_rl.tune`` on the small copy task, kills it by ``kill -9`` after --kills trials, and starts it again until
-it has all its trials. Then it trains the best command and the defaults with fresh seeds, and prints a table. What is there
-already is not run again.
+Starts ``python -m rmc_rl.tune`` on the small copy task, kills it by ``kill -9`` after --kills trials, and starts it again
+until it has all its trials. Then it trains the best command and the defaults with fresh seeds, and prints a table. What is
+there already is not run again.
 
 The return is the mean of the last 100 training episodes at the last step. Intervals are 95 % percentile bootstraps of the mean
 over seeds. Other arguments go to tune and train: scripts/tuned_against_defaults.py --out folder -- env=CartPole-v1 core=lstm

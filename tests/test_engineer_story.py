@@ -11,8 +11,8 @@ def test_the_commands_of_the_story_work(checkout, tmp_path, python):
     assert re.search(r"mean return [\d.]+ of 10 episodes, without PyTorch: True", done.stdout)
     ran = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("$ ")]
     page = (checkout / "docs" / "deploying.md").read_text()
-    shown = [line.split()[1:] for line in re.findall(r"^scripts/rmc .*", page, re.MULTILINE)]
+    shown = [line.split() for line in re.findall(r"^(?:scripts/rmc |python -m rmc_rl\.)(.*)", page, re.MULTILINE)]
     assert [words[0] for words in shown] == ["train", "tune", "train", "evaluate", "export"]
     for there, here in zip(shown, ran[:5], strict=True):
-        assert here[1] == f"rmc_rl.{there[0]}"
-        assert {given_key(word) for word in there[1:]} <= {given_key(word) for word in here[2:]}
+        assert here[2] == f"rmc_rl.{there[0]}"
+        assert {given_key(word) for word in there[1:]} <= {given_key(word) for word in here[3:]}

@@ -1,4 +1,4 @@
-"""From a command line of :mod:`rmc_rl.tune` to what is searched and what is fixed, and the best trial as arguments and as YAML."""
+"""From a command line of :mod:`rmc_rl.tune` to what is searched and fixed, and the best trial as arguments and as YAML."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -78,10 +78,10 @@ def searchable(config: DictConfig) -> list[str]:
 
     :param config: checked; see ``configs/tune.yaml``
     """
-    found = []
+    found: list[str] = []
     for key in SEARCHED:
         node = config[key]
-        found += [f"{key}.{name}" for name in _plain(node)] if OmegaConf.is_dict(node) else [key]
+        found += [f"{key}.{name}" for name in node] if isinstance(node, DictConfig) else [key]
     return [key for key in found if key not in NOT_SEARCHED]
 
 
@@ -112,7 +112,7 @@ def _read(path: str) -> dict[str, Any]:
 
 def _check_value(config: DictConfig, key: str, value: Any) -> None:
     """Check that a value has the type that its key needs."""
-    trial = OmegaConf.masked_copy(config, [name for name in config if name not in OF_TUNE])
+    trial = OmegaConf.masked_copy(config, [str(name) for name in config if name not in OF_TUNE])
     try:
         with open_dict(trial):
             OmegaConf.update(trial, key, value, merge=False)
