@@ -81,7 +81,7 @@ def searchable(config: DictConfig) -> list[str]:
     found: list[str] = []
     for key in SEARCHED:
         node = config[key]
-        found += [f"{key}.{name}" for name in node] if isinstance(node, DictConfig) else [key]
+        found += [f"{key}.{name}" for name in map(str, node)] if isinstance(node, DictConfig) else [key]
     return [key for key in found if key not in NOT_SEARCHED]
 
 
