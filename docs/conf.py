@@ -119,10 +119,10 @@ def keys_page() -> str:
     """All keys of the command line, as ``--help-all`` prints them."""
     parts = ["# All keys", "Each file as it is in the package. Later files win, and the command line wins over all of them."]
     folder = ROOT / "rmc_rl" / "configs"
-    groups = ("family", "algo")
+    groups = ("family", "algo", "tune")
     for path in [
         *sorted(folder.glob("*.yaml")),
-        *(each for group in groups for each in sorted((folder / group).glob("*.yaml"))),
+        *(each for group in groups for each in sorted((folder / group).rglob("*.yaml"))),
     ]:
         name = path.relative_to(folder).as_posix()
         parts.append(f"## {name}\n\n```{{literalinclude}} /../rmc_rl/configs/{name}\n:language: yaml\n```")

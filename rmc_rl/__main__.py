@@ -2,6 +2,7 @@
 Recurrent PPO agents with a memory, on the command line: python -m rmc_rl <verb> key=value ...
 
   train      train an agent; makes a run's folder
+  tune       search for good settings of an agent, in a study of many trials
   evaluate   play episodes with a trained agent; prints return and length
   compare    compare runs: tables, pictures and a report
   watch      film an episode: what the agent does, sees and remembers, and why it acts so
@@ -22,7 +23,7 @@ from rmc_rl.command_line.app import tell
 from rmc_rl.command_line.progress import say
 from rmc_rl.errors import unknown
 
-VERBS = ("train", "evaluate", "compare", "watch", "export", "share")
+VERBS = ("train", "tune", "evaluate", "compare", "watch", "export", "share")
 
 
 def has_colours() -> bool:

@@ -52,7 +52,10 @@ def test_every_yaml_file_is_used(checkout):
         {f"{group}/{name}.yaml" for name in names} for group, names in (("core", core_names()), ("family", FAMILIES))
     )
     algorithms = {f"algo/{name}.yaml" for name in ALGORITHMS}
-    assert found == {"common.yaml", *(f"{verb}.yaml" for verb in VERBS)} | cores | families | algorithms
+    # what tune searches, of every core and of the families that need it
+    spaces = {"tune/space.yaml", *(f"tune/core/{name}.yaml" for name in core_names())}
+    spaces |= {f"tune/{name}" for name in families if f"tune/{name}" in found}
+    assert found == {"common.yaml", *(f"{verb}.yaml" for verb in VERBS)} | cores | families | algorithms | spaces
 
 
 @pytest.mark.parametrize("core", core_names())

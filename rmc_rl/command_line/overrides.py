@@ -29,10 +29,10 @@ from rmc_rl.envs.atari import AtariVecEnv, is_atari
 from rmc_rl.envs.make_vec import find_spec
 from rmc_rl.errors import UsageError, require, unknown
 
-OPEN_KEYS = ("env_kwargs", "evaluation.env_kwargs", "curriculum")  # nodes that take keys unknown to us
+OPEN_KEYS = ("env_kwargs", "evaluation.env_kwargs", "curriculum", "space")  # nodes that take keys unknown to us
 NO_KEYWORDS = ("self", "spec", "num_envs", "device", "args", "kwargs")  # parameters of environments' classes that are none
 LISTS = ("runs", "by")  # keys whose values may be several names, with commas between them or as a list in brackets
-PATHS = (*LISTS, "run", "out", "runs_dir", "model", "resume", "init")  # keys whose values are paths
+PATHS = (*LISTS, "run", "out", "runs_dir", "model", "resume", "init", "study")  # keys whose values are paths
 MOST_CHECKED = 100  # jobs of a sweep that are checked before the first begins
 MOST_JOBS = 10_000  # of a sweep
 GRAMMAR = "an argument must read key=value, with brackets and quotes closed, and quotes around a value with = or commas"

@@ -117,6 +117,20 @@ class TrainKeys:
 
 
 @dataclass
+class TuneKeys(TrainKeys):
+    """Keys of ``configs/tune.yaml`` beside those of ``configs/train.yaml``."""
+
+    trials: int = field(metadata=FROM_1)
+    seeds: int = field(metadata=FROM_1)
+    study: str | None
+    space: Any
+    startup_trials: int = field(metadata=FROM_1)
+    pruner: str
+    prune_after: int = field(metadata=FROM_1)
+    report_every: int | None = field(metadata=FROM_1)
+
+
+@dataclass
 class PlayerKeys:
     """Which trained agent plays, and where: keys of the verbs that call :func:`~rmc_rl.command_line.player.find_player`."""
 

@@ -87,6 +87,18 @@ def read_records(runs: Sequence[Run], metric: str, say: Callable[[str], None]) -
     return records
 
 
+def learning_curve(run: Run, metric: str) -> np.ndarray:
+    """
+    The learning curve of a run, which may still be training.
+
+    :param run: the run
+    :param metric: the column of ``progress.csv`` that is the return
+    :return: steps, seconds and returns of the rows that have a return, ``(3, T)``
+    :raises UsageError: if there is no file, no such column or no value yet
+    """
+    return _curve(run, _rows(run.path / "progress.csv"), metric)
+
+
 def flat(node: Any, prefix: str = "") -> dict[str, Any]:
     """
     A configuration with dotted keys.
