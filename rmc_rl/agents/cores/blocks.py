@@ -15,6 +15,7 @@ from rmc_rl.agents.cores.base import Core
 from rmc_rl.agents.cores.scan import steps_since_start
 
 MLP_FACTOR = 2  # hidden units of the MLP, relative to the width
+NORM_EPSILON = 1e-5  # added to the mean square in RMSNorm
 LONGEST_WAVE = 10_000  # of the encoding of positions, in steps divided by 2 pi (Vaswani et al. 2017)
 
 
@@ -144,6 +145,24 @@ class BlockCore(Core):
         """
         size = self.sizes[0]
         return state[..., : size * len(self.sizes)].reshape(*state.shape[:-1], len(self.sizes), size)
+
+
+class RMSNorm(nn.Module):
+    """
+    Divide by the root of the mean square: torch's ``RMSNorm``, but for an operation named "mean", as which an exported policy
+    with continuous actions has an output.
+
+    :param size: of the last dimension
+    """
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., V)`` -> ``(..., V)``."""
+        square = x.square().sum(-1, keepdim=True) / x.shape[-1]
+        return x * torch.rsqrt(square + NORM_EPSILON) * self.weight
 
 
 def split_last(x: Tensor, parts: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rmc_rl.agents.cores.base import Axis
-from rmc_rl.agents.cores.blocks import BlockCore, Mixer, layer_names, split_last
+from rmc_rl.agents.cores.blocks import BlockCore, Mixer, RMSNorm, layer_names, split_last
 from rmc_rl.agents.cores.registry import register_core
 from rmc_rl.agents.cores.scan import matrix_scan
 from rmc_rl.errors import require_truth, require_whole
@@ -115,7 +115,7 @@ class _DeltaNet(Mixer):
         size = num_heads * head_size
         self.project = nn.Linear(width, 3 * size, bias=False)
         self.strength = nn.Linear(width, num_heads, bias=False)
-        self.norm = nn.RMSNorm(head_size, eps=1e-5)
+        self.norm = RMSNorm(head_size)
         if gated:
             self.rate = nn.Linear(width, num_heads, bias=False)
             self.log_rate_factor = nn.Parameter(torch.empty(num_heads).uniform_(1, 16).log())  # A, as in Mamba-2

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rmc_rl.agents.cores.base import Axis
-from rmc_rl.agents.cores.blocks import BlockCore, Mixer, layer_names, split_last
+from rmc_rl.agents.cores.blocks import BlockCore, Mixer, RMSNorm, layer_names, split_last
 from rmc_rl.agents.cores.registry import register_core
 from rmc_rl.errors import require_number, require_whole
 
@@ -38,7 +38,7 @@ class _NeuralMemory(Mixer):
         with torch.no_grad():
             self.gates.bias.copy_(torch.tensor([FIRST_RATE, FIRST_MOMENTUM, FIRST_FORGETTING]).repeat_interleave(num_heads))
         self.memory = nn.Parameter(torch.randn(self.shape))  # before the first step
-        self.norm = nn.RMSNorm(head_size, eps=1e-5)
+        self.norm = RMSNorm(head_size)
         self.gate = nn.Linear(width, size, bias=False)
         self.out = nn.Linear(size, width, bias=False)
 
