@@ -58,6 +58,10 @@ def rmc(width: int, batch: int) -> Sized:
 
 # RIMs as wide as the LSTM beside it: 6 modules of 43 numbers, and the sizes of attention in the authors' code
 WIDE_RIMS = dict(module_size=43, input_key_size=64, read_size=172, comm_key_size=32, comm_value_size=32)
+DEFAULT_SIZED = (
+    *("mingru", "lru", "aft", "linear_attention", "delta_net", "attention", "nbrc", "titans"),
+    *("gtrxl", "ntm", "framestack", "memoryless"),
+)
 ROWS = [
     *(rmc(width, batch) for width, batch in ((64, 8), (64, 64), (128, 16), (256, 16), (256, 64))),
     *(
@@ -69,7 +73,7 @@ ROWS = [
     *(Sized("rims", batch, "6 of 16") for batch in (8, 64)),
     *(Sized("rims", batch, "6 of 43", WIDE_RIMS) for batch in (8, 64)),
     *(Sized("brims", batch, "6 of 16, 3 of 32") for batch in (8, 64)),
-    *(Sized(name, batch, "default") for name in ("mingru", "gtrxl", "ntm", "framestack", "memoryless") for batch in (8, 64)),
+    *(Sized(name, batch, "default") for name in DEFAULT_SIZED for batch in (8, 64)),
 ]
 
 

@@ -109,11 +109,12 @@ class Core(nn.Module, ABC):
         sequences = inputs if isinstance(inputs, tuple) else (inputs,)
         initial_state = None if starts is None else self.initial_state(state.shape[0])
         outputs = []
-        for t in range(sequences[0].shape[0]):
+        # unbound at once: the gradient of an index is a tensor as large as the whole sequence, at each step
+        for t, of_step in enumerate(zip(*(sequence.unbind() for sequence in sequences), strict=True)):
             if starts is not None and initial_state is not None:
                 # a selection instead of a product with 0 is exact, and a learned initial state gets its gradient
                 state = torch.where(starts[t].unsqueeze(-1), initial_state, state)
-            output, state = step(*(sequence[t] for sequence in sequences), state)
+            output, state = step(*of_step, state)
             outputs.append(output)
         return torch.stack(outputs), state
 

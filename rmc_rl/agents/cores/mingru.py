@@ -36,17 +36,12 @@ class _Block(nn.Module):
         :param x: ``(T, B, W)``
         :param state: before the first step, ``(B, W)``
         :param initial_state: of an episode, ``(B, W)``
-        :param starts: ``(T, B, 1)`` bool
+        :param starts: ``(T, B)`` bool
         :return: output, states after each step and update gates, each ``(T, B, W)``
         """
         normed = self.norm(x)
         update = torch.sigmoid(self.gate(normed))
-        keep, terms = 1 - update, update * self.candidate(normed)
-        # states that do not come from the step before: at the first step, and where an episode starts
-        previous = torch.where(starts, initial_state, 0)
-        previous = torch.cat([torch.where(starts[:1], initial_state, state), previous[1:]])
-        terms = terms + keep * previous
-        states = scan(torch.where(starts, 0, keep), terms)
+        states = scan(1 - update, update * self.candidate(normed), state, starts, initial_state)
         x = x + states
         return x + self.mlp(x), states, update
 
@@ -111,7 +106,7 @@ class MinGRU(Core):
         states, initial_states = (each.chunk(len(self.blocks), dim=1) for each in (state, self.initial_state(state.shape[0])))
         x, last_states, gates = self.embedding(inputs), [], []
         for block, *block_states in zip(self.blocks, states, initial_states, strict=True):
-            x, h, update = block(x, *block_states, starts.unsqueeze(-1))
+            x, h, update = block(x, *block_states, starts)
             last_states.append(h[-1])
             gates.append(update[-1])
         if self._looks is not None:
