@@ -1,19 +1,19 @@
 """
 Several processes that train one agent, each with copies of the environment of its own (data parallelism).
 
-``torchrun`` starts the processes, :func:`start` joins them into a group, and :class:`~rmc_rl.RecurrentPPO` then computes in all
-of them what one process with all copies computes. Without a group each function here returns at once what it was given.
+``torchrun`` starts the processes, :func:`start` joins them into a group, and :class:`~rmc_rl.RecurrentPPO` then computes what
+one process with all copies computes. Without a group each function here returns at once what it was given.
 
 Copy ``i`` of process ``r`` is copy ``r * n + i`` of all ``R * n`` copies: it has the seed of that copy, and its actions are
 sampled from the same random numbers. The first process draws which sequences a minibatch has, among those of all processes;
 each process computes on its own ones. What is a sum over a minibatch in one process is here the sum of the processes' parts.
 
 Equal to one process with the same seed, apart from rounding (sums have another order): gradients, the statistics by which
-advantages are normalised, the estimated KL divergence, ``VecNormalize``'s statistics, episode statistics, and what is logged of
-them. It holds if the copies do not depend on each other, as those of Atari and of Gymnasium's environments do not.
+advantages are normalised, the estimated KL divergence, ``VecNormalize``'s statistics, episode statistics, and what is logged.
+It holds if the copies do not depend on each other, as those of Atari and of Gymnasium's environments do not.
 
-Not equal: the episodes of ``rmc_rl/*`` worlds and the disturbances of ``partial``, because one generator draws for all copies of
-a process; and environments that draw from NumPy's or Python's global generator.
+Not equal: the episodes of ``rmc_rl/*`` worlds and the disturbances of ``partial``, because one generator draws for all copies
+of a process; and environments that draw from NumPy's or Python's global generator.
 
 Shapes: ``R`` processes, ``n`` copies of each process.
 """
@@ -29,13 +29,16 @@ import torch
 import torch.distributed as dist
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from rmc_rl.errors import UsageError, require
 
 T = TypeVar("T")
 
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun tells each process
-LONGEST_WAIT = timedelta(minutes=30)  # for the slowest process; then it counts as lost. An evaluation in the first one may take long
+LONGEST_WAIT = timedelta(
+    minutes=30
+)  # for the slowest process; then it counts as lost. An evaluation in the first one may take long
 
 
 class LostProcess(OSError):
@@ -61,7 +64,7 @@ def start() -> None:
     :raises UsageError: if the environment variables are not those of ``torchrun``, or the processes do not meet
     """
     global _group
-    if "WORLD_SIZE" not in os.environ or size() > 1:
+    if os.environ.get("WORLD_SIZE", "1") == "1" or size() > 1:
         return
     missing = [name for name in VARIABLES if name not in os.environ]
     require(not missing, f"a group of processes needs the variables {', '.join(VARIABLES)}, as torchrun sets them", missing)
@@ -69,18 +72,17 @@ def start() -> None:
     for name, text in numbers.items():
         require(text.isdecimal(), f"the variable {name} must be a whole number, as torchrun sets it", text)
     world_size, own = int(numbers["WORLD_SIZE"]), int(numbers["RANK"])
-    require(own < max(1, world_size), f"the variable RANK must be below WORLD_SIZE, {world_size}", own)
-    if world_size <= 1:
-        return
+    require(own < world_size, f"the variable RANK must be below WORLD_SIZE, {world_size}", own)
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank() % torch.cuda.device_count())
     try:
-        store, _, _ = next(dist.rendezvous("env://", timeout=LONGEST_WAIT))
+        store, _, _ = next(rendezvous("env://", timeout=LONGEST_WAIT))
         dist.init_process_group(store=store, rank=own, world_size=world_size, timeout=LONGEST_WAIT)
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise UsageError(f"the {world_size} processes must be able to meet at {where}: {_first_line(error)}") from None
-    _group = _Group(own, world_size, dist.PrefixStore("rmc-rl", store))
+    own_keys: Any = dist.PrefixStore("rmc-rl", store)  # type: ignore[attr-defined]  # documented, but not in __all__
+    _group = _Group(own, world_size, own_keys)
 
 
 def stop() -> None:
@@ -310,7 +312,9 @@ def _lost_processes() -> Iterator[None]:
         yield
     except RuntimeError as error:
         why = _first_line(error)
-        raise LostProcess(f"one of the {size()} processes that train together has ended or cannot be reached ({why})") from None
+        raise LostProcess(
+            f"one of the {size()} processes that train together has ended or cannot be reached ({why})"
+        ) from None
 
 
 def _first_line(error: Exception) -> str:

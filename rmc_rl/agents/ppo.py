@@ -59,8 +59,8 @@ class RecurrentPPO(RolloutCollector):
     * A number that is not finite stops training with :class:`~rmc_rl.errors.NonFiniteError`; the policy and its optimizer are
       then those before the update.
 
-    * Several processes can train one agent together, see :mod:`rmc_rl.agents.parallel`. ``n_envs`` is then that of this process;
-      ``batch_size`` and ``num_timesteps`` count those of all.
+    * Several processes can train one agent together, see :mod:`rmc_rl.agents.parallel`. Each has its own environments;
+      ``batch_size`` and ``num_timesteps`` count the steps of all.
 
     What decides whether memory is learned, and where it is done:
 

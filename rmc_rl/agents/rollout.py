@@ -283,7 +283,7 @@ class RolloutCollector(sb3_contrib.RecurrentPPO):
         ended = []
         for step, (infos, dones) in enumerate(self._played):
             for copy, info in enumerate(infos):
-                told = {name: info[name] for name in ("episode", "is_success") if name in info}
+                told: dict[str, Any] = {name: info[name] for name in ("episode", "is_success") if name in info}
                 if told:
                     ended.append((step, parallel.rank(), copy, told, dones is not None and bool(dones[copy])))
         self._played.clear()

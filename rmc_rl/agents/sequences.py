@@ -98,7 +98,7 @@ class _Drawn(NamedTuple):
     """The sequences of a minibatch, or of one process's part of it, before they are packed."""
 
     sequences: np.ndarray  # (B,)
-    index: np.ndarray  # (n,), their steps in the flattened rollout
+    steps: np.ndarray  # (n,), in the flattened rollout
     lengths: np.ndarray  # (B,), in steps
     total: int  # see Sequences
     counts: bool
