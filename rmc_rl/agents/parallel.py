@@ -251,7 +251,8 @@ def add_gradients(parameters: Iterable[nn.Parameter], counts: bool = True) -> No
     are_present = (added[len(added) - len(parts) :] > 0).tolist()
     begin = 0
     for parameter, part, is_present in zip(parameters, parts, are_present, strict=True):
-        parameter.grad = added[begin : begin + part.numel()].view_as(part) if is_present else None
+        # in the memory of before: an optimizer may need the memory format of the parameter
+        parameter.grad = part.copy_(added[begin : begin + part.numel()].view(part.shape)) if is_present else None
         begin += part.numel()
 
 
