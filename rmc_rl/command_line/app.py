@@ -158,6 +158,8 @@ def _run(verb: Callable[[DictConfig, str | None], int], name: str, schema: type)
             return verb(check_keys(schema, config), _command(name))
         except UsageError as error:
             return tell(error)
+        except parallel.LostProcess as error:
+            return tell(error, FAILED)
         except OmegaConfBaseException as error:
             return tell(UsageError(first_line(error)))
 

@@ -64,9 +64,10 @@ class StopSignals:
         self._set(dict.fromkeys(self._before, signal.SIG_IGN))
 
     def _receive(self, signum: int, _frame: FrameType | None) -> None:
-        again, self.received = self.received is not None, signum
+        again = self.received is not None
         if again and self.is_patient:
             return
+        self.received = signum
         if again:
             self.ignore()
             raise Stopped(self.name)
