@@ -56,21 +56,17 @@ class Slow(gymnasium.Wrapper[Any, Any, Any, Any]):
 gymnasium.register("Slow-v0", f"{__name__}:Slow")
 
 
-def command(world: str, way: str, quick: bool, threads: int) -> list[str]:
-    """The command line of a run."""
-    starter, more = WAYS[way]
-    own = [f"total_timesteps={steps}", f"num_threads={threads}", "checkpoint_every=null", "name=run", "device=cpu"]
-    return [sys.executable, *starter, "-m", "rmc_rl.train", *WORLDS[world], *own, *more]
-
-
-def speed(world: str, way: str, rollouts: int, threads: int) -> float:
+def speed(world: str, way: str, quick: bool, threads: int) -> float:
     """Steps per second from the end of the first rollout to the end of the last one: all updates but the last."""
-    sizes = dict(argument.split("=") for argument in WORLDS[world])
-    steps = int(sizes["n_envs"]) * int(sizes["algo.n_steps"])
+    arguments = WORLDS[world] + (QUICK if quick else ())
+    sizes = dict(argument.split("=") for argument in arguments)
+    steps, rollouts = int(sizes["n_envs"]) * int(sizes["algo.n_steps"]), 2 if quick else ROLLOUTS
+    starter, more = WAYS[way]
+    own = (f"total_timesteps={steps * rollouts}", f"num_threads={threads}", "checkpoint_every=null", "name=run", "device=cpu")
     folders = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     variables = os.environ | {"PYTHONPATH": os.pathsep.join(folders), "OMP_NUM_THREADS": str(threads)}
     with tempfile.TemporaryDirectory() as folder:
-        called = command(world, way, steps * rollouts, threads)
+        called = [sys.executable, *starter, "-m", "rmc_rl.train", *arguments, *own, *more]
         ended = subprocess.run(called, cwd=folder, env=variables, capture_output=True, text=True, check=False)
         if ended.returncode:
             raise SystemExit(f"error: a run of '{world}' by {way} has failed: {ended.stderr.strip()[-1000:]}")
@@ -87,7 +83,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of torch, in each process")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--worlds", nargs="+", default=list(WORLDS), choices=list(WORLDS))
-    parser.add_argument("--quick", action="store_true", help="one round of two rollouts, to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="one round of two short rollouts, to see that it runs")
     arguments = parser.parse_args()
     rounds = 1 if arguments.quick else arguments.rounds
     about = f"Python {platform.python_version()}, torch {torch.__version__}, {os.cpu_count()} cores"
@@ -98,7 +94,7 @@ def main() -> None:
         found: dict[str, list[float]] = {way: [] for way in ways}
         for _ in range(rounds):
             for way in ways:
-                found[way].append(speed(world, way, 2 if arguments.quick else ROLLOUTS, arguments.threads))
+                found[way].append(speed(world, way, arguments.quick, arguments.threads))
         for way in ways:
             ratios = np.array(found[way]) / np.array(found["one process"])
             times = "1" if way == "one process" else f"{np.median(ratios):.2f} [{ratios.min():.2f}, {ratios.max():.2f}]"
