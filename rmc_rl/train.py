@@ -17,6 +17,8 @@ Train an agent with a memory by recurrent PPO: python -m rmc_rl.train key=value 
   python -m rmc_rl.train -m seed=0,1,2 resume=auto                                       go on with a sweep of the same command
   python -m rmc_rl.train init=<folder of a run> env_kwargs.delay=50                      a new run from the weights of another
 
+  torchrun --standalone --nproc-per-node=2 -m rmc_rl.train env=ALE/Pong-v5               two processes that train one agent
+
 The run's folder is runs/<env>/<core>/<stamp>-seed<k>. It holds config.yaml, model.zip, best/model.zip, checkpoints/,
 TensorBoard's events and progress.csv. Ctrl-C (status 130), SIGTERM (143), SIGHUP (129) and SIGUSR1 (138) end the run after
 the present update, with a checkpoint; a second one ends it at once. A mistake on the command line gets one line and status 2,
@@ -26,6 +28,7 @@ A run is trained by one process at a time: another one that is started with the 
 
 import re
 import shlex
+import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -37,7 +40,9 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.logger import Logger
 
+from rmc_rl.agents import parallel
 from rmc_rl.agents.cores import core_class
 from rmc_rl.agents.cores.kernels.dispatch import report
 from rmc_rl.command_line.advice import memory_demand, warn_about_memory
@@ -79,9 +84,7 @@ def train(config: DictConfig, command: str | None = None) -> int:
 
 def _train(config: DictConfig, command: str | None, locks: ExitStack) -> int:
     """See :func:`train`; ``locks`` holds the lock of the run's folder."""
-    old_run, config = find_run(config, [] if command is None else given_keys(), command)
-    if old_run is not None:
-        locks.enter_context(old_run.locked())
+    old_run, config = _find(config, command, locks)
     initial = None if config.init is None or old_run is not None else initial_model(config.init)
     if old_run is None:
         set_last_values(config)
@@ -94,13 +97,10 @@ def _train(config: DictConfig, command: str | None, locks: ExitStack) -> int:
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     callbacks = RunCallbacks(config, model)
-    run = old_run or Run.create(config.runs_dir, config.env, config.core.name, config.seed, config.name, sweep_stamp())
-    if old_run is None:
-        locks.enter_context(run.locked())
-        run.check_is_new()
+    run = old_run or _create(config, locks)
     told["run"] = str(run.path)
     callbacks.follow(run)
-    signals = StopSignals()
+    signals = StopSignals(is_patient=parallel.size() > 1)  # without one process the others cannot finish the update
     checkpoints = Checkpoints(
         run.checkpoints_path,
         config.checkpoint_every,
@@ -110,17 +110,17 @@ def _train(config: DictConfig, command: str | None, locks: ExitStack) -> int:
         after_save=lambda: save_model(model, run.model_path("last")),
     )
     # a run that was stopped before its first checkpoint starts again: its seed gives the same numbers
-    found = find_checkpoints(run.checkpoints_path) if old_run is not None else []
+    found = parallel.from_first(find_checkpoints(run.checkpoints_path) if old_run is not None else [])
     if found:
         checkpoints.resume(model, found[0])
         say_what_changes(run, config, model.num_timesteps)
     first_step, ending = model.num_timesteps, _Ending.of(run, model)
     remaining = config.total_timesteps - first_step
-    if old_run is None or config.total_timesteps != run.read_config().total_timesteps:
+    if parallel.is_first() and (old_run is None or config.total_timesteps != run.read_config().total_timesteps):
         run.write_config(config, command)
     _say_what_runs(run, config, model)
     warn_about_memory(model, demand)
-    if remaining <= 0 or callbacks.is_out_of_patience():
+    if remaining <= 0 or parallel.any_of(callbacks.is_out_of_patience()):
         why = "total_timesteps=... goes on for longer" if remaining <= 0 else "no evaluation was better; patience=null goes on"
         say(f"the run has taken its {model.num_timesteps:,} steps; {why}")
         _save_if_finite(model, run)  # whoever was killed after the last checkpoint has not written the model
@@ -129,7 +129,8 @@ def _train(config: DictConfig, command: str | None, locks: ExitStack) -> int:
         return 0
 
     costs = Costs()
-    model.set_logger(make_logger(run.path, first_step if old_run is not None else None))
+    goes_on_at = first_step if old_run is not None else None
+    model.set_logger(make_logger(run.path, goes_on_at) if parallel.is_first() else Logger(None, []))
     status, again = 0, f"to go on: {how_to_run('train')} {shlex.quote(f'resume={run.path}')}"
     with _closing(model), signals, told_once():
         try:
@@ -160,15 +161,36 @@ def _train(config: DictConfig, command: str | None, locks: ExitStack) -> int:
     return status
 
 
+def _find(config: DictConfig, command: str | None, locks: ExitStack) -> tuple[Run | None, DictConfig]:
+    """The run that goes on, locked, and its configuration; None for a new one. The first of several processes decides."""
+    found: Any = None
+    if parallel.is_first():
+        found = find_run(config, [] if command is None else given_keys(), command)
+        if found[0] is not None:
+            locks.enter_context(found[0].locked())
+    return parallel.from_first(found)  # type: ignore[no-any-return]
+
+
+def _create(config: DictConfig, locks: ExitStack) -> Run:
+    """A new run, locked. The first of several processes makes its folder."""
+    run: Any = None
+    if parallel.is_first():
+        run = Run.create(config.runs_dir, config.env, config.core.name, config.seed, config.name, sweep_stamp())
+        locks.enter_context(run.locked())
+        run.check_is_new()
+    return parallel.from_first(run)  # type: ignore[no-any-return]
+
+
 def _say_why_it_ended(
     model: BaseAlgorithm, config: DictConfig, callbacks: RunCallbacks, signals: StopSignals, again: str
 ) -> int:
     """Say why a run ended before its last step, if it did; returns the exit status."""
     if model.num_timesteps >= config.total_timesteps:
         return 0
-    number = signals.received if signals.received is not None else stopped_by()
+    received = next((each for each in parallel.gather(signals.received) if each is not None), None)
+    number = received if received is not None else stopped_by()
     if number is not None:
-        who = signals.name if signals.received is not None else "the sweep"
+        who = signal.Signals(received).name if received is not None else "the sweep"
         say(f"stopped by {who} after {model.num_timesteps:,} steps; {again}")
         return 128 + number
     why = "a callback"
@@ -252,6 +274,8 @@ def _say_what_runs(run: Run, config: DictConfig, model: BaseAlgorithm) -> None:
     share = 100 * core / max(1, sum(counts.values()))
     say(f"memory: the core has {core:,} parameters, {share:.0f} % of the policy; its state {policy.core.state_size:,} numbers")
     say(f"device: {model.device}")
+    if parallel.size() > 1:
+        say(f"processes: {parallel.size()}, with {model.n_envs} copies of the environment each")
     if config.core.get("kernel") is not None:
         say(f"kernel: {report(config.core.kernel, core_class(config.core.name).kernel_family, model.device.type)}")
     say(f"run: {run.path}" + (f" (goes on at {model.num_timesteps:,} steps)" if model.num_timesteps else ""))
@@ -259,7 +283,7 @@ def _say_what_runs(run: Run, config: DictConfig, model: BaseAlgorithm) -> None:
 
 def _save_if_finite(model: BaseAlgorithm, run: Run) -> None:
     """Save the last model, but not over a better one if it holds a number that is not finite."""
-    if all(bool(torch.isfinite(parameter).all()) for parameter in model.policy.parameters()):
+    if parallel.is_first() and all(bool(torch.isfinite(parameter).all()) for parameter in model.policy.parameters()):
         save_model(model, run.model_path("last"))
 
 

@@ -11,6 +11,7 @@ import sb3_contrib
 import torch
 from torch import Tensor
 
+from rmc_rl.agents import parallel
 from rmc_rl.errors import NonFiniteError, require_number, require_truth, require_whole
 
 # limits, and what they must be; infinity means that there is none
@@ -77,7 +78,8 @@ def check_rollout(
             found.append((where[0], where[1], name, tensor[tuple(where)].item()))
     if found:
         time, env, name, value = min(found, key=lambda each: each[0])
-        step = model.num_timesteps - (steps - time) * model.n_envs
+        step = model.num_timesteps - (steps - time) * model.n_envs * parallel.size()
+        env += parallel.rank() * model.n_envs
         place = f"environment {env} after {step:,} steps (step {time} of the rollout)"
         raise NonFiniteError(f"the {name} of {place} was {value}: training stopped") from error
     if error is not None:

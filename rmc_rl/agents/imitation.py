@@ -17,6 +17,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
+from rmc_rl.agents import parallel
 from rmc_rl.agents.ppo import RecurrentPPO
 from rmc_rl.agents.sequences import Sequences
 from rmc_rl.errors import UsageError, require_choice
@@ -78,12 +79,12 @@ class Imitation(RecurrentPPO):
             batch.observations, batch.actions, batch.states, batch.layout, batch.action_masks
         )
         known = self.known.flatten()[batch.steps].float()
-        answers = known.sum().clamp(min=1)
-        imitation_loss = -(log_prob * known).sum() / answers
-        value_loss = torch.mean((batch.returns - values) ** 2)
-        entropy_loss = -torch.mean(-log_prob if entropy is None else entropy)
+        answers = parallel.total(batch.sum(known)).clamp(min=1)
+        imitation_loss = -batch.sum(log_prob * known) / answers
+        value_loss = batch.mean((batch.returns - values) ** 2)
+        entropy_loss = -batch.mean(-log_prob if entropy is None else entropy)
         loss = imitation_loss + self.vf_coef * value_loss
         found = dict(imitation_loss=imitation_loss, value_loss=value_loss, entropy_loss=entropy_loss, loss=loss)
         if not isinstance(self.action_space, spaces.Box):
-            found["answer_probability"] = (torch.exp(log_prob) * known).sum() / answers
+            found["answer_probability"] = batch.sum(torch.exp(log_prob) * known) / answers
         return loss, found

@@ -23,6 +23,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
+from rmc_rl.agents import parallel
 from rmc_rl.agents.cores import Core, make_core
 from rmc_rl.agents.encoder import SMALLEST_CNN_IMAGE, DictExtractor, EncodedFeatures, check_spaces, fits_cnn
 from rmc_rl.agents.sequences import ActedOn, Layout, Unroll, unroll_packed, unroll_sequences
@@ -296,10 +297,13 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
         self.acted_on = ActedOn(obs, lstm_states, episode_starts)
         unroll = partial(unroll_sequences, episode_starts=episode_starts)
         latent_pi, latent_vf, states = self._latents(obs, lstm_states, unroll)
-        distribution = self._distribution(latent_pi, action_masks, sampled=not deterministic)
+        own = parallel.own_rows(len(latent_pi))
+        if action_masks is not None:
+            action_masks = parallel.among_all(action_masks, filling=True)
+        distribution = self._distribution(parallel.among_all(latent_pi), action_masks, sampled=not deterministic)
         actions = distribution.get_actions(deterministic=deterministic)
-        log_prob = distribution.log_prob(actions)
-        actions = actions.reshape(-1, *(self.action_space.shape or ()))
+        log_prob = distribution.log_prob(actions)[own]
+        actions = actions.reshape(-1, *(self.action_space.shape or ()))[own]
         return actions, self.value_net(latent_vf), log_prob, states
 
     @torch.no_grad()

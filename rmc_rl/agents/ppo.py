@@ -10,12 +10,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from torch import Tensor
 
 from rmc_rl import compat
+from rmc_rl.agents import parallel
 from rmc_rl.agents.checks import Weights, check_settings, undo_update, weights_of
 from rmc_rl.agents.lstm_policies import (
     OF_STOCK,
@@ -56,6 +58,9 @@ class RecurrentPPO(RolloutCollector):
     * Environments with ``action_masks()`` have invalid actions masked, as in ``sb3_contrib.MaskablePPO``.
     * A number that is not finite stops training with :class:`~rmc_rl.errors.NonFiniteError`; the policy and its optimizer are
       then those before the update.
+
+    * Several processes can train one agent together, see :mod:`rmc_rl.agents.parallel`. Each has its own environments;
+      ``batch_size`` and ``num_timesteps`` count the steps of all.
 
     What decides whether memory is learned, and where it is done:
 
@@ -210,11 +215,30 @@ class RecurrentPPO(RolloutCollector):
         check_settings(self)
         if self._last_episode_starts is not None and len(self._last_episode_starts) != self.n_envs:
             self._last_obs = None  # of another number of environments: start new episodes
+        if not parallel.is_first() and not self._custom_logger:
+            self.set_logger(Logger(None, []))  # the first process writes
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-        self._iterations_before = self.num_timesteps // (self.n_steps * self.n_envs)
+        self._iterations_before = self.num_timesteps // (self.n_steps * self._all_envs)
+        parallel.copy_from_first(self.policy)
+        self._is_ended, self._played = False, []
         self._setup_rollout(self._count_masked())
         self._warn_about_sizes()
         return result
+
+    @property
+    def _all_envs(self) -> int:
+        """The number of environments, those of all processes that train together."""
+        return self.n_envs * parallel.size()
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """
+        Fix the random numbers; see SB3's ``set_random_seed``. Of processes that train together, each has its own environments.
+
+        :param seed: of the first environment; the others have those after it
+        """
+        super().set_random_seed(seed)
+        if seed is not None and self.env is not None and not parallel.is_first():
+            self.env.seed(seed + parallel.rank() * self.n_envs)
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """
@@ -226,6 +250,9 @@ class RecurrentPPO(RolloutCollector):
         vec_env = compat.wrap_env(type(self), env, self.verbose)
         self.n_envs = vec_env.num_envs
         super().set_env(vec_env, force_reset)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_is_ended", "_played"]
 
     def _setup_rollout(self, num_masked: int) -> None:
         """Allocate buffer and states for the present settings, if they do not fit yet."""
@@ -252,14 +279,14 @@ class RecurrentPPO(RolloutCollector):
 
     def _effective_sequence_length(self) -> int:
         """Steps of a training sequence that follow from ``sequence_length``, ``n_steps`` and ``batch_size``."""
-        most = min(self.n_steps, self.batch_size or self.n_steps * self.n_envs)
+        most = min(self.n_steps, self.batch_size or self.n_steps * self._all_envs)
         if self.sequence_length is not None:
             return min(self.sequence_length, most)
         return -(-self.n_steps // -(-self.n_steps // most))  # equal parts, each rounded up
 
     def _warn_about_sizes(self) -> None:
         """Warn about sizes that train, but not as one may expect."""
-        length, transitions = self.rollout_buffer.sequence_length, self.n_steps * self.n_envs
+        length, transitions = self.rollout_buffer.sequence_length, self.n_steps * self._all_envs
         if self.sequence_length is None and length < min(self.n_steps, SHORT):
             rule = f"gradients reach back {length} steps only, because batch_size is {self.batch_size}"
             more = f"batch_size={self.n_steps}, or a multiple of it, lets them reach back a whole rollout"
@@ -271,7 +298,7 @@ class RecurrentPPO(RolloutCollector):
         if batch_size % length or transitions % batch_size:
             used = batch_size // length * length
             warnings.warn(
-                f"batch_size {self.batch_size} does not divide a rollout (n_steps {self.n_steps} * {self.n_envs} "
+                f"batch_size {self.batch_size} does not divide a rollout (n_steps {self.n_steps} * {self._all_envs} "
                 f"environments) into whole sequences of {length} steps: minibatches have {used}, the last one fewer",
                 stacklevel=4,
             )
@@ -310,13 +337,16 @@ class RecurrentPPO(RolloutCollector):
                     raise
                 for name, value in found.items():
                     logs.setdefault(name, []).append(value.detach())
-                if self.target_kl is not None and "approx_kl" in found and found["approx_kl"] > 1.5 * self.target_kl:
-                    continue_training = False
-                    if self.verbose >= 1:
-                        self.logger.info(f"Early stopping at step {epoch} due to reaching max kl: {found['approx_kl']:.2f}")
-                    break
+                if self.target_kl is not None and "approx_kl" in found:
+                    kl = parallel.total(found["approx_kl"])
+                    if kl > 1.5 * self.target_kl:
+                        continue_training = False
+                        if self.verbose >= 1:
+                            self.logger.info(f"Early stopping at step {epoch} due to reaching max kl: {kl:.2f}")
+                        break
                 self.policy.optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
+                parallel.add_gradients(self.policy.parameters(), batch.counts)
                 norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
                 logs.setdefault("gradient_norm", []).append(norm)
                 self.policy.optimizer.step()
@@ -324,13 +354,15 @@ class RecurrentPPO(RolloutCollector):
             if not continue_training:
                 break
 
+        logs = {name: self._added(name, values) for name, values in logs.items()}
         self._check_update(logs, before)
         logs["loss"] = logs["loss"][-1:]  # of the last minibatch, as in sb3-contrib
         for name, tensors in logs.items():
             if tensors:
                 self.logger.record(f"train/{name}", torch.stack(tensors).mean().item())
         buffer = self.rollout_buffer
-        self.logger.record("train/explained_variance", explained_variance(buffer.values.flatten(), buffer.returns.flatten()))
+        values, returns = (parallel.rows(array.flatten()) for array in (buffer.values, buffer.returns))
+        self.logger.record("train/explained_variance", explained_variance(values, returns))
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", torch.exp(self.policy.log_std).mean().item())
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
@@ -340,31 +372,43 @@ class RecurrentPPO(RolloutCollector):
         if clip_range_vf is not None:
             self.logger.record("train/clip_range_vf", clip_range_vf)
 
+    @staticmethod
+    def _added(name: str, values: list[Tensor]) -> list[Tensor]:
+        """The numbers that were logged of each minibatch, added over all processes; the norm is of all gradients already."""
+        if not values or name == "gradient_norm" or parallel.size() == 1:
+            return values
+        return list(parallel.total(torch.stack(values)))
+
     def _entropy_weight(self) -> float:
         """``ent_coef`` as it is now."""
         return self.ent_coef(self._current_progress_remaining) if callable(self.ent_coef) else self.ent_coef
 
     def _loss(self, batch: Sequences, clip_range: float, clip_range_vf: float | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """PPO's loss of a minibatch, and what is logged of it, by name."""
+        """
+        PPO's loss of a minibatch, and what is logged of it, by name.
+
+        In a group of processes each has a part of the minibatch, and all these numbers are its parts of sums.
+        """
         values, log_prob, entropy = self.policy.evaluate_sequences(
             batch.observations, batch.actions, batch.states, batch.layout, batch.action_masks
         )
         advantages = batch.advantages
-        if self.normalize_advantage and len(advantages) > 1:
-            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        if self.normalize_advantage and batch.total > 1:
+            mean, std = parallel.mean_and_std(advantages, batch.counts)
+            advantages = (advantages - mean) / (std + 1e-8)
         log_ratio = log_prob - batch.old_log_prob
         ratio = torch.exp(log_ratio)
         clipped = advantages * torch.clamp(ratio, 1 - clip_range, 1 + clip_range)
-        policy_loss = -torch.min(advantages * ratio, clipped).mean()
+        policy_loss = -batch.mean(torch.min(advantages * ratio, clipped))
         if clip_range_vf is not None:
             values = batch.old_values + torch.clamp(values - batch.old_values, -clip_range_vf, clip_range_vf)
-        value_loss = torch.mean((batch.returns - values) ** 2)
+        value_loss = batch.mean((batch.returns - values) ** 2)
         # an estimate where there is no closed form: gSDE with squashed output
-        entropy_loss = -torch.mean(-log_prob if entropy is None else entropy)
+        entropy_loss = -batch.mean(-log_prob if entropy is None else entropy)
         loss = policy_loss + self._entropy_weight() * entropy_loss + self.vf_coef * value_loss
         with torch.no_grad():  # http://joschu.net/blog/kl-approx.html
-            approx_kl = torch.mean(torch.exp(log_ratio) - 1 - log_ratio)
-            clip_fraction = torch.mean((torch.abs(ratio - 1) > clip_range).float())
+            approx_kl = batch.mean(torch.exp(log_ratio) - 1 - log_ratio)
+            clip_fraction = batch.mean((torch.abs(ratio - 1) > clip_range).float())
         return loss, dict(
             entropy_loss=entropy_loss,
             policy_gradient_loss=policy_loss,

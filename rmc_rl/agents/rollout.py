@@ -20,6 +20,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from torch import Tensor
 
+from rmc_rl.agents import parallel
 from rmc_rl.agents.checks import check_rollout
 from rmc_rl.agents.cores.base import PLAIN, is_plain
 from rmc_rl.agents.cores.kernels.dispatch import Decisions
@@ -180,6 +181,8 @@ class RolloutCollector(sb3_contrib.RecurrentPPO):
     use_masking: bool | None
     _last_lstm_states: RNNStates  # type: ignore[assignment]
     rollout_buffer: SequenceBuffer
+    _is_ended: bool  # whether a callback has ended the training of a group of processes
+    _played: list[tuple[list[dict[str, Any]], np.ndarray | None]]  # infos and dones of the rollout, in a group of processes
 
     def collect_rollouts(  # type: ignore[override]  # SB3's buffer is of another class
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: SequenceBuffer, n_rollout_steps: int
@@ -191,7 +194,8 @@ class RolloutCollector(sb3_contrib.RecurrentPPO):
         :param callback: called at each step, and at the beginning and end of the rollout
         :param rollout_buffer: filled with the rollout
         :param n_rollout_steps: steps per environment, as many as the buffer has
-        :return: False if the callback ended the training
+        :return: False if the callback ended the training. In a group of processes, a callback ends it at the first step of a
+            rollout: this one, or the next one
         :raises NonFiniteError: if an observation, a reward or an output of the policy is not finite
         """
         assert self._last_obs is not None, "No previous observation was provided"
@@ -199,8 +203,9 @@ class RolloutCollector(sb3_contrib.RecurrentPPO):
         n_steps = 0
         rollout_buffer.reset()
         rollout_buffer.gamma, rollout_buffer.gae_lambda = self.gamma, self.gae_lambda
+        all_envs = env.num_envs * parallel.size()
         if self.use_sde:
-            self.policy.reset_noise(env.num_envs)
+            self.policy.reset_noise(all_envs)
         callback.on_rollout_start()
 
         # a wrapper would have to see each step
@@ -209,7 +214,7 @@ class RolloutCollector(sb3_contrib.RecurrentPPO):
         lstm_states, act = self._last_lstm_states, Acting(self.policy)
         while n_steps < n_rollout_steps:
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
-                self.policy.reset_noise(env.num_envs)
+                self.policy.reset_noise(all_envs)
             masks = get_action_masks(env) if rollout_buffer.num_masked else None
             obs_tensor, episode_starts, action_masks = rollout_buffer.add_observation(
                 self._last_obs, self._last_episode_starts, self._last_lstm_states, masks
@@ -224,9 +229,13 @@ class RolloutCollector(sb3_contrib.RecurrentPPO):
             actions = taken if on_device else taken.cpu().numpy()
             clipped_actions, new_obs, rewards, dones, infos = step
 
-            self.num_timesteps += env.num_envs
+            self.num_timesteps += all_envs
             callback.update_locals(locals())
             if not callback.on_step():
+                if parallel.size() == 1:
+                    return False
+                self._is_ended = True  # at the first step of the next rollout, where all processes ask
+            if n_steps == 0 and parallel.any_of(self._is_ended):
                 return False
             if infos:
                 self._update_info_buffer(infos, dones)
@@ -237,6 +246,7 @@ class RolloutCollector(sb3_contrib.RecurrentPPO):
 
         self._check_finite(rollout_buffer)
         stepper.finish(rollout_buffer)
+        self._exchange_episodes()
         with torch.no_grad():
             episode_starts = torch.as_tensor(dones, device=self.device).to(torch.float32)
             obs_tensor = new_obs if on_device else obs_as_tensor(new_obs, self.device)
@@ -261,7 +271,25 @@ class RolloutCollector(sb3_contrib.RecurrentPPO):
         ended = {index: info["episode"] for index, info in enumerate(infos) if info.get("episode") is not None}
         if ended:
             infos = [info | dict(episode=dict(ended[index])) if index in ended else info for index, info in enumerate(infos)]
-        super()._update_info_buffer(infos, dones)
+        if parallel.size() == 1:
+            super()._update_info_buffer(infos, dones)
+        else:
+            self._played.append((infos, dones))
+
+    def _exchange_episodes(self) -> None:
+        """In a group of processes: count the episodes of all of them, in the order in which one process would."""
+        if parallel.size() == 1:
+            return
+        ended = []
+        for step, (infos, dones) in enumerate(self._played):
+            for copy, info in enumerate(infos):
+                told: dict[str, Any] = {name: info[name] for name in ("episode", "is_success") if name in info}
+                if told:
+                    ended.append((step, parallel.rank(), copy, told, dones is not None and bool(dones[copy])))
+        self._played.clear()
+        every = sorted((each for part in parallel.gather(ended) for each in part), key=lambda each: each[:3])
+        for _, _, _, told, done in every:
+            super()._update_info_buffer([told], np.array([done]))
 
     def _check_finite(self, buffer: SequenceBuffer, error: Exception | None = None) -> None:
         """

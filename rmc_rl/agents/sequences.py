@@ -23,6 +23,7 @@ from stable_baselines3.common.buffers import BaseBuffer
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import Tensor
 
+from rmc_rl.agents import parallel
 from rmc_rl.agents.cores import Core
 from rmc_rl.agents.cores.scan import scan
 from rmc_rl.agents.state import StatePair, join_state, split_state
@@ -57,7 +58,11 @@ class Layout(NamedTuple):
 
 
 class Sequences(NamedTuple):
-    """A minibatch of ``n`` steps: sequence after sequence, each in the order of time."""
+    """
+    A minibatch of ``n`` steps: sequence after sequence, each in the order of time.
+
+    In a group of processes (:mod:`rmc_rl.agents.parallel`) it is the part of one process.
+    """
 
     steps: Tensor  # (n,), index of each step in the flattened rollout (T * N,)
     observations: PyTorchObs  # (n, *observation_shape)
@@ -69,6 +74,34 @@ class Sequences(NamedTuple):
     old_log_prob: Tensor  # (n,)
     advantages: Tensor  # (n,)
     returns: Tensor  # (n,)
+    total: int  # steps of the minibatch in all processes; n in a single one
+    counts: bool  # False: the minibatch has no sequence of this process, and another one stands in for it, with weight 0
+
+    def mean(self, values: Tensor) -> Tensor:
+        """
+        This process's part of the mean over a minibatch: the parts of all processes add up to it.
+
+        :param values: one for each step, ``(n,)``
+        """
+        return self.sum(values) / self.total
+
+    def sum(self, values: Tensor) -> Tensor:
+        """
+        This process's part of the sum over a minibatch.
+
+        :param values: one for each step, ``(n,)``
+        """
+        return values.sum() if self.counts else values.sum() * 0
+
+
+class _Drawn(NamedTuple):
+    """The sequences of a minibatch, or of one process's part of it, before they are packed."""
+
+    sequences: np.ndarray  # (B,)
+    steps: np.ndarray  # (n,), in the flattened rollout
+    lengths: np.ndarray  # (B,), in steps
+    total: int  # see Sequences
+    counts: bool
 
 
 class RolloutTensors(NamedTuple):
@@ -388,14 +421,14 @@ class SequenceBuffer(RecurrentRolloutBuffer):
 
     def minibatches(self, batch_size: int | None) -> Iterator[Sequences]:
         """
-        The rollout's sequences in random order, packed.
+        The rollout's sequences in random order, packed; of a group of processes, this one's part of each minibatch.
 
         :param batch_size: transitions of a minibatch; as many whole sequences as fit, at least one. None: all. The last
             minibatch is shorter if this does not divide the rollout
         """
         all_starts = self.episode_starts > 0
         tensors = self.tensors
-        for sequences, index, lengths in self._batches(batch_size):
+        for sequences, index, lengths, total, counts in self._batches(batch_size, parallel.rank(), parallel.size()):
             packed = pack(all_starts.ravel()[index], lengths)
             layout = Layout(*(part.to(self.device) for part in packed))
             steps = torch.from_numpy(index).to(self.device)
@@ -411,6 +444,8 @@ class SequenceBuffer(RecurrentRolloutBuffer):
                 self._pick(tensors.log_probs, steps),
                 self._pick(tensors.advantages, steps),
                 self._pick(tensors.returns, steps),
+                total,
+                counts,
             )
 
     def get(self, batch_size: int | None = None) -> Generator[Any, None, None]:
@@ -426,7 +461,7 @@ class SequenceBuffer(RecurrentRolloutBuffer):
         tensors = self.tensors
         is_dict = isinstance(tensors.observations, dict)
         samples: Any = RecurrentDictRolloutBufferSamples if is_dict else RecurrentRolloutBufferSamples
-        for sequences, index, lengths in self._batches(batch_size):
+        for sequences, index, lengths, _, _ in self._batches(batch_size):
             longest = int(lengths.max())
             real = np.arange(longest) < lengths[:, None]  # (B, longest)
             padded = np.zeros(real.shape, dtype=np.int64)
@@ -448,19 +483,28 @@ class SequenceBuffer(RecurrentRolloutBuffer):
     def _get_samples(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError("samples of single steps are of sb3-contrib's buffer only: use get()")
 
-    def _batches(self, batch_size: int | None) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Of each minibatch: its sequences ``(B,)``, its steps in the flattened rollout ``(n,)``, and lengths ``(B,)``."""
-        length, chunks = self.sequence_length, -(-self.buffer_size // self.sequence_length)
-        per_batch = max(1, (batch_size or self.buffer_size * self.n_envs) // length)
-        order = np.random.permutation(chunks * self.n_envs)
+    def _batches(self, batch_size: int | None, rank: int = 0, size: int = 1) -> Iterator[_Drawn]:
+        """
+        What process ``rank`` of ``size`` computes of each minibatch.
+
+        The sequences of all processes are drawn together; a process takes those of its own environments.
+        """
+        length, n_envs, chunks = self.sequence_length, self.n_envs * size, -(-self.buffer_size // self.sequence_length)
+        per_batch = max(1, (batch_size or self.buffer_size * n_envs) // length)
+        order = np.random.permutation(chunks * n_envs)
+        if size > 1:
+            order = parallel.from_first(order)
         for begin in range(0, len(order), per_batch):
-            sequences = order[begin : begin + per_batch]
-            chunk, env = np.divmod(sequences, self.n_envs)
+            chunk, env = np.divmod(order[begin : begin + per_batch], n_envs)
+            total = int(np.minimum(length, self.buffer_size - chunk * length).sum())
+            own = env // self.n_envs == rank
+            counts = bool(own.any())
+            chunk, env = (chunk[own], env[own] % self.n_envs) if counts else np.zeros((2, 1), dtype=np.int64)
             firsts = chunk * length
             lengths = np.minimum(length, self.buffer_size - firsts)
             within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
             index = (np.repeat(firsts, lengths) + within) * self.n_envs + np.repeat(env, lengths)
-            yield sequences, index, lengths
+            yield _Drawn(chunk * self.n_envs + env, index, lengths, total, counts)
 
     @staticmethod
     def _pick(stored: Any, steps: Tensor) -> Any:

@@ -13,7 +13,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
-from rmc_rl.agents import Imitation, MlpMemoryPolicy, RecurrentPPO, match_parameters
+from rmc_rl.agents import Imitation, MlpMemoryPolicy, RecurrentPPO, match_parameters, parallel
 from rmc_rl.agents.encoder import check_spaces
 from rmc_rl.agents.policies import choose_policy
 from rmc_rl.agents.stock import StockRecurrentPPO
@@ -57,7 +57,8 @@ def make_env(config: DictConfig) -> VecEnv:
     check_curriculum(curriculum, find_world(config.env), config.env)
     if config.processes:
         require_memory("a process for each of the n_envs copies", config.n_envs * PROCESS, torch.device("cpu"))
-    env = _make_copies(config, config.n_envs, config.seed, keywords | widest(curriculum))
+    own = parallel.share("n_envs", config.n_envs)
+    env = _make_copies(config, own, config.seed + parallel.rank() * own, keywords | widest(curriculum))
     check_spaces(env.observation_space, env.action_space)
     if config.algo.use_sde:
         require(isinstance(env.action_space, spaces.Box), "algo.use_sde needs Box actions", env.action_space)
@@ -138,6 +139,8 @@ def make_model(config: DictConfig, env: VecEnv) -> sb3_contrib.RecurrentPPO:
     name = algo.pop("name")
     schedules = {key: algo.pop(f"{key}_schedule") for key in ("learning_rate", "ent_coef")}
     require_choice("algo.name", name, ALGORITHMS)
+    if name == "stock":
+        require(parallel.size() == 1, "algo=stock must be trained by one process", parallel.size())
     for key, schedule in schedules.items():
         require_choice(f"algo.{key}_schedule", schedule, SCHEDULES)
     for key in OF_OTHERS[name]:
@@ -210,7 +213,7 @@ def _try(env: VecEnv, config: DictConfig) -> None:
     except Exception as error:
         why = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise UsageError(f"env_kwargs must be values with which {config.env} can be played, got {why}") from error
-    env.seed(config.seed)  # so that training starts as it would without this
+    env.seed(config.seed + parallel.rank() * env.num_envs)  # so that training starts as it would without this
 
 
 def _check_sizes(

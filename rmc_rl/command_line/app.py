@@ -20,6 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rmc_rl.agents import parallel
 from rmc_rl.command_line.help import CONFIGS, help_text
 from rmc_rl.command_line.overrides import as_typed, check_overrides, env_keywords, first_line
 from rmc_rl.command_line.progress import say, told
@@ -58,10 +59,13 @@ def run_verb(
         sys.path.insert(0, os.getcwd())  # as `python -m` does, so that modules of the user are found from a script as well
     typed, status = sys.argv[1:], 0
     try:
+        _join(name)
         if _prepare(name, description, schema, family_of):
             status = _run(_importable(verb, name), name, schema)
     except UsageError as error:
         status = tell(error)
+    except parallel.LostProcess as error:
+        status = tell(error, FAILED)
     except KeyboardInterrupt:  # before there was anything to save, or between two jobs
         status = 128 + signal.SIGINT
     finally:
@@ -70,11 +74,18 @@ def run_verb(
         status = status or ended
     if status:
         sys.exit(status)
+    parallel.stop()
+
+
+def _join(name: str) -> None:
+    """Join the processes that ``torchrun`` has started together with this one, if it has."""
+    parallel.start()
+    require(parallel.size() == 1 or name == "train", "of the verbs, torchrun must start rmc_rl.train only", f"rmc_rl.{name}")
 
 
 def tell(error: Exception, status: int = MISTAKE) -> int:
     """
-    Print an error in one line.
+    Print an error in one line. Of several processes that end by it the first one to come prints.
 
     :param error: the error
     :param status: the exit status for it
@@ -83,7 +94,8 @@ def tell(error: Exception, status: int = MISTAKE) -> int:
     line = " ".join(str(error).split())
     told["error"] = line
     with suppress(OSError):  # the terminal was closed
-        print(f"error: {line}", file=sys.stderr)
+        if parallel.may_tell():
+            print(f"error: {line}", file=sys.stderr)
     return status
 
 
@@ -108,6 +120,8 @@ def _prepare(name: str, description: str, schema: type, family_of: Callable[[str
     parser.add_argument("--help-all", action="store_true")
     flags = parser.parse_intermixed_args(arguments)
     require(not (flags.multirun and flags.cfg), "--cfg shows the configuration of one run: use it without -m", arguments)
+    alone = parallel.size() == 1
+    require(alone or not flags.multirun, "processes of torchrun train one agent together: use them without -m", arguments)
     require(not flags.resolve or flags.cfg, "--resolve needs --cfg job", arguments)
     if flags.config_dir is not None:
         require(os.path.isdir(flags.config_dir), "--config-dir must be a folder", flags.config_dir)
@@ -145,6 +159,8 @@ def _run(verb: Callable[[DictConfig, str | None], int], name: str, schema: type)
             return verb(check_keys(schema, config), _command(name))
         except UsageError as error:
             return tell(error)
+        except parallel.LostProcess as error:
+            return tell(error, FAILED)
         except OmegaConfBaseException as error:
             return tell(UsageError(first_line(error)))
 
@@ -153,6 +169,7 @@ def _run(verb: Callable[[DictConfig, str | None], int], name: str, schema: type)
         nonlocal running
         running = True
         warnings.formatwarning = _format_warning
+        _warn_once()
         sweep = current_sweep()
         if sweep is not None:
             run_job(sweep, lambda: checked(config))
@@ -172,6 +189,12 @@ def _run(verb: Callable[[DictConfig, str | None], int], name: str, schema: type)
     finally:
         warnings.formatwarning = format_before
     return 0
+
+
+def _warn_once() -> None:
+    """Of processes that train together only the first one warns."""
+    if not parallel.is_first():
+        warnings.simplefilter("ignore")
 
 
 def _format_warning(message: Warning | str, *_args: object, **_kwargs: object) -> str:

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
-from rmc_rl.agents import CoreScalars
+from rmc_rl.agents import CoreScalars, parallel
 from rmc_rl.command_line.advice import EntropyWarning
 from rmc_rl.command_line.agent import make_evaluation_env, plain
 from rmc_rl.command_line.curriculum import Curriculum
@@ -25,6 +25,9 @@ RULE = "callbacks must be a list as in [my_module:MyCallback] or [{name: my_modu
 class RunCallbacks:
     """
     All callbacks of a run apart from its checkpoints.
+
+    Where several processes train together, the first one evaluates, logs and saves; the curriculum and the callbacks of the
+    user run in all of them.
 
     :param config: checked; see ``configs/train.yaml``
     :param model: the agent, with the training environment
@@ -42,7 +45,7 @@ class RunCallbacks:
         settings, trained = config.evaluation, model.get_env()
         assert trained is not None
         with kept_generators():
-            if config.evaluate_every is not None:
+            if config.evaluate_every is not None and parallel.is_first():
                 self.evaluations = Evaluations(
                     make_evaluation_env(config, trained, min(settings.n_envs, settings.episodes)),
                     config.evaluate_every,
@@ -51,7 +54,7 @@ class RunCallbacks:
                     settings.deterministic,
                     config.patience,
                 )
-            if config.memory_picture_every is not None:
+            if config.memory_picture_every is not None and parallel.is_first():
                 env = make_evaluation_env(config, trained, 1)
                 self.picture = MemoryPicture(env, config.memory_picture_every, settings.seed)
 
@@ -61,6 +64,8 @@ class RunCallbacks:
 
         :param run: the run
         """
+        if not parallel.is_first():
+            return
         evaluations = self.evaluations
         self.progress = RunCallback(run, self.config, None if evaluations is None else lambda: evaluations.last)
         if evaluations is not None:
@@ -69,7 +74,9 @@ class RunCallbacks:
     @property
     def in_order(self) -> list[BaseCallback]:
         """All of them. Evaluations come before the progress bar, which shows them."""
-        ours = [self.evaluations, self.picture, self.progress, self.curriculum, CoreScalars(), EntropyWarning()]
+        ours: list[BaseCallback | None] = [self.evaluations, self.picture, self.progress, self.curriculum]
+        if parallel.is_first():
+            ours += [CoreScalars(), EntropyWarning()]
         return [*(each for each in ours if each is not None), *self.users.values()]
 
     @property

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
+from rmc_rl.agents import parallel
 from rmc_rl.command_line.advice import find_world_of
 from rmc_rl.command_line.progress import EPISODES_FOR_BEST, episode_returns, say
 from rmc_rl.envs.base import BatchedWorld
@@ -193,6 +194,7 @@ class Curriculum(BaseCallback):
         returns = episode_returns(self.model)
         # the first episode of each copy may have begun before the last step
         new = int((self.ended - 1).clamp(min=0).sum())
+        new = int(parallel.total(torch.tensor(new)))  # of all processes, whose returns these are
         if min(len(returns), new) < EPISODES_FOR_BEST or np.mean(returns) < self._threshold():
             return
         self.index += 1

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from rmc_rl.agents import parallel
 from rmc_rl.errors import UsageError, require, require_whole
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of mallopt(3)
@@ -23,8 +24,12 @@ def find_device(name: object, key: str = "device") -> torch.device:
     :raises UsageError: for an unknown device or one that this machine lacks
     """
     count = torch.cuda.device_count()
+    # of processes that train together, each has its own GPU of the machine
+    own = f"cuda:{parallel.local_rank() % count}" if count and parallel.size() > 1 else "cuda"
     if name == "auto":
-        return torch.device("cuda" if count else "cpu")
+        return torch.device(own if count else "cpu")
+    if name == "cuda" and count:
+        return torch.device(own)
     present = ["auto", "cpu", *(["cuda"] if count else []), *(f"cuda:{index}" for index in range(count))]
     if torch.backends.mps.is_available():
         present.append("mps")

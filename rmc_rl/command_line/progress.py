@@ -13,6 +13,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import HParam, TensorBoardOutputFormat
 from tqdm import tqdm
 
+from rmc_rl.agents import parallel
 from rmc_rl.envs.base import Returns
 from rmc_rl.runs.folder import Run, save_model
 
@@ -31,12 +32,13 @@ _bar_options: dict[str, Any] = {}  # of progress bars in a job of a sweep
 
 def say(text: str = "") -> None:
     """
-    Print for the person at the terminal; does nothing if the terminal was closed.
+    Print for the person at the terminal; does nothing if the terminal was closed. Of several processes the first one prints.
 
     :param text: one line or several
     """
     with suppress(OSError):
-        print(text, flush=True)
+        if parallel.is_first():
+            print(text, flush=True)
 
 
 def progress_bar(total: int | None, unit: str, initial: int = 0) -> "tqdm[Any]":
@@ -97,7 +99,7 @@ class RunCallback(BaseCallback):
 
     def _on_step(self) -> bool:
         if self.bar is not None:
-            self.bar.update(self.training_env.num_envs)
+            self.bar.update(self.training_env.num_envs * parallel.size())
         return True
 
     def _on_rollout_end(self) -> None:

@@ -9,11 +9,14 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
+from rmc_rl.agents import parallel
+
 # Ctrl-C, `kill`, a terminal that was closed, and what Slurm can send before a time limit; Windows has only the first two
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
 
 
 STOPPING_SOON = b"\nstopping after this update, with a checkpoint; another signal stops at once\n"
+STOPPING_SOON_PATIENTLY = b"\nstopping after this update, with a checkpoint\n"
 
 
 class Stopped(Exception):
@@ -27,9 +30,12 @@ class StopSignals:
     The first signal is stored: training ends after the present update, with a checkpoint. A second signal stops at once.
     A signal that was ignored before, as SIGHUP is under ``nohup``, stays ignored. Python sets signal handlers in the main
     thread only; in another thread this class does nothing.
+
+    :param is_patient: a second signal does not stop at once: a terminal and ``torchrun`` both send one
     """
 
-    def __init__(self) -> None:
+    def __init__(self, is_patient: bool = False) -> None:
+        self.is_patient = is_patient
         self.received: int | None = None
         self._before: dict[int, Any] = {}
 
@@ -58,12 +64,16 @@ class StopSignals:
         self._set(dict.fromkeys(self._before, signal.SIG_IGN))
 
     def _receive(self, signum: int, _frame: FrameType | None) -> None:
-        again, self.received = self.received is not None, signum
+        again = self.received is not None
+        if again and self.is_patient:
+            return
+        self.received = signum
         if again:
             self.ignore()
             raise Stopped(self.name)
         with suppress(OSError):  # not print, which a signal may have interrupted
-            os.write(sys.stderr.fileno(), STOPPING_SOON)
+            if parallel.is_first():
+                os.write(sys.stderr.fileno(), STOPPING_SOON_PATIENTLY if self.is_patient else STOPPING_SOON)
 
     @staticmethod
     def _set(handlers: dict[int, Any]) -> None:

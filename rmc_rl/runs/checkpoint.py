@@ -14,6 +14,9 @@ A checkpoint is a folder, named after the steps of the environment that were tak
       callbacks.pt       what callbacks carry
       environment.pickle the copies of an environment that has no other way to be saved; only if such environments exist
 
+Where several processes train one agent together (:mod:`rmc_rl.agents.parallel`), the first one writes. ``progress.1.pt``,
+``random.1.pt``, ``environment.1.pt``, ``callbacks.1.pt`` and ``environment.1.pickle`` are those of the process with number 1.
+
 The ``.pt`` files hold plain data and load with ``weights_only=True``. The pickle is executed when a run is resumed: resume
 your own runs only. A folder is written under another name, synced to disk and renamed, so that a checkpoint is either complete
 or absent.
@@ -44,6 +47,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from rmc_rl import compat
+from rmc_rl.agents import parallel
 from rmc_rl.errors import UsageError, require, require_whole
 from rmc_rl.runs.environment import EnvironmentState, put_state, take_state
 from rmc_rl.runs.folder import sync_folder
@@ -52,7 +56,7 @@ from rmc_rl.runs.plain import from_plain, to_plain
 FORMAT = 1  # of the folder; a program reads its own format only
 PACKAGES = ("rmc-rl", "torch", "numpy", "gymnasium", "ale-py", "stable-baselines3", "sb3-contrib")
 PARTS = ("policy", "optimizer", "progress", "random", "environment", "callbacks")
-PICKLE = "environment.pickle"
+OF_EACH_PROCESS = ("progress", "random", "environment", "callbacks")  # the others are the same in all processes
 MANIFEST = "manifest.json"
 PARTIAL = ".partial-"  # prefix of a folder that is being written
 _LARGEST_MANIFEST = 1 << 20  # bytes
@@ -99,8 +103,11 @@ class Checkpoint:
             require(manifest.get("format") == FORMAT, rule_of_format, manifest.get("format"))
             require(type(manifest["steps"]) is int, f"{rule}: steps must be a whole number", manifest["steps"])
             files = dict(manifest["files"])
-            known = {f"{part}.pt" for part in PARTS}
-            require(files.keys() - {PICKLE} == known, f"{rule}: its files must be {', '.join(sorted(known))}", sorted(files))
+            processes = manifest.get("processes", 1)
+            require(type(processes) is int and processes > 0, f"{rule}: processes must be a whole number", processes)
+            known = {_file(part, rank) for rank in range(processes) for part in (OF_EACH_PROCESS if rank else PARTS)}
+            pickles = {_pickle(rank) for rank in range(processes)}
+            require(files.keys() - pickles == known, f"{rule}: its files must be {', '.join(sorted(known))}", sorted(files))
             for name, expected in files.items():
                 size = (path / name).stat().st_size
                 require(size == expected["bytes"], f"{rule}: {name} must have {expected['bytes']} bytes", size)
@@ -146,7 +153,8 @@ def save_checkpoint(
     """
     Write a checkpoint, whole or not at all, and delete the oldest ones.
 
-    It must be called between two rollouts, after the update: :class:`Checkpoints` does it at the right moment.
+    It must be called between two rollouts, after the update: :class:`Checkpoints` does it at the right moment. All processes
+    that train together must call it; the first one writes.
 
     :param folder: the folder of checkpoints; it is made if it is missing, but not the folder around it
     :param model: the agent, while it learns or after it has learned
@@ -170,9 +178,14 @@ def save_checkpoint(
         "environment": environment.layers,
         "callbacks": {name: callback.state_dict() for name, callback in (callbacks or {}).items()},
     }
-    files = {f"{name}.pt": _packed(content) for name, content in contents.items()}
+    rank = parallel.rank()
+    own = {_file(name, rank): _packed(contents[name]) for name in (OF_EACH_PROCESS if rank else PARTS)}
     if environment.pickled is not None:
-        files[PICKLE] = environment.pickled
+        own[_pickle(rank)] = environment.pickled
+    files = {name: data for part in parallel.to_first(own) for name, data in part.items()}
+    path = Path(folder) / str(model.num_timesteps)
+    if not parallel.is_first():
+        return path
     parts = {name: {"exact": True, "why": ""} for name in PARTS}
     parts["environment"] = {
         "exact": not environment.inexact,
@@ -182,16 +195,15 @@ def save_checkpoint(
     manifest = {
         "format": FORMAT,
         "steps": model.num_timesteps,
+        "processes": parallel.size(),
         "made_with": _made_with(model),
         "settings": _settings(model),
         "parts": parts,
         "files": {name: {"bytes": len(data), "sha256": _sha256(data)} for name, data in files.items()},
     }
     files[MANIFEST] = json.dumps(manifest, indent=1).encode()
-    folder = Path(folder)
-    path = folder / str(model.num_timesteps)
     _write_folder(path, files)
-    for old in sorted(_checkpoint_folders(folder), key=lambda old: int(old.name))[:-keep]:
+    for old in sorted(_checkpoint_folders(path.parent), key=lambda old: int(old.name))[:-keep]:
         if old != path:
             _delete(old)
     return path
@@ -217,7 +229,9 @@ def load_checkpoint(
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint.open(checkpoint)
     rule = f"checkpoint '{checkpoint.path}' must be of a run with the same"
-    expected, callbacks = _settings(model), callbacks or {}
+    expected, callbacks, rank = _settings(model), callbacks or {}, parallel.rank()
+    processes = checkpoint.manifest.get("processes", 1)
+    require(processes == parallel.size(), f"{rule} number of processes, {processes}", parallel.size())
     for name, saved in checkpoint.manifest.get("settings", {}).items():
         require(saved == expected.get(name), f"{rule} {name}, {saved}", expected.get(name))
     saved, present = checkpoint.manifest["made_with"], _made_with(model)
@@ -226,11 +240,13 @@ def load_checkpoint(
         warnings.warn(
             f"numbers may differ from those of a run that was not stopped: it had {'; '.join(changed)}", stacklevel=2
         )
-    contents = {name: _unpacked(checkpoint.path / f"{name}.pt") for name in PARTS}
+    contents = {part: _unpacked(checkpoint.path / _file(part, rank if part in OF_EACH_PROCESS else 0)) for part in PARTS}
     _check_policy(contents["policy"], model, f"{rule} policy")
     names = sorted(contents["callbacks"]) if isinstance(contents["callbacks"], dict) else None
     require(sorted(callbacks) == names, f"{rule} named callbacks, {names}", sorted(callbacks))
-    pickled = (checkpoint.path / PICKLE).read_bytes() if PICKLE in checkpoint.manifest["files"] else None
+    pickle_of_envs = _pickle(rank)
+    has_pickle = pickle_of_envs in checkpoint.manifest["files"]
+    pickled = (checkpoint.path / pickle_of_envs).read_bytes() if has_pickle else None
     env = model.get_env()
     assert env is not None
     try:
@@ -238,7 +254,7 @@ def load_checkpoint(
         recorded, exploration = progress["recorded"], generators["exploration"]
         state = EnvironmentState(contents["environment"], pickled, [])
         seed = int(np.random.SeedSequence([model.seed or 0, checkpoint.steps]).generate_state(1)[0])
-        observations = put_state(env, state, seed)
+        observations = put_state(env, state, seed + rank * model.n_envs)
         model.policy.load_state_dict(contents["policy"])
         model.policy.optimizer.load_state_dict(contents["optimizer"])
         compat.set_algorithm_state(model, progress, observations)
@@ -281,7 +297,7 @@ class Checkpoints(BaseCallback):
     :param callbacks: callbacks that carry something from rollout to rollout, by name. They are put back by :meth:`resume`,
         before ``learn`` initialises them. Those that are not named start afresh
     :param should_stop: asked when a rollout starts; if it returns true, a checkpoint is written and training ends
-    :param after_save: called after each checkpoint
+    :param after_save: called after each checkpoint, in the first of several processes
     """
 
     def __init__(
@@ -314,7 +330,7 @@ class Checkpoints(BaseCallback):
         :raises UsageError: if there is no whole checkpoint, or it is of other settings
         """
         if checkpoint is None:
-            found = find_checkpoints(self.folder)
+            found = parallel.from_first(find_checkpoints(self.folder))
             require(len(found) > 0, "there must be a whole checkpoint to resume from", str(self.folder))
             checkpoint = found[0]
         _delete_partial(self.folder)
@@ -329,18 +345,20 @@ class Checkpoints(BaseCallback):
                 output.sync()
         path = save_checkpoint(self.folder, self.model, self.callbacks, self.keep)  # type: ignore[arg-type]
         self.saved_at = self.model.num_timesteps
-        self.after_save()
+        if parallel.is_first():
+            self.after_save()
         return path
 
     def _on_training_start(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if parallel.is_first():
+            self.folder.mkdir(parents=True, exist_ok=True)
 
     def _on_rollout_start(self) -> None:
         steps = self.model.num_timesteps
         if self._at_first_rollout is not None:
             self._at_first_rollout()
             self._at_first_rollout = None
-        self._is_stopping = self.should_stop()
+        self._is_stopping = parallel.any_of(self.should_stop())
         is_due = self.every is not None and steps // self.every > self.saved_at // self.every
         if steps > self.saved_at and (is_due or self._is_stopping):
             self.save()
@@ -352,8 +370,18 @@ class Checkpoints(BaseCallback):
         model: Any = self.model
         if model.rollout_buffer.pos == model.rollout_buffer.buffer_size:  # not interrupted in a rollout
             if model.use_sde:  # as the next rollout would begin
-                model.policy.reset_noise(model.n_envs)
+                model.policy.reset_noise(model.n_envs * parallel.size())
             self.save()
+
+
+def _file(part: str, rank: int) -> str:
+    """The file of a part, of the process with this number."""
+    return f"{part}.{rank}.pt" if rank else f"{part}.pt"
+
+
+def _pickle(rank: int) -> str:
+    """The file of the pickled copies of the process with this number."""
+    return f"environment.{rank}.pickle" if rank else "environment.pickle"
 
 
 def _check_policy(saved: Any, model: OnPolicyAlgorithm, rule: str) -> None:

@@ -15,6 +15,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
+from rmc_rl.agents import parallel
 from rmc_rl.errors import UsageError, require
 
 ARGUMENTS = ("norm_obs", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon")
@@ -36,7 +37,8 @@ def normalize(env: VecEnv, what: object, gamma: float) -> VecEnv:
     :param env: the training environment
     :param what: "obs", "reward", True for both, or False or None for neither
     :param gamma: discount, with which returns are estimated whose variance scales the rewards
-    :return: the environment, wrapped if anything is normalised
+    :return: the environment, wrapped if anything is normalised. In a group of processes the statistics are those of all
+        copies, and all processes must take the same steps
     :raises UsageError: for another value, or observations that cannot be normalised
     """
     known = what is None or isinstance(what, bool) or what in ("obs", "reward")
@@ -49,7 +51,22 @@ def normalize(env: VecEnv, what: object, gamma: float) -> VecEnv:
         plain_box = isinstance(env.observation_space, spaces.Box) and not is_image_space(env.observation_space)
         require(plain_box, "normalize=obs needs Box observations that are no images", env.observation_space)
     require(keys != [], "normalize=obs needs a Box among the observations that is no image", env.observation_space)
-    return VecNormalize(env, norm_obs=observations, norm_reward=what in (True, "reward"), gamma=gamma, norm_obs_keys=keys)
+    normalized = VecNormalize(
+        env, norm_obs=observations, norm_reward=what in (True, "reward"), gamma=gamma, norm_obs_keys=keys
+    )
+    if parallel.size() > 1:
+        _share(normalized)
+    return normalized
+
+
+def _share(env: VecNormalize) -> None:
+    """Take the statistics over the copies of all processes that train together."""
+    moments: Any = getattr(env, "obs_rms", None)
+    if isinstance(moments, dict):
+        env.obs_rms = {name: parallel.SharedMeanStd(shape=part.mean.shape) for name, part in moments.items()}
+    elif moments is not None:
+        env.obs_rms = parallel.SharedMeanStd(shape=moments.mean.shape)  # type: ignore[assignment]
+    env.ret_rms = parallel.SharedMeanStd(shape=())
 
 
 def statistics(env: VecNormalize) -> str:
