@@ -466,7 +466,8 @@ def dead_worker(generator: random.Random) -> Trouble:
 
     def kill(process: Process) -> int:
         workers = [worker for server in children(process.pid) for worker in children(server)]
-        os.kill(generator.choice(workers), signal.SIGKILL)
+        with suppress(IndexError, ProcessLookupError):  # the run has ended meanwhile
+            os.kill(generator.choice(workers), signal.SIGKILL)
         return 1
 
     return Trouble("dead worker", kill, lambda: None, "a process of the environment has died")
