@@ -1,5 +1,6 @@
 """Two processes that train one agent, against one process with all copies of the environment."""
 
+import gc
 import os
 import re
 import signal
@@ -40,6 +41,7 @@ def fork(work, folder: Path, size: int = 2) -> list[int]:
         if child:
             children.append(child)
             continue
+        gc.freeze()  # what the parent left behind may wait for threads that do not exist here when it is collected
         status = 1
         try:
             for descriptor, name in ((1, "out"), (2, "err")):
