@@ -17,8 +17,9 @@ from test_policies import ACTIONS, OBSERVATIONS, SMALL, VECTOR, Echo, echo
 
 from rmc_rl import CoreScalars, MlpMemoryPolicy, RecurrentPPO, make_vec
 from rmc_rl.agents.cores import core_names
+from rmc_rl.agents.packing import pack
 from rmc_rl.agents.policies import CRITICS
-from rmc_rl.agents.sequences import SequenceBuffer, pack
+from rmc_rl.agents.sequences import SequenceBuffer
 from rmc_rl.envs.previous_action_reward import PreviousActionReward
 from rmc_rl.envs.vec_env import SameStepVecEnv
 from rmc_rl.envs.worlds.copy import CopyWorld

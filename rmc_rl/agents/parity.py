@@ -29,9 +29,9 @@ from rmc_rl.agents.exporting import (
     sizes_of,
     state_size,
 )
+from rmc_rl.agents.packing import unroll_sequences
 from rmc_rl.agents.policies import MlpMemoryPolicy
 from rmc_rl.agents.rollout import count_masked
-from rmc_rl.agents.sequences import unroll_sequences
 from rmc_rl.agents.state import join_state
 
 STEPS, TOLERANCE = 200, 1e-5  # of the check

@@ -4,7 +4,7 @@ Policies whose memory is a core, for sb3-contrib's ``RecurrentPPO`` and for ours
 Code they follow: ``sb3_contrib.common.recurrent.policies.RecurrentActorCriticPolicy``.
 
 Shapes: ``B`` environments or sequences; ``T`` steps of each; ``F`` features, ``O`` features that a core writes, ``S`` size of
-its state; ``n`` steps packed into ``R`` rows, in training, see :class:`~rmc_rl.agents.sequences.Layout`.
+its state; ``n`` steps packed into ``R`` rows, in training, see :class:`~rmc_rl.agents.packing.Layout`.
 """
 
 from functools import partial
@@ -26,7 +26,8 @@ from torch.distributions import Categorical
 from rmc_rl.agents import parallel
 from rmc_rl.agents.cores import Core, make_core
 from rmc_rl.agents.encoder import SMALLEST_CNN_IMAGE, DictExtractor, EncodedFeatures, check_spaces, fits_cnn
-from rmc_rl.agents.sequences import ActedOn, Layout, Unroll, unroll_packed, unroll_sequences
+from rmc_rl.agents.packing import Layout, Unroll, unroll_packed, unroll_sequences
+from rmc_rl.agents.sequences import ActedOn
 from rmc_rl.agents.state import StatePair, StateShape, check_state, join_state, split_state
 from rmc_rl.errors import UsageError, check_keywords, require, require_choice, require_truth, require_whole
 

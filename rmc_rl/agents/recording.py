@@ -24,9 +24,9 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 from torch.distributions import Bernoulli, Categorical
 
+from rmc_rl.agents.packing import unroll_sequences
 from rmc_rl.agents.policies import MlpMemoryPolicy
 from rmc_rl.agents.rollout import count_masked
-from rmc_rl.agents.sequences import unroll_sequences
 from rmc_rl.agents.state import join_state
 from rmc_rl.errors import require, require_whole
 

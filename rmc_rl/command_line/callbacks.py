@@ -16,8 +16,8 @@ from rmc_rl.command_line.curriculum import Curriculum
 from rmc_rl.command_line.evaluating import Evaluations, MemoryPicture
 from rmc_rl.command_line.progress import RunCallback, episode_returns
 from rmc_rl.errors import UsageError, check_keywords, require, unknown
-from rmc_rl.runs.checkpoint import kept_generators
 from rmc_rl.runs.folder import Run
+from rmc_rl.runs.generators import kept_generators
 
 RULE = "callbacks must be a list as in [my_module:MyCallback] or [{name: my_module:MyCallback, argument: 3}]"
 

@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from rmc_rl.agents.evaluation import evaluate_episodes
 from rmc_rl.agents.policies import MlpMemoryPolicy
-from rmc_rl.runs.checkpoint import kept_generators
+from rmc_rl.runs.generators import kept_generators
 from rmc_rl.studies.heat_map import heat_maps
 
 LONGEST_PICTURE = 1000  # steps of an episode

@@ -27,12 +27,11 @@ import io
 import json
 import os
 import pickle
-import random
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -42,7 +41,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
@@ -51,6 +49,7 @@ from rmc_rl.agents import parallel
 from rmc_rl.errors import UsageError, require, require_whole
 from rmc_rl.runs.environment import EnvironmentState, put_state, take_state
 from rmc_rl.runs.folder import sync_folder
+from rmc_rl.runs.generators import read_exploration, read_generators, set_exploration, set_generators
 from rmc_rl.runs.plain import from_plain, to_plain
 
 FORMAT = 1  # of the folder; a program reads its own format only
@@ -174,7 +173,7 @@ def save_checkpoint(
         "policy": model.policy.state_dict(),
         "optimizer": model.policy.optimizer.state_dict(),
         "progress": {**compat.algorithm_state(model), "recorded": _recorded(model.logger)},
-        "random": {**_generators(), "exploration": _exploration(model)},
+        "random": {**read_generators(), "exploration": read_exploration(model)},
         "environment": environment.layers,
         "callbacks": {name: callback.state_dict() for name, callback in (callbacks or {}).items()},
     }
@@ -260,7 +259,7 @@ def load_checkpoint(
         compat.set_algorithm_state(model, progress, observations)
         for name, callback in callbacks.items():
             callback.load_state_dict(contents["callbacks"][name])
-        _set_generators(generators)
+        set_generators(generators)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
         if isinstance(error, UsageError):
             raise
@@ -268,8 +267,8 @@ def load_checkpoint(
         raise UsageError(f"{rule} settings and versions, got one that does not fit ({why})") from error
 
     def at_rollout_start() -> None:
-        _set_generators(generators)
-        _set_exploration(model, exploration)
+        set_generators(generators)
+        set_exploration(model, exploration)
         _set_recorded(model.logger, recorded)
 
     return at_rollout_start
@@ -405,49 +404,6 @@ def _settings(model: Any) -> dict[str, Any]:
         "action space": str(model.action_space),
         **{name: getattr(model, name) for name in names},
     }
-
-
-@contextmanager
-def kept_generators() -> Iterator[None]:
-    """Put the random generators of Python, NumPy and torch back after a ``with`` block, so that it has no effect on them."""
-    before = _generators()
-    try:
-        yield
-    finally:
-        _set_generators(before)
-
-
-def _generators() -> dict[str, Any]:
-    version, internal, gauss = random.getstate()
-    return {
-        "python": (version, np.array(internal, dtype=np.uint64), gauss),
-        "numpy": np.random.get_state(),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def _set_generators(state: dict[str, Any]) -> None:
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal.tolist()), gauss))
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"])
-    for index, generator in enumerate(state["cuda"][: torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(generator, index)
-
-
-def _exploration(model: Any) -> list[torch.Tensor]:
-    """gSDE's exploration matrices; none without gSDE."""
-    noise = model.policy.action_dist
-    if not (model.use_sde and isinstance(noise, StateDependentNoiseDistribution)):
-        return []
-    return [noise.exploration_mat, noise.exploration_matrices]
-
-
-def _set_exploration(model: Any, matrices: list[torch.Tensor]) -> None:
-    if matrices:
-        noise = model.policy.action_dist
-        noise.exploration_mat, noise.exploration_matrices = (matrix.to(model.device) for matrix in matrices)
 
 
 def _recorded(logger: Logger) -> dict[str, Any]:

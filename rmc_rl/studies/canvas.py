@@ -208,3 +208,8 @@ def write_turned(image: Image.Image, label: str, centre: int, bottom: int) -> No
     ImageDraw.Draw(line).text((0, FONT / 2 + 2), label, fill=INK, font=font(), anchor="lm")
     turned = line.transpose(Image.Transpose.ROTATE_90)
     image.paste(turned, (centre - turned.width // 2, bottom - turned.height))
+
+
+def round_numbers() -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+    """1, 2, 5, 10, 20, 50 ..."""
+    return np.outer(10 ** np.arange(12), [1, 2, 5]).ravel()

@@ -43,6 +43,7 @@ from rmc_rl.studies.canvas import (
     pool_mean,
     resized,
     revealed,
+    round_numbers,
     scale_of,
     shortened,
     text_width,
@@ -373,7 +374,7 @@ class TimeAxis(Panel):
     def draw(self, box: Box) -> Drawn:
         width = box.width - box.margin
         apart = text_width(str(self.steps)) + 14  # pixels between two numbers at least
-        every = next(step for step in _round_numbers() if step * width / self.steps >= apart)
+        every = next(step for step in round_numbers() if step * width / self.steps >= apart)
         image = Image.fromarray(blank(box))
         pen = ImageDraw.Draw(image)
         for step in range(0, self.steps, every):
@@ -501,8 +502,3 @@ def contact_sheet(stills: Sequence[Panel], over_time: Sequence[Panel], steps: Se
 def _part(width: int, row: Sequence[Panel]) -> int:
     """The width of a panel that has others beside it."""
     return (width - GAP * (len(row) - 1)) // len(row)
-
-
-def _round_numbers() -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
-    """1, 2, 5, 10, 20, 50 ..."""
-    return np.outer(10 ** np.arange(12), [1, 2, 5]).ravel()
