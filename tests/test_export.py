@@ -15,9 +15,10 @@ from gymnasium import spaces
 from omegaconf import OmegaConf
 from stable_baselines3.common.vec_env import VecTransposeImage
 
-from rmc_rl import MlpMemoryPolicy, RecurrentPPO, export, make_vec
+from rmc_rl import MlpMemoryPolicy, RecurrentPPO, export, make_vec, register_core
 from rmc_rl.agents import exporting
-from rmc_rl.agents.cores import layers, scan
+from rmc_rl.agents.cores import layers, registry, scan
+from rmc_rl.agents.cores.framestack import FrameStack
 from rmc_rl.agents.exporting import Scaling, export_policy, load_exported, read_metadata
 from rmc_rl.agents.parity import check, random_steps
 from rmc_rl.agents.policies import choose_policy
@@ -119,6 +120,26 @@ def test_gsde_and_squashed_actions_and_a_compiled_policy_in_bfloat16(tmp_path):
     )
     export_policy(policy, tmp_path / "policy.pt2", "pt2")
     parity = check(policy, load_exported(tmp_path / "policy.pt2"), random_steps(policy, steps=20))
+    assert parity.is_equal, parity
+
+
+class Averaging(FrameStack):
+    """A core with an operation that has the name of an output, ``mean``."""
+
+    def step(self, x, state):
+        output, state = super().step(x, state)
+        return output - output.mean(-1, keepdim=True), state
+
+    def forward(self, *args):
+        return self.unroll(self.step, *args)
+
+
+def test_operations_may_have_the_names_of_outputs(tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "_CORES", dict(registry._CORES))
+    register_core("averaging")(Averaging)
+    policy = policy_for(BOX, spaces.Box(-1, 1, (2,)), "averaging")
+    export_policy(policy, tmp_path / "policy.onnx")
+    parity = check(policy, load_exported(tmp_path / "policy.onnx"), random_steps(policy, steps=20))
     assert parity.is_equal, parity
 
 

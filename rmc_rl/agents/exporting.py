@@ -221,6 +221,10 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path, about: Mappin
     )
     assert converted is not None
     model = converted.model
+    ports = {id(value) for value in (*model.graph.inputs, *model.graph.outputs)}
+    for value in (value for node in model.graph.all_nodes() for value in node.outputs):
+        if id(value) not in ports and value.name in {*names["inputs"], *names["outputs"]}:
+            value.name = f"inner_{value.name}"  # named after its operation, such as mean
     for kind, values in (("inputs", model.graph.inputs), ("outputs", model.graph.outputs)):
         for stated, value in zip(about[kind], values, strict=True):
             shape = [size if isinstance(size, int) else "batch" for size in value.shape or ()]
