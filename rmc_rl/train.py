@@ -63,7 +63,7 @@ from rmc_rl.errors import NonFiniteError
 from rmc_rl.runs.checkpoint import Checkpoints, find_checkpoints
 from rmc_rl.runs.curves import make_logger, told_once
 from rmc_rl.runs.folder import Run, save_model
-from rmc_rl.runs.loading import load_weights
+from rmc_rl.runs.loading import load_weights, saved_steps
 
 CLOSING_SECONDS = 20  # that an environment may take to close
 
@@ -123,7 +123,8 @@ def _train(config: DictConfig, command: str | None, locks: ExitStack) -> int:
     if remaining <= 0 or parallel.any_of(callbacks.is_out_of_patience()):
         why = "total_timesteps=... goes on for longer" if remaining <= 0 else "no evaluation was better; patience=null goes on"
         say(f"the run has taken its {model.num_timesteps:,} steps; {why}")
-        _save_if_finite(model, run)  # whoever was killed after the last checkpoint has not written the model
+        if saved_steps(run.model_path("last"), model) != model.num_timesteps:  # killed right after the last checkpoint
+            _save_if_finite(model, run)
         callbacks.close()
         told["result"] = ", ".join(["finished before", *_as_words(callbacks.reached())])
         return 0

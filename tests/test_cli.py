@@ -681,7 +681,7 @@ def test_help_is_one_screen_and_says_where_the_rest_is(call):
     status, out, _ = call(train, "--help", "env=rmc_rl/TMaze-v0", "core=gru")
     assert (status, out.count("\n") < 40) == (0, True)
     assert "total_timesteps: 1000000" in out
-    assert "core=gru (one of brims, " in out
+    assert "core=gru (one of aft, " in out
     assert "env_kwargs of rmc_rl/TMaze-v0: length=" in out
     assert "--help-all" in out
     assert "gae_lambda" not in out

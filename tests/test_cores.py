@@ -338,7 +338,7 @@ def test_names_and_arguments_are_checked():
     hint = "if a module of yours registers it, import that module first or name it 'module:"
     with pytest.raises(UsageError, match=rf"unknown core 'rcm'; did you mean 'rmc'\? \({hint}rcm'"):
         make_core("rcm", INPUT)
-    with pytest.raises(UsageError, match=rf"unknown core 'zzz'; valid: brims, .*, rmc \({hint}zzz'"):
+    with pytest.raises(UsageError, match=rf"unknown core 'zzz'; valid: aft, .*, titans \({hint}zzz'"):
         make_core("zzz", INPUT)
     with pytest.raises(UsageError, match="unknown argument of core RMC 'num_slot'; did you mean 'num_slots'"):
         make_core("rmc", INPUT, dict(num_slot=2))

@@ -131,6 +131,20 @@ def load_weights(path: Path, model: Any) -> None:
             normalized.obs_rms = saved.obs_rms
 
 
+def saved_steps(path: Path, model: Any) -> int | None:
+    """
+    The steps that a saved model was trained for.
+
+    :param path: ``model.zip``
+    :param model: an algorithm with a policy of the same shapes
+    :return: None if there is no such file, or it is of another policy
+    """
+    try:
+        return _read_zip(path, model.policy.state_dict())[1]
+    except UsageError:
+        return None
+
+
 def load_model(path: Path, device: torch.device) -> RecurrentPPO:
     """
     Load a model.
