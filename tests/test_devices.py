@@ -20,7 +20,7 @@ from rmc_rl.envs import WORLDS
 
 PRETENDED = torch.device("meta")
 TIME, BATCH, INPUT = 5, 3, 8
-# while training they look where episodes start, on the host
+# while training they read on the host where episodes start; titans also if none does
 READ_STARTS = ("gru", "lstm", "titans")
 TWO = [
     *("env=CartPole-v1", "core=gru", "seed=3", "num_threads=1", "n_envs=4", "total_timesteps=256", "name=run"),
@@ -55,12 +55,13 @@ def test_acting_neither_mixes_devices_nor_waits(core):
 
 def test_training_neither_mixes_devices_nor_waits(core):
     name, core = core
+    if name == "titans":
+        pytest.skip("it reads numbers on the host")
     with FakeTensorMode(allow_non_fake_inputs=True):
         inputs = torch.zeros(TIME, BATCH, INPUT, device=PRETENDED, requires_grad=True)
         starts = torch.zeros(TIME, BATCH, dtype=torch.bool, device=PRETENDED)
-        for here in (starts,) if name not in READ_STARTS else () if name == "titans" else (None,):
-            core(inputs, core.initial_state(BATCH), here)[0].sum().backward()
-            assert inputs.grad.device == PRETENDED
+        core(inputs, core.initial_state(BATCH), None if name in READ_STARTS else starts)[0].sum().backward()
+        assert inputs.grad.device == PRETENDED
 
 
 def test_what_mixes_devices_or_waits_is_noticed():
