@@ -9,13 +9,14 @@ inside the sequence, but in torch's LSTM, which knows none.
 "Bound" is the time that the matrix products alone would take at the rate of a large one in torch, measured in the same run:
 their floating-point operations, counted in eager torch, over that rate. A kernel whose products are better than torch's can
 be below it. With --acting: one step without gradients, as in a rollout. With --device cuda: "graph" is eager torch captured
-as a CUDA graph, for fixed shapes; this path has not run yet, for want of a GPU.
+as a CUDA graph, for fixed shapes, where that is possible; this path has not run yet, for want of a GPU.
 """
 
 import argparse
 import functools
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -44,12 +45,13 @@ class Sized:
     size: str
     kwargs: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def has_kernel(self) -> bool:
-        return bool(core_class(self.core).kernel_family)
+    def has_kernel(self, device: str) -> bool:
+        """Whether a fused kernel is available on a device."""
+        return dispatch.report("native", core_class(self.core).kernel_family, torch.device(device).type).startswith("native")
 
     def make(self, kernel: str, device: str) -> Core:
-        return make_core(self.core, INPUT, {**self.kwargs, **(dict(kernel=kernel) if self.has_kernel else {})}).to(device)
+        choice = dict(kernel=kernel) if core_class(self.core).kernel_family else {}
+        return make_core(self.core, INPUT, {**self.kwargs, **choice}).to(device)
 
 
 def rmc(width: int, batch: int) -> Sized:
@@ -161,10 +163,13 @@ def ratio(above: list[float], below: list[float]) -> str:
 def measure(row: Sized, rounds: int, steps: int, gradients: bool, device: str, episodes: int) -> None:
     """Print a row of the table."""
     run = training if gradients else acting
-    names = ["eager", *(["native"] if row.has_kernel else [])]
+    names = ["eager", *(["native"] if row.has_kernel(device) else [])]
     contenders = {kernel: run(row.make(kernel, device), row.batch, steps, episodes) for kernel in names}
     if device != "cpu":
-        contenders["graph"] = run(row.make("eager", device), row.batch, steps, episodes, graph=True)
+        try:
+            contenders["graph"] = run(row.make("eager", device), row.batch, steps, episodes, graph=True)
+        except RuntimeError as error:  # a core that reads numbers on the host, for example where episodes start
+            print(f"{row.core}, {row.size}: no CUDA graph: {str(error).splitlines()[0]}", file=sys.stderr)
     contenders["lstm"] = torch_lstm(row.batch, steps, gradients, device)
     bound = operations(row, gradients) / peak(device) * 1e6
     times: dict[str, list[float]] = {name: [] for name in contenders}
@@ -175,8 +180,9 @@ def measure(row: Sized, rounds: int, steps: int, gradients: bool, device: str, e
                 times[name].append(found)
     columns = ["eager", "native", *(["graph"] if device != "cpu" else []), "lstm"]
     middle = " | ".join(f"{statistics.median(times[name]):,.0f}" if name in times else "" for name in columns)
-    fastest = times["native" if row.has_kernel else "eager"]
-    against = " | ".join("" if times[name] is fastest else ratio(times[name], fastest) for name in columns if name != "native")
+    fastest = times.get("native", times["eager"])
+    others = [times.get(name) for name in columns if name != "native"]
+    against = " | ".join("" if found in (None, fastest) else ratio(found, fastest) for found in others)
     print(f"| {row.core} | {row.size} | {row.batch} | {bound:,.0f} | {middle} | {against} |", flush=True)
 
 
@@ -193,9 +199,12 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()  # as in training
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
-    about = f"{arguments.threads} threads, {arguments.rounds} rounds, {arguments.steps} steps"
+    where = f"{arguments.threads} threads" if arguments.device == "cpu" else torch.cuda.get_device_name(arguments.device)
+    about = f"{where}, {arguments.rounds} rounds, {arguments.steps} steps"
     episodes = f"episodes {arguments.episodes or 'endless'}"
-    print(f"{versions}, {about}, {episodes}; kernel: {dispatch.report('native', 'rmc', arguments.device)}\n")
+    print(
+        f"{versions}, {about}, {episodes}; kernel: {dispatch.report('native', 'rmc', torch.device(arguments.device).type)}\n"
+    )
     others = ["eager", *(["graph"] if arguments.device != "cpu" else []), f"LSTM ({LSTM_WIDTH})"]
     names = ["core", "size", "batch", "bound", "eager", "native", *others[1:], *(f"times {name}" for name in others)]
     print(f"| {' | '.join(names)} |")

@@ -18,6 +18,15 @@ os.environ.setdefault("XDG_STATE_HOME", tempfile.mkdtemp(prefix="rmc-rl-tests-")
 torch.set_num_threads(1)  # the networks here are small: threads would only wait for each other
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests marked ``cuda`` where there are too few devices: one, or as many as ``cuda(devices=2)`` says."""
+    for item in items:
+        for marker in item.iter_markers("cuda"):
+            needed = marker.kwargs.get("devices", 1)
+            if torch.cuda.device_count() < needed:
+                item.add_marker(pytest.mark.skip(reason=f"needs {needed} CUDA device{'s' if needed > 1 else ''}"))
+
+
 @pytest.fixture
 def python(tmp_path):
     """Run Python in a process of its own, in an empty folder."""

@@ -216,7 +216,7 @@ def test_inspect_shows_what_forward_computes(core, data):
     assert core._looks is None
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 def test_cuda_copy(core, data):
     outputs, _ = copy.deepcopy(core).cuda()(*(tensor.cuda() for tensor in data))
     torch.testing.assert_close(outputs.cpu(), core(*data)[0], rtol=0, atol=1e-9)

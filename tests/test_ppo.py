@@ -657,7 +657,7 @@ def test_only_our_worlds_live_on_another_device():
         make_vec("CartPole-v1", device="cuda")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 def test_training_on_a_cuda_device():
     env = make_vec("rmc_rl/Copy-v0", 16, seed=0, env_kwargs=dict(n_symbols=2, length=1, delay=2), device="cuda")
     model = agent(env, device="cuda").learn(1024, callback=CoreScalars())

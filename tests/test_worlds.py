@@ -423,7 +423,7 @@ def test_mistakes(world_id):
         batched(world_id, num_envs=1, render_mode="rgb").render()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 @worlds
 def test_on_cuda(world_id):
     world = batched(world_id, num_envs=8, device="cuda")
