@@ -133,7 +133,7 @@ def test_a_missing_submitit_is_named_with_the_command_that_installs_it(call, mon
 
 
 def test_a_missing_submitit_is_named_for_a_launcher_of_ones_own_too(call, monkeypatch, tmp_path):
-    def no_plugin(name, *_):
+    def no_plugin(*_):
         raise ModuleNotFoundError("No module named 'hydra_plugins'")
 
     monkeypatch.setattr("importlib.util.find_spec", no_plugin)

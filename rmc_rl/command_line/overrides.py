@@ -176,8 +176,8 @@ def missing_launcher(text: str) -> UsageError | None:
     """
     The error for a launcher that an extra of ours would install.
 
-    :param text: that names it as Hydra does, ``hydra/launcher/<name>``: perhaps a message of Hydra, for a YAML file of the user
-        may build on a launcher
+    :param text: that names it as Hydra does, ``hydra/launcher/<name>``; perhaps a message of Hydra about a YAML file of the
+        user that builds on it
     :return: None: the text names no such launcher, or it is installed
     """
     for name, (module, extra) in LAUNCHERS.items():

@@ -16,7 +16,6 @@ process that started it reads there what became of them.
 
 import json
 import logging
-import os
 import re
 import shlex
 import signal
@@ -152,7 +151,7 @@ class _Reporter(threading.Thread):
             self.look()
 
     def look(self) -> None:
-        """Print the lines of the jobs that have ended since the last look, some for the second time: they were queued again."""
+        """Print the lines of the jobs that ended since the last look; a job that was queued again gets another one."""
         state = self.sweep.state
         for job in self.sweep.jobs():
             if job.state != WAITING and self._seen.get(job.number) != job:
