@@ -90,7 +90,7 @@ def test_a_job_that_submitit_queues_again_goes_on_at_its_checkpoint(call, tmp_pa
     first, _ = runs()
     assert "(goes on at 176 steps)" in (folder / "0" / "output.txt").read_text()
     assert [row["time/total_timesteps"] for row in curve(first)] == ["88", "176", "264", "352"]
-    logs = "".join(path.read_text() for path in folder.glob(".submitit/*/*_log.*"))
+    logs = "".join(path.read_text() for path in folder.glob(".submitit/*/*_log.out"))
     for said in ("Caught signal SIGUSR2", "Requeued job"):
         assert len(re.findall(rf"^submitit .*{said}", logs, re.MULTILINE)) == 1, said
 
