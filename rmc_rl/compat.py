@@ -122,6 +122,15 @@ def hydra_overrides_parser() -> Any:
         return None
 
 
+def hydra_launchers() -> list[str]:
+    """The launchers that the Hydra that is initialised knows; empty if it no longer says so."""
+    try:
+        hydra = importlib.import_module("hydra.core.global_hydra").GlobalHydra.instance()
+        return list(hydra.config_loader().get_group_options("hydra/launcher"))
+    except (ImportError, AttributeError, TypeError):
+        return []
+
+
 def forget_hydra() -> None:
     """Undo an initialisation of Hydra that an exception has left behind; does nothing if there is none."""
     try:

@@ -1,6 +1,7 @@
 """The README and the pages of docs/: their code runs, their command lines are accepted, and the site builds."""
 
 import importlib
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -14,7 +15,8 @@ from rmc_rl.__main__ import VERBS
 from rmc_rl.agents.cores import registry
 
 ROOT = Path(__file__).parent.parent
-NEEDS = {"docs/rl-zoo3.md": "rl_zoo3"}  # not among the packages for development; scripts/check_drop_in runs that page
+# not among the packages for development: a block that imports a missing one is skipped. scripts/check_drop_in runs rl-zoo3.md
+OPTIONAL = ("rl_zoo3", "ray", "wandb", "mlflow", "moviepy")
 RUN_ELSEWHERE = ("docs/exporting.md", "docs/sharing.md")  # they need a run: tests/test_export.py and tests/test_share.py
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 
@@ -23,19 +25,28 @@ def blocks(page, language):
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
+def missing(block):
+    """The optional packages that a block imports and that are not installed."""
+    imported = set(re.findall(r"^(?:import|from) (\w+)", block, re.MULTILINE))
+    return [name for name in OPTIONAL if name in imported and importlib.util.find_spec(name) is None]
+
+
 def of(language):
     return [page for page in PAGES if blocks(page, language)]
 
 
 @pytest.mark.parametrize("page", [page for page in of("python") if page not in RUN_ELSEWHERE])
 def test_python_blocks_run(page, tmp_path, monkeypatch):
-    if page in NEEDS:
-        pytest.importorskip(NEEDS[page])
+    runnable = [block for block in blocks(page, "python") if not missing(block)]
+    if not runnable:
+        pytest.skip(f"needs {missing(blocks(page, 'python')[0])}")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))  # a block may write a module, as a user would
     monkeypatch.setattr(registry, "_CORES", dict(registry._CORES))  # a block may register a core
     names = {"__name__": "page"}
-    for block in blocks(page, "python"):
+    for block in runnable:
+        if module := re.match(r"# (\w+\.py)\n", block):
+            (tmp_path / module[1]).write_text(block)  # another block may import it
         exec(compile(block, page, "exec"), names)
 
 

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rmc_rl.agents import parallel
 from rmc_rl.command_line.help import CONFIGS, help_text
-from rmc_rl.command_line.overrides import as_typed, check_overrides, env_keywords, first_line
+from rmc_rl.command_line.overrides import as_typed, check_overrides, env_keywords, first_line, missing_launcher
 from rmc_rl.command_line.progress import say, told
 from rmc_rl.command_line.schema import check_keys
 from rmc_rl.command_line.sweep import Job, current_sweep, end_sweep, is_sweeping, run_job, with_resume
@@ -185,7 +185,8 @@ def _run(verb: Callable[[DictConfig, str | None], int], name: str, schema: type)
             return tell(OSError(f"the sweep broke off: {type(error).__name__}: {first_line(error)}"), FAILED)
         if running:
             raise
-        raise UsageError(f"Hydra refused the command line: {first_line(error)}") from None
+        refused = UsageError(f"Hydra refused the command line: {first_line(error)}")
+        raise missing_launcher(str(error)) or refused from None
     finally:
         warnings.formatwarning = format_before
     return 0

@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rmc_rl.agents.cores import core_class
 from rmc_rl.command_line.help import CONFIGS, GROUPS, group_options
 from rmc_rl.command_line.schema import check_keys
-from rmc_rl.compat import forget_hydra, hydra_overrides_parser
+from rmc_rl.compat import forget_hydra, hydra_launchers, hydra_overrides_parser
 from rmc_rl.envs import WORLDS
 from rmc_rl.envs.atari import AtariVecEnv, is_atari
 from rmc_rl.envs.make_vec import find_spec
@@ -35,6 +35,11 @@ LISTS = ("runs", "by")  # keys whose values may be several names, with commas be
 PATHS = (*LISTS, "run", "out", "runs_dir", "model", "resume", "init", "study")  # keys whose values are paths
 MOST_CHECKED = 100  # jobs of a sweep that are checked before the first begins
 MOST_JOBS = 10_000  # of a sweep
+LAUNCHERS = {  # hydra/launcher -> its module, and the extra of ours that installs it
+    "joblib": ("hydra_plugins.hydra_joblib_launcher", "sweeps"),
+    "submitit_local": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
+    "submitit_slurm": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
+}
 GRAMMAR = "an argument must read key=value, with brackets and quotes closed, and quotes around a value with = or commas"
 
 
@@ -74,7 +79,7 @@ def check_overrides(
             if parser is None:  # then Hydra finds the mistakes itself
                 return Checked(opened, {})
             overrides = [_parse(parser, line) for line in opened]
-            _require_launcher(overrides)
+            _require_launcher(overrides, own_files)
             multirun = multirun or any(each.key_or_group == "hydra.mode" for each in overrides)
             for each in overrides:
                 rule = f"{each.key_or_group} must have one value; a sweep over several needs -m"
@@ -155,11 +160,36 @@ def _parse(parser: Any, line: str) -> Any:
         raise UsageError(f"{GRAMMAR}, as in 'key=\"a=b\"'; got '{as_typed(line)}'") from None
 
 
-def _require_launcher(overrides: Sequence[Any]) -> None:
-    """Check that the launcher of a sweep is installed, as far as an extra of ours installs it."""
+def _require_launcher(overrides: Sequence[Any], own_files: bool) -> None:
+    """Check that the launcher of a sweep exists and is installed."""
     launcher = next((each.value() for each in overrides if each.key_or_group == "hydra/launcher"), None)
-    if launcher == "joblib" and importlib.util.find_spec("hydra_plugins.hydra_joblib_launcher") is None:
-        raise UsageError("hydra/launcher=joblib needs a package that is missing: pip install 'rmc-rl[sweeps]'")
+    if launcher is None:
+        return
+    if missing := missing_launcher(f"hydra/launcher/{launcher}"):
+        raise missing
+    known = {*LAUNCHERS, *hydra_launchers()}
+    if not own_files and launcher not in known:
+        raise unknown("hydra/launcher", launcher, known)
+
+
+def missing_launcher(text: str) -> UsageError | None:
+    """
+    The error for a launcher that an extra of ours would install.
+
+    :param text: that names it as Hydra does, ``hydra/launcher/<name>``; perhaps a message of Hydra about a YAML file of the
+        user that builds on it
+    :return: None: the text names no such launcher, or it is installed
+    """
+    for name, (module, extra) in LAUNCHERS.items():
+        if re.search(rf"hydra/launcher/{name}\b", text) and not _is_installed(module):
+            return UsageError(f"hydra/launcher={name} needs a package that is missing: pip install 'rmc-rl[{extra}]'")
+    return None
+
+
+def _is_installed(module: str) -> bool:
+    with suppress(ModuleNotFoundError):  # of the package around it
+        return importlib.util.find_spec(module) is not None
+    return False
 
 
 def _jobs(overrides: Sequence[Any]) -> list[list[str]]:

@@ -19,6 +19,19 @@ STOPPING_SOON = b"\nstopping after this update, with a checkpoint; another signa
 STOPPING_SOON_PATIENTLY = b"\nstopping after this update, with a checkpoint\n"
 
 
+def requeue_signal() -> int | None:
+    """
+    The signal at which submitit queues the job that runs in this process again: SIGUSR2, or what ``SUBMITIT_PREEMPT_SIGNAL``
+    names. submitit lets Slurm send it before the time limit, and when the job must make room for others.
+
+    :return: None: this process is no job of submitit, or something else handles the signal
+    """
+    number = getattr(signal, f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}", None)
+    if "SUBMITIT_EXECUTOR" not in os.environ or number is None or not callable(signal.getsignal(number)):
+        return None
+    return int(number)
+
+
 class Stopped(Exception):
     """The user, or the system, asked training to stop."""
 
@@ -31,6 +44,9 @@ class StopSignals:
     A signal that was ignored before, as SIGHUP is under ``nohup``, stays ignored. Python sets signal handlers in the main
     thread only; in another thread this class does nothing.
 
+    In a job of submitit, :func:`requeue_signal` is collected too, and a second signal does not stop at once: Slurm may send
+    SIGTERM shortly before it.
+
     :param is_patient: a second signal does not stop at once: a terminal and ``torchrun`` both send one
     """
 
@@ -38,10 +54,13 @@ class StopSignals:
         self.is_patient = is_patient
         self.received: int | None = None
         self._before: dict[int, Any] = {}
+        self._requeue: int | None = None
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
-            for number in STOPPING:
+            self._requeue = requeue_signal()
+            self.is_patient = self.is_patient or self._requeue is not None
+            for number in {*STOPPING, *([] if self._requeue is None else [self._requeue])}:
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._receive)
         return self
@@ -66,6 +85,8 @@ class StopSignals:
     def _receive(self, signum: int, _frame: FrameType | None) -> None:
         again = self.received is not None
         if again and self.is_patient:
+            if signum == self._requeue:
+                self.received = signum
             return
         self.received = signum
         if again:

@@ -5,21 +5,22 @@ A job that fails does not stop the others. What a job prints goes to a file; the
 folder of a sweep, ``hydra.sweep.dir``, lie
 
     multirun.yaml       the command line, by Hydra
-    sweep.json          when the sweep began, how many jobs it has, its process
+    sweep.json          when the sweep began, how many jobs it has, whether one runs after the other
     stop                the number of the signal that asked the sweep to stop; only then
     <number>/job.json   what became of a job: :class:`Job`
     <number>/output.txt what it printed
 
-The jobs of some launchers run in other processes, perhaps on other machines: they know the sweep by its folder alone.
+The jobs of some launchers run in other processes, perhaps on other machines: they know the sweep by its folder alone, and the
+process that started it reads there what became of them.
 """
 
 import json
 import logging
-import os
 import re
 import shlex
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -38,11 +39,12 @@ from rmc_rl.command_line import progress
 from rmc_rl.command_line.costs import duration
 from rmc_rl.command_line.overrides import as_typed, given_key
 from rmc_rl.command_line.progress import say
-from rmc_rl.command_line.signals import StopSignals
+from rmc_rl.command_line.signals import StopSignals, requeue_signal
 from rmc_rl.runs.folder import written_whole
 
 DONE, FAILED, STOPPED, WAITING = "done", "failed", "stopped", "not started"
 SHOWN = 200  # characters of an error in the line of a job
+LOOK_SECONDS = 1.0  # between two looks at what became of the jobs in other processes
 
 
 @dataclass
@@ -131,8 +133,42 @@ class _Signals(StopSignals):
         super()._receive(signum, frame)
 
 
+class _Reporter(threading.Thread):
+    """
+    Prints a line for each job of a sweep whose jobs run in other processes.
+
+    :param sweep: the sweep
+    """
+
+    def __init__(self, sweep: Sweep):
+        super().__init__(daemon=True)
+        self.sweep, self.terminal = sweep, sys.stdout  # a job that runs in this process redirects sys.stdout
+        self._ended = threading.Event()
+        self._seen: dict[int, Job] = {}
+
+    def run(self) -> None:
+        while not self._ended.wait(LOOK_SECONDS):
+            self.look()
+
+    def look(self) -> None:
+        """Print the lines of the jobs that ended since the last look; a job that was queued again gets another one."""
+        state = self.sweep.state
+        for job in self.sweep.jobs():
+            if job.state != WAITING and self._seen.get(job.number) != job:
+                self._seen[job.number] = job
+                with suppress(OSError):  # the terminal was closed
+                    print(_line(self.sweep, state, job), file=self.terminal, flush=True)
+
+    def close(self) -> None:
+        """Print the last lines."""
+        self._ended.set()
+        self.join()
+        self.look()
+
+
 _running: Sweep | None = None  # the sweep that this process has started
 _signals: _Signals | None = None
+_reporter: _Reporter | None = None
 
 
 class SweepStart(Callback):
@@ -146,13 +182,13 @@ class SweepStart(Callback):
         self.num_jobs = num_jobs
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        global _running, _signals
+        global _running, _signals, _reporter
         for name in ("hydra", "hydra_plugins"):  # whose launchers list all jobs
             logging.getLogger(name).setLevel(logging.WARNING)
         folder = Path(config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         one_by_one = str(config.hydra.launcher.get("_target_")).endswith("BasicLauncher")
-        state = {"started": time.time(), "num_jobs": self.num_jobs, "process": os.getpid(), "one_by_one": one_by_one}
+        state = {"started": time.time(), "num_jobs": self.num_jobs, "one_by_one": one_by_one}
         (folder / "sweep.json").write_text(json.dumps(state))
         _running = Sweep(folder)
         how = "one after the other" if one_by_one else "side by side"
@@ -161,6 +197,8 @@ class SweepStart(Callback):
         if not one_by_one:
             _signals = _Signals(_running)
             _signals.__enter__()
+            _reporter = _Reporter(_running)
+            _reporter.start()
 
 
 def current_sweep() -> Sweep | None:
@@ -198,6 +236,8 @@ def run_job(sweep: Sweep, work: Callable[[], int]) -> None:
     """
     Run a job of a sweep: its output goes to a file, its end to ``job.json``, and one line to the terminal.
 
+    If submitit stopped the job and ``resume=auto`` stands on the command line, submitit then queues the job again.
+
     :param sweep: the sweep
     :param work: runs the verb, tells of mistakes and returns the exit status
     """
@@ -207,8 +247,8 @@ def run_job(sweep: Sweep, work: Callable[[], int]) -> None:
     terminal, started = (sys.stdout, sys.stderr), time.monotonic()
     folder = sweep.job_folder(job.number)
     folder.mkdir(parents=True, exist_ok=True)
-    here = state.get("process") == os.getpid()
-    if not here and state.get("process") is not None:
+    here = is_sweeping()
+    if not here:
         # a terminal sends Ctrl-C to all processes; the one that started the sweep tells the others by a file
         with suppress(ValueError):  # not in the main thread
             signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -230,8 +270,11 @@ def run_job(sweep: Sweep, work: Callable[[], int]) -> None:
         job.seconds = time.monotonic() - started
     with written_whole(folder / "job.json") as written:
         written.write(json.dumps(asdict(job)).encode())
-    if job.state != WAITING:
+    if job.state != WAITING and state.get("one_by_one"):  # of the others the process that started them prints it
         say(_line(sweep, state, job))
+    if job.state == STOPPED and job.status - 128 == requeue_signal() and "resume=auto" in job.overrides:
+        with suppress(Exception):  # submitit has queued it as often as it may: the job stays stopped
+            signal.raise_signal(job.status - 128)
 
 
 def _line(sweep: Sweep, state: dict[str, Any], job: Job) -> str:
@@ -290,10 +333,12 @@ def end_sweep(again: str | None, at_end: Callable[[Sequence[Job]], None] | None)
     :param at_end: tells what follows from the jobs that are done, and from those that failed as far as they came
     :return: exit status: 0; 1 if a job failed; 128 and the number of the signal that stopped the sweep
     """
-    global _running, _signals
-    sweep, signals, _running, _signals = _running, _signals, None, None
+    global _running, _signals, _reporter
+    sweep, signals, reporter, _running, _signals, _reporter = _running, _signals, _reporter, None, None, None
     if signals is not None:
         signals.__exit__()
+    if reporter is not None:
+        reporter.close()
     if sweep is None:
         return 0
     jobs, state = sweep.jobs(), sweep.state
@@ -307,6 +352,9 @@ def end_sweep(again: str | None, at_end: Callable[[Sequence[Job]], None] | None)
     for job in failed:
         why = job.error or f"status {job.status}"
         say(f"failed: {job.number + 1}/{total} {label(job, sweep)}: {why} ({sweep.job_folder(job.number) / 'output.txt'})")
+    for job in jobs:
+        if job.state == STOPPED and job.status - 128 != sweep.stopped_by():
+            say(f"stopped: {job.number + 1}/{total} {label(job, sweep)}: by {signal.Signals(job.status - 128).name}")
     number = sweep.stopped_by()
     if number is not None:
         say(f"stopped by {signal.Signals(number).name}, {total - len(done) - len(failed)} not done")
