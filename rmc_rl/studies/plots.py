@@ -23,7 +23,7 @@ from rmc_rl.studies.comparison import Group, Reference, World, in_numeric_order,
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 GREY = "#888888"
 LINES = ("-", "--", ":", "-.")
-MARKERS = ("o", "s", "^", "D", "v", "P")
+MARKERS = ("o", "s", "^", "D", "v", "P", "*")  # one more than colours: the next round differs in all three
 PANELS = 3  # beside each other
 TITLE_WIDTH = 9  # characters per inch of a panel
 METHODS_WITH_SEEDS = 4  # in a panel with more methods, the lines of single seeds would hide the means
@@ -399,7 +399,9 @@ def _legend(figure: Figure, panels: Sequence[tuple[Axes, Any]], drawn: Mapping[s
     order = [label for label in drawn if label in handles] + [label for label in handles if label not in drawn]
     longest = max(map(len, handles))
     columns = max(1, min(most, len(handles), int(figure.get_figwidth() * 10) // (longest + 7)))
-    figure.legend([handles[label] for label in order], order, loc="outside lower center", ncols=columns, fontsize=9)
+    figure.legend(
+        [handles[label] for label in order], order, loc="outside lower center", ncols=columns, fontsize=9, handlelength=3.5
+    )
 
 
 def _reference_lines(axes: Axes, world: World) -> None:
