@@ -18,7 +18,8 @@ ROOT = Path(__file__).parent.parent
 # not among the packages for development: a block that imports a missing one is skipped. scripts/check_drop_in runs rl-zoo3.md
 OPTIONAL = ("rl_zoo3", "ray", "wandb", "mlflow", "moviepy")
 RUN_ELSEWHERE = ("docs/exporting.md", "docs/sharing.md")  # they need a run: tests/test_export.py and tests/test_share.py
-PAGES = [
+FOUND = (path for pages in ("*.md", "studies/*.md") for path in (ROOT / "docs").glob(pages))
+PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in FOUND)]
     "README.md",
     *sorted(f"{path.relative_to(ROOT)}" for pages in ("*.md", "studies/*.md") for path in (ROOT / "docs").glob(pages)),
 ]
