@@ -20,9 +20,6 @@ OPTIONAL = ("rl_zoo3", "ray", "wandb", "mlflow", "moviepy")
 RUN_ELSEWHERE = ("docs/exporting.md", "docs/sharing.md")  # they need a run: tests/test_export.py and tests/test_share.py
 FOUND = (path for pages in ("*.md", "studies/*.md") for path in (ROOT / "docs").glob(pages))
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in FOUND)]
-    "README.md",
-    *sorted(f"{path.relative_to(ROOT)}" for pages in ("*.md", "studies/*.md") for path in (ROOT / "docs").glob(pages)),
-]
 
 
 def blocks(page, language):
