@@ -79,7 +79,7 @@ def boxes(level):
     ]
 
 
-@pytest.mark.parametrize("sizes", [dict(), PAPER], ids=["default", "paper"])
+@pytest.mark.parametrize("sizes", [dict(), pytest.param(PAPER, marks=pytest.mark.slow)], ids=["default", "paper"])
 def test_the_answers_to_a_thousand_levels_are_as_short_as_those_found_by_search(sizes):
     world = BoxWorld(1000, **sizes)
     world.reset(seed=0)

@@ -85,7 +85,9 @@ def test_a_step_of_a_world_neither_mixes_devices_nor_waits(world_id, monkeypatch
         assert observations.device == rewards.device == terminated.device == PRETENDED
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda(devices=2))])
+@pytest.mark.parametrize(
+    "device", [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=pytest.mark.cuda(devices=2))]
+)
 def test_two_processes_train_what_one_trains(device, tmp_path):
     """By the command line and torchrun itself: on CUDA devices gradients travel by NCCL."""
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")

@@ -2,9 +2,12 @@
 
 import re
 
+import pytest
+
 from rmc_rl.command_line.overrides import given_key
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_story_work(checkout, tmp_path, python):
     done = python(str(checkout / "scripts" / "engineer_story.py"), "--quick", "--out", str(tmp_path / "story"), timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
