@@ -396,7 +396,7 @@ def state_size(policy: MlpMemoryPolicy) -> int:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what torch and its helpers report about the conversion from the terminal."""
+    """Keep what torch and its parts report about the conversion from the terminal."""
     loggers = list(map(logging.getLogger, CHATTY))
     levels = [logger.level for logger in loggers]
     try:
