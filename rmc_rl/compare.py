@@ -19,7 +19,6 @@ score is a return on a scale from the world's floor (play without memory, or ran
 It needs matplotlib and scipy: pip install 'rmc-rl[plots]'.
 """
 
-import importlib
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +33,7 @@ from rmc_rl.command_line.progress import say
 from rmc_rl.command_line.schema import CompareKeys
 from rmc_rl.envs import WORLDS
 from rmc_rl.envs.base import load_world
-from rmc_rl.errors import UsageError, require, require_choice, require_number
+from rmc_rl.errors import UsageError, require, require_choice, require_number, require_packages
 from rmc_rl.runs.folder import stamp
 from rmc_rl.runs.records import read_records, search_runs
 from rmc_rl.studies.comparison import Group, Record, Reference, group_runs
@@ -54,7 +53,7 @@ def compare(config: DictConfig, command: str | None = None) -> int:
     :return: exit status 0
     :raises UsageError: for a mistake in the configuration, no runs, or runs that must not be averaged
     """
-    _require_extras()
+    require_packages("compare", EXTRAS, "plots")
     require_choice("x", config.x, AXES)
     if config.threshold is not None:
         require_number("threshold", config.threshold)
@@ -183,19 +182,6 @@ def _study(groups: list[Group], config: DictConfig, folder: Path, notes: list[st
         Section("Runs", [], runs),
     ]
     return sections, table
-
-
-def _require_extras() -> None:
-    missing = []
-    for name in EXTRAS:
-        try:
-            importlib.import_module(name)
-        except ImportError:
-            missing.append(name)
-    if missing:
-        raise UsageError(
-            f"compare needs {' and '.join(missing)}: pip install 'rmc-rl[plots]' (pip install '.[plots]' in a checkout)"
-        )
 
 
 def _names(key: str, value: Any) -> list[str]:

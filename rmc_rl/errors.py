@@ -1,6 +1,7 @@
 """What a user is told about a mistake: one line with the rule, the value received and the nearest valid name."""
 
 import difflib
+import importlib
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -161,3 +162,23 @@ def check_keywords(kind: str, function: Callable[..., Any], keywords: Mapping[st
     for name in keywords:
         if name not in valid:
             raise unknown(kind, name, valid)
+
+
+def require_packages(what: str, packages: Iterable[str], extra: str) -> None:
+    """
+    Check that optional packages can be imported.
+
+    :param what: what needs them, as in "compare"
+    :param packages: the modules
+    :param extra: of rmc-rl, which installs them
+    :raises UsageError: if one is missing, with the command that installs it
+    """
+    missing = []
+    for name in packages:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            missing.append(name)
+    if missing:
+        command = f"pip install 'rmc-rl[{extra}]' (pip install '.[{extra}]' in a checkout)"
+        raise UsageError(f"{what} needs {' and '.join(missing)}: {command}")

@@ -23,7 +23,6 @@ trial is printed as a command. optuna-dashboard <study>/journal.log shows all tr
 pip install 'rmc-rl[tune]'.
 """
 
-import importlib
 import shlex
 import sys
 import time
@@ -47,7 +46,7 @@ from rmc_rl.command_line.signals import Stopped, StopSignals
 from rmc_rl.command_line.trial_runs import EVALUATIONS, RETURNS, Interrupted, Pruned, RunFailed, TrialRuns
 from rmc_rl.command_line.tuning import as_arguments, find_space, first_trial, settings, split_command, write_best
 from rmc_rl.envs.make_vec import env_family
-from rmc_rl.errors import UsageError, require, require_choice
+from rmc_rl.errors import require, require_choice, require_packages
 from rmc_rl.runs.folder import Run
 from rmc_rl.studies.search_space import Parameter
 from rmc_rl.studies.statistics import interquartile_mean
@@ -70,7 +69,7 @@ def tune(config: DictConfig, command: str | None = None) -> int:
     :return: exit status: 0; 1 if no trial has a result; 128 and the number of the signal that stopped it
     :raises UsageError: for a mistake in the configuration, or a study that is damaged or is about something else
     """
-    _require_extras()
+    require_packages("tune", EXTRAS, "tune")
     require_choice("pruner", config.pruner, PRUNERS)
     require(command is not None, "tune needs the command line, as in python -m rmc_rl.tune env=CartPole-v1", command)
     for key in ("name", "resume"):
@@ -269,19 +268,6 @@ def _check_agent(config: DictConfig) -> None:
     env: Any = model.get_env()
     with closing(env):
         RunCallbacks(trained, model).close()
-
-
-def _require_extras() -> None:
-    missing = []
-    for name in EXTRAS:
-        try:
-            importlib.import_module(name)
-        except ImportError:
-            missing.append(name)
-    if missing:
-        raise UsageError(
-            f"tune needs {' and '.join(missing)}: pip install 'rmc-rl[tune]' (pip install '.[tune]' in a checkout)"
-        )
 
 
 def main() -> None:

@@ -260,11 +260,10 @@ def test_mistakes_get_one_line(call, tmp_path, monkeypatch):
     (tmp_path / "alone").mkdir()
     (run / "model.zip").rename(tmp_path / "alone" / "model.zip")
     assert "with a config.yaml" in call(f"model={tmp_path / 'alone' / 'model.zip'}")[2]
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "onnxruntime" else find(name, *rest))
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     status, _, err = call(f"run={run}")
     assert status == 2
-    assert err == "error: format=onnx needs more packages: pip install 'rmc-rl[onnx]', got 'no onnxruntime'\n"
+    assert err == "error: format=onnx needs onnxruntime: pip install 'rmc-rl[onnx]' (pip install '.[onnx]' in a checkout)\n"
 
 
 def test_masks_of_box_actions_and_what_torch_cannot_trace_are_refused(tmp_path):

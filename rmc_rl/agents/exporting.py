@@ -22,7 +22,6 @@ Shapes: ``B`` environments; ``S`` numbers of the state of the actor's core, foll
 number of all discrete actions.
 """
 
-import importlib.util
 import json
 import logging
 import warnings
@@ -39,7 +38,7 @@ from torch import Tensor, nn
 
 from rmc_rl.agents.policies import MlpMemoryPolicy
 from rmc_rl.compat import remember_onnx_operators, unchecked_distributions
-from rmc_rl.errors import UsageError, require, require_choice
+from rmc_rl.errors import UsageError, require, require_choice, require_packages
 
 FORMATS = ("onnx", "pt2")
 OBSERVATION, STATE, EPISODE_START, ACTION_MASKS = "observation", "state", "episode_start", "action_masks"
@@ -336,8 +335,7 @@ def require_onnx() -> None:
 
     :raises UsageError: if one is missing, with the command that installs it
     """
-    missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
-    require(not missing, "format=onnx needs more packages: pip install 'rmc-rl[onnx]'", f"no {', '.join(missing)}")
+    require_packages("format=onnx", ONNX_PACKAGES, "onnx")
 
 
 def parameters_of(distribution: Distribution, space: spaces.Space[Any]) -> dict[str, Tensor]:
