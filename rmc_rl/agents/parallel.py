@@ -36,9 +36,8 @@ from rmc_rl.errors import UsageError, require
 T = TypeVar("T")
 
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun tells each process
-LONGEST_WAIT = timedelta(
-    minutes=30
-)  # for the slowest process; then it counts as lost. An evaluation in the first one may take long
+# for the slowest process; then it counts as lost. An evaluation in the first one may take long
+LONGEST_WAIT = timedelta(minutes=30)
 
 
 class LostProcess(OSError):

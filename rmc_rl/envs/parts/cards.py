@@ -1,15 +1,20 @@
 """
-Decks of cards: card ``i`` has suit ``i % 4``, so a deck of 52 has 13 cards of each, as in POPGym.
+Decks of cards, and what worlds share that ask for the suits of dealt cards.
 
-Shapes: ``D`` cards of the largest deck.
+Card ``i`` has suit ``i % 4``, so a deck of 52 has 13 cards of each, as in POPGym.
+
+Shapes: ``B`` worlds, ``D`` cards of the largest deck.
 """
 
+from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rmc_rl.envs.base import Answers, BatchedWorld
 from rmc_rl.envs.parts import drawing
 
 SUITS = 4
@@ -53,3 +58,36 @@ def table(suits: Sequence[int], answers: Sequence[int], present: int) -> np.ndar
         if answer >= 0:
             cells[SUITS + 1 + answer, column] = drawing.RIGHT if answer == suit else drawing.WRONG
     return drawing.enlarge(cells, _CELL)
+
+
+class SuitsWorld(BatchedWorld):
+    """Cards are dealt one by one, and the agent names the suit of one of them at each step that counts."""
+
+    metadata: dict[str, Any] = BatchedWorld.metadata | {"render_modes": ["rgb_array"]}
+
+    suits: Tensor  # (B, D), in the order in which they are dealt
+    cards: Tensor  # (B,), cards of the deck
+    time: Tensor  # (B,), steps since the episode began
+    acted: Tensor  # (B, D), the agent's suits for each card, kept only for pictures; -1: none yet
+
+    @abstractmethod
+    def _asked(self) -> tuple[Tensor, Tensor]:
+        """Whether the present action counts ``(B,)``, and the index of the card asked for ``(B, 1)``."""
+
+    def _answers(self) -> Answers:
+        counts, index = self._asked()
+        return Answers(self.suits.gather(1, index).squeeze(-1), counts)
+
+    def _name(self, actions: Tensor) -> Tensor:
+        """Let the agent name suits, and go on to the next step; returns 1, -1 or, where the action does not count, 0."""
+        counts, index = self._asked()
+        right = actions == self.suits.gather(1, index).squeeze(-1)
+        if self.render_mode is not None:
+            present = self.acted.gather(1, index).squeeze(-1)
+            self.acted = self.acted.scatter(1, index, torch.where(counts, actions, present).unsqueeze(-1))
+        self.time = self.time + 1
+        return counts * (2 * right.float() - 1)
+
+    def _picture(self, index: int) -> np.ndarray:
+        suits, acted, time = self.suits[index].tolist(), self.acted[index].tolist(), int(self.time[index])
+        return table(suits, acted, min(time, int(self.cards[index]) - 1))

@@ -8,20 +8,19 @@ Shapes: ``B`` worlds, ``D`` cards of the largest deck.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from rmc_rl.envs.base import Answers, BatchedWorld, Returns
-from rmc_rl.envs.parts.cards import SUITS, shuffled, suit_counts, table
+from rmc_rl.envs.base import Returns
+from rmc_rl.envs.parts.cards import SUITS, SuitsWorld, shuffled, suit_counts
 from rmc_rl.envs.parts.keywords import bounds, draw_whole, require_memory, whole_or_range
 from rmc_rl.errors import require
 
 
-class RepeatPreviousWorld(BatchedWorld):
+class RepeatPreviousWorld(SuitsWorld):
     """
     Description
     -----------
@@ -72,13 +71,8 @@ class RepeatPreviousWorld(BatchedWorld):
 
     family = "recall"
     ranges = ("k", "n_cards")
-    metadata: dict[str, Any] = BatchedWorld.metadata | {"render_modes": ["rgb_array"]}
 
-    suits: Tensor  # (B, D), in the order in which they are dealt
     back: Tensor  # (B,), k
-    cards: Tensor  # (B,), cards of the deck
-    time: Tensor  # (B,), steps since the episode began
-    acted: Tensor  # (B, D), the agent's suits for each card, kept only for pictures; -1: none yet
 
     def __init__(
         self,
@@ -107,24 +101,13 @@ class RepeatPreviousWorld(BatchedWorld):
         }
 
     def _asked(self) -> tuple[Tensor, Tensor]:
-        """Whether the present action counts ``(B,)``, and the index of the card asked for ``(B, 1)``."""
         place = self.time + 1 - self.back
         return place >= 0, place.clamp(0, self._most - 1).unsqueeze(-1)
 
-    def _answers(self) -> Answers:
-        counts, index = self._asked()
-        return Answers(self.suits.gather(1, index).squeeze(-1), counts)
-
     def _advance(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        counts, index = self._asked()
-        right = actions == self.suits.gather(1, index).squeeze(-1)
-        if self.render_mode is not None:
-            present = self.acted.gather(1, index).squeeze(-1)
-            self.acted = self.acted.scatter(1, index, torch.where(counts, actions, present).unsqueeze(-1))
-        self.time = self.time + 1
+        named = self._name(actions)
         terminated = self.time == self.cards - 1
-        rewards = counts * (2 * right.float() - 1) / (self.cards - self.back)
-        return rewards, terminated, torch.zeros_like(terminated)
+        return named / (self.cards - self.back), terminated, torch.zeros_like(terminated)
 
     def _observe(self) -> Tensor:
         return self.suits.gather(1, self.time.clamp(max=self._most - 1).unsqueeze(-1)).squeeze(-1)
@@ -140,7 +123,3 @@ class RepeatPreviousWorld(BatchedWorld):
 
     def memory_demand(self) -> int:
         return bounds(self.k)[1] - 1
-
-    def _picture(self, index: int) -> np.ndarray:
-        suits, acted, time = self.suits[index].tolist(), self.acted[index].tolist(), int(self.time[index])
-        return table(suits, acted, min(time, int(self.cards[index]) - 1))
