@@ -55,8 +55,8 @@ class Rung(NamedTuple):
 
 # the thresholds are about 90 % of the way from play without memory to perfect play, or what the field asks for
 RUNGS = {
-    "copy-small": Rung("env=rmc_rl/Copy-v0 env_kwargs.n_symbols=4 env_kwargs.length=3 env_kwargs.delay=5", 0.95, 1_000_000),
-    "copy": Rung("env=rmc_rl/Copy-v0 env_kwargs.n_symbols=8 env_kwargs.length=5 env_kwargs.delay=20", 0.95, 6_000_000),
+    "copy-small": Rung("env=rmc_rl/Copy-v0 env_kwargs.n_symbols=4 env_kwargs.length=3 env_kwargs.delay=5", 0.95, 500_000),
+    "copy": Rung("env=rmc_rl/Copy-v0 env_kwargs.n_symbols=8 env_kwargs.length=5 env_kwargs.delay=20", 0.95, 2_000_000),
     "tmaze": Rung("env=rmc_rl/TMaze-v0", 0.95, 1_000_000),
     "endless-tmaze": Rung("env=rmc_rl/EndlessTMaze-v0", 4.0, 2_000_000),
     "repeat-previous": Rung("env=rmc_rl/RepeatPrevious-v0", 0.85, 2_000_000),

@@ -696,6 +696,13 @@ def test_help_follows_the_command_line(call):
     assert call(train, "--help", "core=rcm")[0] == 2
 
 
+def test_the_default_environment_has_the_defaults_of_its_family(call):
+    _, silent, _ = call(train, "--cfg", "job")
+    _, named, _ = call(train, "env=rmc_rl/Copy-v0", "--cfg", "job")
+    assert silent == named
+    assert yaml.safe_load(silent)["algo"]["gamma"] == 0
+
+
 def test_the_list_of_verbs_has_colours_on_a_terminal_alone(call, monkeypatch):
     assert "\033" not in call(rmc_rl.__main__)[1]
     monkeypatch.setattr(rmc_rl.__main__, "has_colours", lambda: True)

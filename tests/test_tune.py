@@ -94,7 +94,7 @@ def test_a_study_runs_its_trials_and_prints_the_best_as_a_command(call):
     found = trials_of(folder)
     assert [trial.state for trial in found] == [TrialState.COMPLETE] * 4
     first, best = found[0], max(found, key=lambda trial: trial.value)
-    assert first.params["algo.learning_rate"] == 0.003  # the first trial is the configuration without tuning
+    assert first.params["algo.learning_rate"] == 0.004  # the first trial is the configuration without tuning
     assert "algo.ent_coef" not in first.params
     assert first.params["policy.encoder"] is None
     assert len({trial.params["algo.learning_rate"] for trial in found}) == 4
