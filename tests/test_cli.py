@@ -14,6 +14,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+import yaml
 from gymnasium import spaces
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
