@@ -40,7 +40,7 @@ from rmc_rl.studies.statistics import first_reached
 RETURN, STEPS, SECONDS = "rollout/ep_rew_mean", "time/total_timesteps", "time/time_elapsed"
 CONTROL = "memoryless"
 LOOK_EVERY = 5.0  # seconds between two looks at a run's progress
-STOPPED = 128 + signal.SIGTERM  # status of a run that was asked to stop
+STOPPED = (128 + signal.SIGTERM, -signal.SIGTERM)  # status of a run that was asked to stop: once it trains, and before
 QUICK = "n_envs=4 algo.n_steps=16 algo.batch_size=32 algo.n_epochs=1 total_timesteps=512"
 MINIGRID = "n_envs=64 algo.learning_rate=0.001 algo.learning_rate_schedule=linear algo.batch_size=512 algo.n_epochs=4"
 
@@ -120,21 +120,24 @@ def play(job: Job, folder: Path, to_the_end: bool) -> dict[str, Any]:
     command = [sys.executable, "-m", "rmc_rl.train", *job.keys, f"runs_dir={folder / job.rung}", f"name={run.path.name}"]
     run.path.parent.mkdir(parents=True, exist_ok=True)
     log = run.path.parent / f"{run.path.name}.log"
+
+    def is_over() -> bool:
+        return not to_the_end and first_reached(read_progress(run)[RETURN], threshold) is not None
+
     with log.open("w") as output:
         process = subprocess.Popen([*command, "resume=auto"], stdout=output, stderr=subprocess.STDOUT)
         try:
-            while process.poll() is None:
-                time.sleep(LOOK_EVERY)
-                reached = first_reached(read_progress(run)[RETURN], threshold)
-                if reached is not None and not to_the_end and process.poll() is None:
-                    process.send_signal(signal.SIGTERM)
-                    process.wait()
+            while process.poll() is None and not is_over():
+                try:
+                    process.wait(LOOK_EVERY)
+                except subprocess.TimeoutExpired:
+                    continue
         finally:
             process.terminate()
             process.wait()
     progress = read_progress(run)
     reached = first_reached(progress[RETURN], threshold)
-    if process.returncode not in (0, STOPPED) or (process.returncode == STOPPED and reached is None):
+    if process.returncode not in (0, *STOPPED) or (process.returncode in STOPPED and reached is None):
         last = [line for line in log.read_text().splitlines() if line.strip()][-1:]
         raise RuntimeError(f"{job.name} failed with status {process.returncode}: {''.join(last)} ({log})")
     steps, seconds, returns = progress[STEPS], progress[SECONDS], progress[RETURN]

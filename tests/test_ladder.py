@@ -80,3 +80,12 @@ def test_a_run_that_fails_is_reported(ladder, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sys, "argv", [*command, "--runs", str(tmp_path), "--out", str(tmp_path / "results.json")])
     assert ladder.main() == 1
     assert "failed with status 2: error: unknown key 'n_envz'; did you mean 'n_envs'?" in capsys.readouterr().err
+
+
+def test_a_run_that_had_reached_the_threshold_counts_as_it_is(ladder, monkeypatch, tmp_path):
+    monkeypatch.setitem(ladder.RUNGS, "copy-small", ladder.RUNGS["copy-small"]._replace(threshold=0.01))
+    job = ladder.make_job("copy-small", "memoryless", 0, [], quick=True)
+    first = ladder.play(job, tmp_path, to_the_end=False)
+    again = ladder.play(job, tmp_path, to_the_end=False)  # as after the ladder was killed before it kept the result
+    assert first["reached_steps"] is not None
+    assert (again["reached_steps"], again["steps"]) == (first["reached_steps"], first["steps"])
