@@ -21,16 +21,15 @@ def main() -> None:
     torch.set_num_threads(run.threads)
     keep_freed_memory()
     run.versions("torch", "numpy", "stable-baselines3")
-    core: dict[str, Any] = dict(core="rmc") if run.variant == "rmc" else dict(core="gru", core_kwargs=dict(first_gates="uniform"))
+    core: dict[str, Any] = dict(core=run.variant or "gru")
     policy_kwargs = core | dict(net_arch=[], ortho_init=False)
     arguments: dict[str, Any]
     if run.matched is not None:
-        same = run.matched._asdict()
-        width = same.pop("width")
-        if run.variant != "rmc":
-            core["core_kwargs"]["width"] = width
+        arguments = run.matched._asdict()
+        width = arguments.pop("width")
         policy_kwargs |= dict(encoder=[width])
-        arguments = same
+        if run.variant != "rmc":  # whose width is 64 as well: 4 slots of 64
+            policy_kwargs |= dict(core_kwargs=dict(width=width))
     elif run.task == "copy":
         arguments = dict(learning_rate=LinearSchedule(3e-3, 0.0, 1.0), n_steps=128, batch_size=512, n_epochs=4)
         arguments |= dict(gamma=0.0, ent_coef=LinearSchedule(0.2, 0.0, 1.0))

@@ -23,10 +23,9 @@ def main() -> None:
     policy_kwargs: dict[str, Any] = {}
     arguments: dict[str, Any] = dict(n_steps=128)
     if run.matched is not None:
-        same = run.matched._asdict()
-        width = same.pop("width")
+        arguments = run.matched._asdict()
+        width = arguments.pop("width")
         policy_kwargs = dict(lstm_hidden_size=width, net_arch=[width])
-        arguments = same
     elif run.task == "cartpole":
         arguments = dict(n_steps=32, batch_size=256, gae_lambda=0.8, gamma=0.98, n_epochs=20)
         arguments |= dict(learning_rate=LinearSchedule(1e-3, 0.0, 1.0), clip_range=LinearSchedule(0.2, 0.0, 1.0))

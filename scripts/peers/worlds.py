@@ -101,7 +101,7 @@ class CartPoleWorld(World):
 
     def step(self, actions: Array) -> Step:
         gravity, mass, pole_mass, half_length, seconds = 9.8, 1.1, 0.1, 0.5, 0.02
-        x, speed, angle, turning = self.state.T
+        _, speed, angle, turning = self.state.T
         force = np.where(actions == 1, 10.0, -10.0)
         cos, sin = np.cos(angle), np.sin(angle)
         push = (force + pole_mass * half_length * turning**2 * sin) / mass
