@@ -83,7 +83,7 @@ class Clock:
         self.task = TASKS[arguments.task]
         self.budget, self.limit, self.began = arguments.steps, arguments.limit, arguments.began
         self.steps = self.episodes = 0
-        self.rollout = 0  # steps of all copies, before the first update
+        self.rollout = 0  # steps of all copies before the first update; the adapter sets it
         self.first_update: float | None = None  # seconds
         self.first_update_steps = 0
         self.reached: tuple[int, float] | None = None  # steps and seconds
@@ -183,16 +183,9 @@ class Run(NamedTuple):
     variant: str
     clock: Clock
 
-    def make(self, n_steps: int, num_envs: int | None = None) -> Clocked:
-        """
-        The worlds of this run.
-
-        :param n_steps: of each copy in a rollout
-        :param num_envs: copies; None: as many as the task says
-        """
-        copies = num_envs or self.num_envs
-        self.clock.rollout = n_steps * self.num_envs
-        return Clocked(self.clock, copies, self.seed)
+    def make(self) -> Clocked:
+        """The worlds of this run."""
+        return Clocked(self.clock, self.num_envs, self.seed)
 
     @property
     def num_envs(self) -> int:

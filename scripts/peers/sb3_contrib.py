@@ -31,11 +31,12 @@ def main() -> None:
         arguments |= dict(learning_rate=LinearSchedule(1e-3, 0.0, 1.0), clip_range=LinearSchedule(0.2, 0.0, 1.0))
         heads = dict(pi=[64], vf=[64])
         policy_kwargs = dict(ortho_init=False, activation_fn=torch.nn.ReLU, lstm_hidden_size=64, net_arch=heads)
-    env: Any = ClockedVecEnv(run.make(arguments["n_steps"]))
+    run.clock.rollout = arguments["n_steps"] * run.num_envs
+    env: Any = ClockedVecEnv(run.make())
     if run.task == "cartpole":
         env = VecNormalize(env)
     model = RecurrentPPO("MlpLstmPolicy", env, policy_kwargs=policy_kwargs, seed=run.seed, device="cpu", **arguments)
-    model.learn(run.steps + arguments["n_steps"] * run.num_envs)
+    model.learn(run.steps + run.clock.rollout)
 
 
 if __name__ == "__main__":
