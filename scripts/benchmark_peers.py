@@ -347,9 +347,8 @@ def table(found: Results) -> list[str]:
     lines = [f"| {' | '.join(COLUMNS)} |", f"| {' | '.join('---' for _ in COLUMNS)} |"]
     for task in TASKS:
         for settings in SETTINGS:
-            kinds = [f"{task}/{settings}/{name}" for name in PEERS]
-            groups = {kind: [found[key] for key in found if names[key] == kind] for kind in kinds}
-            rows = [row(*kind.split("/"), runs) for kind, runs in groups.items() if runs]
+            groups = {name: [found[key] for key in found if names[key] == f"{task}/{settings}/{name}"] for name in PEERS}
+            rows = [row(task, settings, name, runs) for name, runs in groups.items() if runs]
             lines += [text for _, text in sorted(rows, key=lambda each: ("not run" in each[1], each[0]))]
     return lines if not found else [*lines, "", provenance(found)]
 

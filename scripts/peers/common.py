@@ -96,7 +96,7 @@ class Clock:
 
     def seconds(self) -> float:
         """Since the process started."""
-        return time.monotonic() - self.began
+        return time.monotonic() - float(self.began)
 
     @property
     def mean_return(self) -> float | None:

@@ -1,13 +1,13 @@
 """
 memorax: JAX, a GRU each for actor and critic. The worlds are compiled with the agent, so they are written again here.
 
-Recommended: the project's quick start, PPO with a GRU of 64 for CartPole, with as many copies as the task has. Matched: a layer
-of 64 before the GRU in both networks; the weight of the value loss has no effect there, because the critic is alone. Episodes
+Recommended: the project's quick start, PPO with a GRU of 64 for CartPole, with as many copies as the task has. Matched: a
+layer of 64 before the GRU in both networks; the weight of the value loss has no effect, because the critic is alone. Episodes
 are counted after each update, so seconds to the threshold are those of the update in which it was reached. It does not
 bootstrap the value where the time limit ends an episode.
 """
 
-# mypy: ignore-missing-imports, disable-error-code="misc, no-untyped-call, unused-ignore, no-any-return"
+# mypy: disable-error-code="import-not-found, misc, no-untyped-call, unused-ignore, no-any-return"
 
 import math
 from typing import Any, NamedTuple

@@ -1,13 +1,13 @@
 """
 pufferlib-core: an LSTM whose state is set to zero before each rollout and is kept where an episode ends.
 
-Recommended: PufferLib's ``default.ini``, with minibatches as large as the rollout, which is smaller than its minibatch here, and
-Adam at 3e-4 instead of Muon, which needs a package that this one does not install. Matched: 128 steps in a segment. The package
-demands torch 2.9.0 with CUDA for a kernel that estimates advantages; here is the same recursion in PyTorch. It clips rewards to
-[-1, 1] and does not bootstrap the value where a time limit ends an episode.
+Recommended: PufferLib's ``default.ini``, with minibatches as large as the rollout, which is smaller than its minibatch here,
+and Adam at 3e-4 instead of Muon, which needs a package that this one does not install. Matched: segments of 128 steps. The
+package demands torch 2.9.0 with CUDA for a kernel that estimates advantages; here is the same recursion in PyTorch. It clips
+rewards to [-1, 1] and does not bootstrap the value where a time limit ends an episode.
 """
 
-# mypy: ignore-missing-imports, disable-error-code="misc, no-untyped-call, unused-ignore"
+# mypy: disable-error-code="import-not-found, misc, no-untyped-call, unused-ignore"
 
 from typing import Any
 

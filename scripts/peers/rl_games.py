@@ -6,7 +6,7 @@ copies as the task has; torch.compile stays on, which is its default. For copy t
 of 4, and without the scale of rewards. Matched: sequences as long as the rollout, a shared network, no torch.compile.
 """
 
-# mypy: ignore-missing-imports, disable-error-code="misc, no-untyped-call, unused-ignore"
+# mypy: disable-error-code="import-not-found, misc, no-untyped-call, unused-ignore"
 
 from typing import Any
 

@@ -5,7 +5,7 @@ Recommended: the defaults of its command line, apart from serial mode and batche
 others do; its asynchronous mode is made for more. Matched: its loss clips the ratio between 1 / (1 + c) and 1 + c.
 """
 
-# mypy: ignore-missing-imports, disable-error-code="misc, no-untyped-call, unused-ignore"
+# mypy: disable-error-code="import-not-found, misc, no-untyped-call, unused-ignore"
 
 from typing import Any
 
@@ -45,11 +45,11 @@ class Worlds(gymnasium.Env[Array, Any]):
 
     def step(self, action: Any) -> Any:
         step = self.worlds.step(np.asarray(action).reshape(-1))
-        infos = [{} for _ in range(self.num_agents)]
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_agents)]
         return step.observations, step.rewards, step.terminated, step.truncated, infos
 
 
-def make(name: str, _cfg: Any = None, _env_config: Any = None, render_mode: str | None = None) -> Worlds:
+def make(name: str, _cfg: Any = None, _env_config: Any = None, **_keywords: Any) -> Worlds:
     """What Sample Factory calls."""
     return Worlds(name.removeprefix("peer_"))
 

@@ -5,7 +5,7 @@ Recommended: its experiment ``ppo_recurrent`` as it is, with as many copies as t
 episodes end, so a minibatch holds as many transitions as the others' only in the mean.
 """
 
-# mypy: ignore-missing-imports, disable-error-code="misc, no-untyped-call, unused-ignore"
+# mypy: disable-error-code="import-not-found, misc, no-untyped-call, unused-ignore"
 
 import sys
 

@@ -1,12 +1,12 @@
 """
 TorchRL: a GRU that policy and value share, in a loop after its tutorials on PPO and on recurrent policies.
 
-Recommended: the numbers of its PPO tutorial, with rollouts of 128 steps and minibatches of four whole sequences, for which that
-tutorial, which has no memory, sets nothing. Where the time limit ends an episode, the value of the step before stands in for
-that of the last observation.
+Recommended: the numbers of its PPO tutorial, with rollouts of 128 steps and minibatches of four whole sequences, for which
+that tutorial, which has no memory, sets nothing. Where the time limit ends an episode, the value of the step before stands in
+for that of the last observation.
 """
 
-# mypy: ignore-missing-imports, disable-error-code="misc, no-untyped-call, unused-ignore, no-any-return"
+# mypy: disable-error-code="import-not-found, misc, no-untyped-call, unused-ignore, no-any-return"
 
 from typing import Any
 
@@ -19,7 +19,7 @@ from torchrl.data import Categorical, Composite, Unbounded
 from torchrl.envs import Compose, EnvBase, InitTracker, TransformedEnv
 from torchrl.modules import ActorValueOperator, GRUModule, ProbabilisticActor
 from torchrl.objectives import ClipPPOLoss
-from torchrl.objectives.value.functional import vec_generalized_advantage_estimate
+from torchrl.objectives.value.functional import generalized_advantage_estimate, vec_generalized_advantage_estimate
 
 from peers.common import Clocked, Matched, begin
 
@@ -81,7 +81,9 @@ def add_advantages(data: Any, both: Any, same: Matched) -> None:
     following = torch.cat((values[:, 1:], last), dim=1)
     ends = data["next"]
     following = torch.where(ends["truncated"], values, following)
-    advantages, targets = vec_generalized_advantage_estimate(
+    # its vectorised function fails where gamma is 0
+    estimate = vec_generalized_advantage_estimate if same.gamma > 0 else generalized_advantage_estimate
+    advantages, targets = estimate(
         same.gamma, same.gae_lambda, values, following, ends["reward"], ends["done"], ends["terminated"]
     )
     data["advantage"], data["value_target"] = advantages, targets
@@ -114,7 +116,8 @@ def main() -> None:
         for _ in range(same.n_epochs):
             for rows in torch.randperm(run.num_envs).split(sequences):
                 found = loss(data[rows])
-                total = sum(found[name] for name in found.keys() if name in ("loss_objective", "loss_critic", "loss_entropy"))
+                names = ["loss_objective", "loss_critic", *(["loss_entropy"] if same.ent_coef > 0 else [])]
+                total = sum(found[name] for name in names)
                 total.backward()
                 nn.utils.clip_grad_norm_(loss.parameters(), same.max_grad_norm)
                 optimizer.step()
