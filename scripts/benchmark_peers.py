@@ -2,9 +2,9 @@
 How long each project takes to a result: python scripts/benchmark_peers.py [--tasks copy cartpole] [--peers ours rl_games] ...
 
 Trains recurrent PPO of several projects on the same two tasks, each in a virtual environment of its own, which is made from
-pinned versions when it is first needed (--environments). Runs alternate: every peer once, then every peer again with the next
-seed. What a run found goes to --out as JSON as soon as it is there, and is not run again; what failed is tried again. --table
-prints what is there and runs nothing.
+pinned versions (scripts/peers/pins, for Python 3.11) when it is first needed (--environments). Runs alternate: every peer once,
+then every peer again with the next seed. What a run found goes to --out as JSON as soon as it is there, and is not run again;
+what failed is tried again. --table prints what is there and runs nothing.
 
 "copy": 4 symbols, length 3, delay 5, 64 copies, threshold 0.95, 1,000,000 steps. "cartpole": CartPole without velocities, 8
 copies, threshold 475, 150,000 steps. The worlds are those of scripts/peers/worlds.py for all, in NumPy (memorax: the same in
@@ -75,7 +75,10 @@ PEERS = {
     # it demands torch 2.9.0 with CUDA for its kernel of advantages, for which the adapter has another
     "pufferlib-core": Peer(
         "pufferlib_core",
-        ((TORCH, "numpy<2", "gymnasium==0.29.1", "psutil", "rich"), ("--no-deps", "pufferlib-core==3.0.23")),
+        (
+            (TORCH, "numpy", "gymnasium", "psutil", "rich", "rich-argparse", "nvidia-ml-py", "pyro-ppl", "setuptools"),
+            ("--no-deps", "pufferlib-core==3.0.23"),
+        ),
     ),
 }
 
@@ -90,7 +93,7 @@ class Task(NamedTuple):
 
 
 TASKS = {
-    "copy": Task("copy", 1_000_000, 32_768, 0.95),
+    "copy": Task("copy", 1_000_000, 40_960, 0.95),
     "cartpole": Task("CartPole without velocities", 150_000, 8_192, 475),
 }
 
@@ -123,9 +126,8 @@ def environment(name: str, folder: Path) -> Path:
     print(f"installing {name} into {home}", file=sys.stderr)
     shutil.rmtree(home, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    constraint = folder / "constraint.txt"
-    constraint.write_text(f"{TORCH}\n")  # a looser requirement of a peer would bring another one
-    pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--constraint", str(constraint)]
+    pins = HERE / "peers" / "pins" / f"{name}.txt"  # of what the peer itself depends on; a bare torch would be another one
+    pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--constraint", str(pins)]
     with log.open("w") as output:
         for command in [[sys.executable, "-m", "venv", str(home)], *([*pip, *step] for step in steps)]:
             if subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=clean(), check=False).returncode:
