@@ -2,9 +2,9 @@
 How long each project takes to a result: python scripts/benchmark_peers.py [--tasks copy cartpole] [--peers ours rl_games] ...
 
 Trains recurrent PPO of several projects on the same two tasks, each in a virtual environment of its own, which is made from
-pinned versions (scripts/peers/pins, for Python 3.11) when it is first needed (--environments). Runs alternate: every peer once,
-then every peer again with the next seed. What a run found goes to --out as JSON as soon as it is there, and is not run again;
-what failed is tried again. --table prints what is there and runs nothing.
+pinned versions (scripts/peers/pins, for Python 3.11) when it is first needed (--environments). Runs alternate: every peer
+once, then every peer again with the next seed. What a run found goes to --out as JSON as soon as it is there, and is not run
+again; what failed is tried again. --table prints what is there and runs nothing.
 
 "copy": 4 symbols, length 3, delay 5, 64 copies, threshold 0.95, 1,000,000 steps. "cartpole": CartPole without velocities, 8
 copies, threshold 475, 150,000 steps. The worlds are those of scripts/peers/worlds.py for all, in NumPy (memorax: the same in
