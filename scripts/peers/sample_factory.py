@@ -49,7 +49,7 @@ class Worlds(gymnasium.Env[Array, Any]):
         return step.observations, step.rewards, step.terminated, step.truncated, infos
 
 
-def make(name: str, _cfg: Any = None, _env_config: Any = None, **_keywords: Any) -> Worlds:
+def make(name: str, *_arguments: Any, **_keywords: Any) -> Worlds:
     """What Sample Factory calls."""
     return Worlds(name.removeprefix("peer_"))
 
