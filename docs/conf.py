@@ -13,6 +13,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
+import benchmark_peers  # noqa: E402  # from scripts/
 import contact_sheet  # noqa: E402  # from scripts/
 import cores  # noqa: E402  # from scripts/
 from docutils import nodes  # noqa: E402
@@ -34,7 +35,7 @@ extensions = [
     *("sphinx_copybutton", "myst_parser"),
 ]
 html_math_renderer = "mathml"
-exclude_patterns = ["_build", "_generated/README.md"]
+exclude_patterns = ["_build", "_generated/README.md", "_generated/peers.md"]
 myst_enable_extensions = ["colon_fence", "dollarmath", "deflist"]
 myst_heading_anchors = 3
 # the sections of a world's docstring
@@ -137,7 +138,7 @@ def write(path: Path, text: str) -> None:
 
 
 def generate(_app: Sphinx) -> None:
-    """Make the pages of memories, worlds and keys."""
+    """Make the pages of memories, worlds and keys, and the table of the peers."""
     made = HERE / "_generated"
     for name in core_names():
         write(made / "memories" / f"{name}.md", core_page(name))
@@ -149,6 +150,7 @@ def generate(_app: Sphinx) -> None:
             contact_sheet.strip(world_id, title=False).save(picture, optimize=True)
         write(made / "worlds" / f"{name}.md", world_page(world_id, picture.name))
     write(made / "keys.md", keys_page())
+    write(made / "peers.md", benchmark_peers.page(HERE / "peers"))
 
 
 def clean_docstring(_app: Sphinx, what: str, _name: str, obj: object, _options: object, lines: list[str]) -> None:
