@@ -65,7 +65,7 @@ class Matched(NamedTuple):
 
 
 MATCHED = {
-    "copy": Matched(64, 128, 3e-3, 4, 512, gamma=0.0, gae_lambda=0.95, ent_coef=0.02),
+    "copy": Matched(64, 128, 4e-3, 8, 1024, gamma=0.0, gae_lambda=0.95, ent_coef=0.02, clip_range=0.1),
     "cartpole": Matched(64, 128, 1e-3, 10, 256, gamma=0.99, gae_lambda=0.98, ent_coef=0.0, max_grad_norm=1.0),
 }
 
