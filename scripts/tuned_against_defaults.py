@@ -54,6 +54,7 @@ def tune(study: Path, task: Sequence[str], trials: int, kills: Sequence[int]) ->
                 time.sleep(8)  # into the next trial
                 process.kill()
                 print(f"killed by kill -9 after {finished(study)} trials", flush=True)
+                break
         process.wait()
 
 
