@@ -1,5 +1,5 @@
 """
-Which core predicts bouncing balls: python scripts/bouncing_balls.py [--rows rims lstm] [--updates 1500] [--seeds 0 1 2 3 4]
+Which core predicts bouncing balls: python scripts/bouncing_balls.py [--rows rims lstm] [--updates 2500] [--seeds 0 1 2 3 4]
 
 Supervised learning, without reinforcement: Goyal et al., "Recurrent Independent Mechanisms", 2019, section 4.2 and appendix D.
 The core reads a frame and predicts the next one, pixel by pixel, by binary cross-entropy. It is trained on sequences of 50
@@ -151,12 +151,12 @@ COLUMNS = {
 
 def add_own_arguments(parser: argparse.ArgumentParser) -> None:
     """What this script alone asks for."""
-    parser.add_argument("--updates", type=int, default=1500)
+    parser.add_argument("--updates", type=int, default=2500)
     parser.add_argument("--sequences", type=int, default=8192, help="stored sequences to learn from")
     parser.add_argument("--batch", type=int, default=32, help="sequences of an update")
-    parser.add_argument("--learning-rate", type=float, default=1e-3, help="of Adam; falls linearly to a twentieth")
+    parser.add_argument("--learning-rate", type=float, default=3e-3, help="of Adam; falls linearly to a twentieth")
     parser.add_argument("--params", type=int, default=100_000, help="parameters of the core")
-    parser.add_argument("--features", type=int, default=100, help="that the core reads")
+    parser.add_argument("--features", type=int, default=200, help="that the core reads")
     parser.add_argument("--side", type=int, default=24, help="pixels along a side of a frame")
 
 
