@@ -57,7 +57,7 @@ def test_a_run_and_its_evaluation(call):
     assert run.path.name.endswith("-seed3")
     assert f"run: {run.path}" in out
     assert "num_slots: 4" in out  # the resolved configuration
-    assert re.search(r"parameters: [\d,]+ \(core [\d,]+, mlp_extractor", out)
+    assert re.search(r"parameters: [\d,]+ \(core [\d,]+, action_net", out)
     assert "return=" in err  # the progress bar
 
     config = run.read_config()
