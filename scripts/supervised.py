@@ -20,6 +20,7 @@ from rmc_rl.runs.folder import git_commit, written_whole
 from rmc_rl.studies.statistics import summarise
 
 Result = dict[str, float]
+WHOLE = ("parameters", "seconds")  # results without decimals
 UNCHANGED = ("rows", "seeds", "threads", "out", "table")  # arguments that do not change a result
 
 
@@ -83,8 +84,10 @@ def table(task: Task, found: dict[str, dict[str, Any]], rows: list[str]) -> list
             summary = summarise(values) if values else None
             if summary is None:
                 cells.append("")
+            elif key in WHOLE:
+                cells.append(f"{summary['mean']:,.0f}")
             elif len(values) < 3 or summary["std"] == 0:
-                cells.append(f"{summary['mean']:,.3f}".removesuffix(".000"))
+                cells.append(f"{summary['mean']:,.3f}")
             else:
                 cells.append(f"{summary['mean']:,.3f} [{summary['interval'][0]:,.3f}, {summary['interval'][1]:,.3f}]")
         if results:
