@@ -141,7 +141,7 @@ def test_a_run_goes_on_for_longer_and_says_what_that_does_to_the_schedule(call):
         ("seed=1", "seed must be 0"),
         ("core.num_slots=3", "core.num_slots must be 4"),
         ("core=lstm", "core.name must be 'rmc'"),
-        ("algo.gamma=0.5", "algo.gamma must be 0.99"),
+        ("algo.gamma=0.5", "algo.gamma must be 0.0"),
         ("env_kwargs.delay=7", "env_kwargs.delay must be 5"),
         ("env=CartPole-v1", "env must be 'rmc_rl/Copy-v0'"),
         ("init=x", "init must be None"),
