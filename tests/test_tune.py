@@ -140,8 +140,8 @@ def test_the_result_is_the_interquartile_mean_over_seeds(call, trainer):
     trainer("if seed == 9: seed = 99\nwrite(440)\n")
     assert call(*SMALL, "trials=1", "seeds=4", "seed=6")[0] == 0
     (trial,) = trials_of("runs/studies/rmc_rl-Copy-v0/gru")
-    assert trial.user_attrs["returns"] == pytest.approx([6.3, 7.3, 8.3, 99.3])
-    assert trial.value == pytest.approx(7.8)  # the mean of the middle two
+    assert trial.user_attrs["returns"] == pytest.approx([6.4, 7.4, 8.4, 99.4])
+    assert trial.value == pytest.approx(7.9)  # the mean of the middle two
     assert [words[0] for words in started()] == [f"trial-0-seed{seed}" for seed in range(6, 10)]
     assert max(trial.intermediate_values) == 3 * 440 + 396  # the steps of all seeds, one after the other
 
@@ -365,7 +365,7 @@ def test_a_study_goes_on_only_with_what_it_began_with(call):
         ([*SMALL, "algo.clip_range=0.1"], "arguments: algo.clip_range must be None, as in the study 's', got '0.1'"),
         (
             [*SMALL, "space.algo.ent_coef=null"],
-            "space: algo.ent_coef must be [0.01, 0.5, 'log'], as in the study 's', got None",
+            "space: algo.ent_coef must be [0.02, 1.0, 'log'], as in the study 's', got None",
         ),
     ]:
         status, out, err = call(*arguments, "trials=2", "study=s")
