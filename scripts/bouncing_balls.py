@@ -15,10 +15,11 @@ sequences instead of 50,000, fewer updates, one frame ahead of true frames in tr
 import argparse
 import functools
 import sys
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from supervised import Result, Row, Task, add_arguments, main, sized_core, step
+from supervised import Result, Row, Task, at_least_one, main, sized_core, step
 from torch import Tensor, nn
 
 from rmc_rl.agents.cores import Core
@@ -159,17 +160,12 @@ COLUMNS = {
 
 def add_own_arguments(parser: argparse.ArgumentParser) -> None:
     """What this script alone asks for."""
-    parser.add_argument("--updates", type=int, default=2000)
-    parser.add_argument("--sequences", type=int, default=8192, help="stored sequences to learn from")
-    parser.add_argument("--batch", type=int, default=32, help="sequences of an update")
-    parser.add_argument("--learning-rate", type=float, default=3e-3, help="of Adam; falls linearly to a twentieth")
-    parser.add_argument("--params", type=int, default=100_000, help="parameters of the core")
-    parser.add_argument("--features", type=int, default=200, help="that the core reads")
-    parser.add_argument("--side", type=int, default=24, help="pixels along a side of a frame")
+    parser.add_argument("--sequences", type=at_least_one, default=8192, help="stored sequences to learn from")
+    parser.add_argument("--side", type=at_least_one, default=24, help="pixels along a side of a frame")
 
+
+DEFAULTS = dict(out=Path("runs/bouncing_balls.json"), updates=2000, batch=32, learning_rate=3e-3, params=100_000, features=200)
+TASK = Task(ROWS, COLUMNS, run, DEFAULTS, add_own_arguments)
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser, ROWS, "runs/bouncing_balls.json")
-    add_own_arguments(parser)
-    sys.exit(main(Task(ROWS, COLUMNS, run), parser))
+    sys.exit(main(TASK, __doc__))

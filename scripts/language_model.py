@@ -19,8 +19,10 @@ from pydoc_data.topics import topics
 
 import torch
 import torch.nn.functional as F
-from supervised import Result, Row, Task, add_arguments, main, sized_core, step
+from supervised import Result, Row, Task, at_least_one, main, sized_core, step
 from torch import Tensor, nn
+
+from rmc_rl.errors import UsageError
 
 LOOKS = 10  # at the validation part, in a run
 ROWS = {
@@ -39,7 +41,10 @@ ROWS = {
 
 def read(path: Path | None) -> tuple[Tensor, int]:
     """The characters of a text as numbers ``(n,)``, and how many kinds there are."""
-    text = path.read_text(encoding="utf-8", errors="replace") if path else "\n".join(topics[key] for key in sorted(topics))
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace") if path else "\n".join(topics[key] for key in sorted(topics))
+    except OSError as error:
+        raise UsageError(f"--text must be a file that can be read: {error}") from error
     kinds = {character: index for index, character in enumerate(sorted(set(text)))}
     return torch.tensor([kinds[character] for character in text]), len(kinds)
 
@@ -81,7 +86,7 @@ def run(row: Row, arguments: argparse.Namespace, seed: int) -> Result:  # noqa: 
     tenth = len(text) // 10
     parts = [in_rows(each, arguments.batch) for each in (text[: -2 * tenth], text[-2 * tenth : -tenth], text[-tenth:])]
     if len(parts[0]) <= arguments.steps + 1:
-        sys.exit(f"the text must have more than {arguments.batch * (arguments.steps + 1) * 10 // 8:,} characters")
+        raise UsageError(f"the text must have more than {arguments.batch * (arguments.steps + 1) * 10 // 8:,} characters")
     model = Model(row, kinds, arguments.features, arguments.params)
     parameters = list(model.parameters())
     optimizer = torch.optim.Adam(parameters, lr=arguments.learning_rate)
@@ -126,17 +131,12 @@ COLUMNS = {
 def add_own_arguments(parser: argparse.ArgumentParser) -> None:
     """What this script alone asks for."""
     parser.add_argument("--text", type=Path, help="a text file, UTF-8")
-    parser.add_argument("--updates", type=int, default=3000)
-    parser.add_argument("--batch", type=int, default=32, help="rows that are read side by side")
-    parser.add_argument("--steps", type=int, default=100, help="characters of an update")
-    parser.add_argument("--learning-rate", type=float, default=3e-3, help="of Adam; falls linearly to a twentieth")
+    parser.add_argument("--steps", type=at_least_one, default=100, help="characters of an update")
     parser.add_argument("--clip", type=float, default=0.5, help="largest norm of the gradient")
-    parser.add_argument("--params", type=int, default=200_000, help="parameters of the core")
-    parser.add_argument("--features", type=int, default=64, help="numbers that stand for a character")
 
+
+DEFAULTS = dict(out=Path("runs/language_model.json"), updates=3000, batch=32, learning_rate=3e-3, params=200_000, features=64)
+TASK = Task(ROWS, COLUMNS, run, DEFAULTS, add_own_arguments)
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser, ROWS, "runs/language_model.json")
-    add_own_arguments(parser)
-    sys.exit(main(Task(ROWS, COLUMNS, run), parser))
+    sys.exit(main(TASK, __doc__))

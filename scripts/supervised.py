@@ -38,6 +38,8 @@ class Task(NamedTuple):
     rows: dict[str, Row]
     columns: dict[str, str]  # key of a result -> title, in the order of the table
     run: Callable[[Row, argparse.Namespace, int], Result]
+    defaults: dict[str, Any]  # of the arguments that both scripts have
+    add_own_arguments: Callable[[argparse.ArgumentParser], None]
 
 
 def sized_core(row: Row, inputs: int, params: int) -> Core:
@@ -63,14 +65,31 @@ def step(optimizer: torch.optim.Optimizer, loss: torch.Tensor, parameters: list[
     optimizer.step()
 
 
-def add_arguments(parser: argparse.ArgumentParser, rows: dict[str, Row], out: str) -> None:
-    """The arguments of both scripts."""
-    parser.add_argument("--rows", nargs="+", default=list(rows), choices=list(rows), metavar="ROW", help=", ".join(rows))
+def make_parser(task: Task, description: str | None) -> argparse.ArgumentParser:
+    """The arguments of both scripts, and those of the task."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    rows = list(task.rows)
+    parser.add_argument("--rows", nargs="+", default=rows, choices=rows, metavar="ROW", help=", ".join(rows))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path(out), help="the results; what is there is not run again")
+    parser.add_argument("--threads", type=at_least_one, default=1)
+    parser.add_argument("--out", type=Path, help="the results; what is there is not run again")
     parser.add_argument("--quick", action="store_true", help="a few updates, to see whether the script works")
     parser.add_argument("--table", action="store_true", help="print the table of what is there and train nothing")
+    parser.add_argument("--updates", type=at_least_one)
+    parser.add_argument("--batch", type=at_least_one, help="sequences of an update")
+    parser.add_argument("--learning-rate", type=float, help="of Adam; falls linearly to a twentieth")
+    parser.add_argument("--params", type=at_least_one, help="parameters of the core")
+    parser.add_argument("--features", type=at_least_one, help="that the core reads")
+    task.add_own_arguments(parser)
+    parser.set_defaults(**task.defaults)
+    return parser
+
+
+def at_least_one(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got '{text}'")
+    return int(text)
 
 
 def table(task: Task, found: dict[str, dict[str, Any]], rows: list[str]) -> list[str]:
@@ -95,8 +114,9 @@ def table(task: Task, found: dict[str, dict[str, Any]], rows: list[str]) -> list
     return lines
 
 
-def main(task: Task, parser: argparse.ArgumentParser) -> int:
+def main(task: Task, description: str | None) -> int:
     """Train each row with each seed, keep what it found, and print the table."""
+    parser = make_parser(task, description)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     asked = {key: value for key, value in vars(arguments).items() if key not in UNCHANGED}

@@ -1,6 +1,5 @@
 """The supervised checks of the cores under scripts/: data, measures, and the runs that are kept."""
 
-import argparse
 import importlib
 import json
 import sys
@@ -18,14 +17,10 @@ def scripts(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module
 
 
-def call(module: Any, arguments: list[str], monkeypatch: pytest.MonkeyPatch, name: str) -> int:
+def call(module: Any, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     """Run a script in this process."""
-    shared = importlib.import_module("supervised")
-    monkeypatch.setattr(sys, "argv", [name, *arguments])
-    parser = argparse.ArgumentParser()
-    module.add_own_arguments(parser)
-    shared.add_arguments(parser, module.ROWS, "results.json")
-    return int(shared.main(shared.Task(module.ROWS, module.COLUMNS, module.run), parser))
+    monkeypatch.setattr(sys, "argv", ["script", *arguments])
+    return int(importlib.import_module("supervised").main(module.TASK, None))
 
 
 def test_balls_are_drawn_as_asked(scripts: Any) -> None:
@@ -93,15 +88,15 @@ def test_a_model_learns_what_a_memoryless_one_cannot(
         *("--rows", "gru", "memoryless", "--seeds", "0", f"--text={tmp_path / 'text.txt'}", f"--out={out}"),
         *("--updates=150", "--steps=32", "--batch=4", "--params=5000", "--features=8", "--learning-rate=0.01"),
     ]
-    assert call(language, arguments, monkeypatch, "language_model") == 0
+    assert call(language, arguments, monkeypatch) == 0
     found = {name: each["result"] for name, each in json.loads(out.read_text()).items()}
     assert found["gru/seed0"]["test"] < 1.2
     assert found["memoryless/seed0"]["test"] > 1.6
     assert "| gru | 1 |" in capsys.readouterr().out
-    monkeypatch.setattr(language, "run", None)  # what is there is not run again
-    assert call(language, arguments, monkeypatch, "language_model") == 0
+    monkeypatch.setattr(language, "TASK", language.TASK._replace(run=None))  # what is there is not run again
+    assert call(language, arguments, monkeypatch) == 0
     with pytest.raises(SystemExit) as stopped:
-        call(language, [*arguments, "--clip", "1"], monkeypatch, "language_model")
+        call(language, [*arguments, "--clip", "1"], monkeypatch)
     assert stopped.value.code == 2
     assert "name another --out" in capsys.readouterr().err
 
@@ -111,6 +106,29 @@ def test_a_size_that_no_core_has_is_one_line(
 ) -> None:
     balls = scripts("bouncing_balls")
     with pytest.raises(SystemExit) as stopped:
-        call(balls, ["--params", "3", "--out", str(tmp_path / "found.json")], monkeypatch, "bouncing_balls")
+        call(balls, ["--params", "3", "--out", str(tmp_path / "found.json")], monkeypatch)
     assert stopped.value.code == 2
     assert "params must be at least" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--updates=0"], "argument --updates: must be a whole number of at least 1, got '0'"),
+        (["--text=missing.txt"], "--text must be a file that can be read"),
+        (["--rows=gur"], "invalid choice: 'gur'"),
+    ],
+)
+def test_wrong_arguments_are_one_line(
+    scripts: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    line: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        call(scripts("language_model"), arguments, monkeypatch)
+    assert stopped.value.code == 2
+    assert line in capsys.readouterr().err.splitlines()[-1]
