@@ -16,7 +16,7 @@ the start of the process until that mean reaches the threshold; peak memory; sec
 imports and compilation. Medians over seeds and the range; a seed that never reached the threshold counts as infinitely slow.
 
 Each process has --threads threads, and on Linux as many cores. PyTorch comes from wherever pip finds it: for one without CUDA
-set PIP_INDEX_URL or PIP_FIND_LINKS. The environments take about 10 GB.
+set PIP_INDEX_URL or PIP_FIND_LINKS. The environments take some GB.
 """
 
 import argparse

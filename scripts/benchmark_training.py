@@ -27,8 +27,9 @@ import sb3_contrib
 import stable_baselines3
 import torch
 from gymnasium import spaces
+from plain_vec_env import PlainVecEnv
 from stable_baselines3.common.vec_env import VecEnv
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from rmc_rl import CnnMemoryPolicy, MlpMemoryPolicy, RecurrentPPO, make_vec
 from rmc_rl.command_line.devices import keep_freed_memory
@@ -38,7 +39,7 @@ LAWS = ("aligned", "geometric", "endless")
 COPY_STEPS = 70  # an episode of the copy task
 
 
-class Laws(VecEnv):
+class Laws(PlainVecEnv):
     """Random vectors, a reward of 1 for the right action, and episodes that end by a law."""
 
     def __init__(self, law: str, num_envs: int):
@@ -65,21 +66,6 @@ class Laws(VecEnv):
         else:
             dones = self.rng.random(self.num_envs) < (1 / MEAN_LENGTH if self.law == "geometric" else 0)
         return self._observe(), rewards, dones, [{} for _ in dones]
-
-    def close(self) -> None:
-        pass
-
-    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        return [getattr(self, attr_name)] * self.num_envs
-
-    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        setattr(self, attr_name, value)
-
-    def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
-        return [getattr(self, method_name)(*args, **kwargs)] * self.num_envs
-
-    def env_is_wrapped(self, wrapper_class: Any, indices: VecEnvIndices = None) -> list[bool]:
-        return [False] * self.num_envs
 
 
 Maker = Callable[[str], sb3_contrib.RecurrentPPO]  # from a device to an agent

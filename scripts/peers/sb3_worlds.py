@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import VecEnv
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
+from plain_vec_env import PlainVecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from peers.common import Clocked
 from peers.worlds import Array
 
 
-class ClockedVecEnv(VecEnv):
+class ClockedVecEnv(PlainVecEnv):
     """
     Worlds under the clock.
 
@@ -41,18 +41,3 @@ class ClockedVecEnv(VecEnv):
         for index in np.flatnonzero(ended):
             infos[index]["terminal_observation"] = step.last[index]
         return step.observations, step.rewards, ended, infos
-
-    def close(self) -> None:
-        pass
-
-    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        return [getattr(self, attr_name)] * self.num_envs
-
-    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        setattr(self, attr_name, value)
-
-    def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
-        return [getattr(self, method_name)(*args, **kwargs)] * self.num_envs
-
-    def env_is_wrapped(self, wrapper_class: Any, indices: VecEnvIndices = None) -> list[bool]:
-        return [False] * self.num_envs
