@@ -1,11 +1,14 @@
 """What all tests share."""
 
+import importlib
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -43,6 +46,14 @@ def python(tmp_path):
 def checkout() -> Path:
     """The folder of the checkout."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def script(checkout) -> Iterator[Callable[[str], ModuleType]]:
+    """Import a script by its name, as in ``script("ladder")``; what it imports beside itself is found, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(checkout / "scripts"))
+        yield importlib.import_module
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """scripts/benchmark_growth.py: sizes, the table and the picture of stored results, and one point that is measured."""
 
-import importlib
 import json
 import sys
 
@@ -8,9 +7,8 @@ import pytest
 
 
 @pytest.fixture
-def growth(checkout, monkeypatch):
-    monkeypatch.syspath_prepend(str(checkout / "scripts"))
-    return importlib.import_module("benchmark_growth")
+def growth(script):
+    return script("benchmark_growth")
 
 
 @pytest.mark.parametrize(("axis", "size"), [("copies", 4), ("length", 8), ("width", 128), ("parts", 2)])

@@ -13,9 +13,8 @@ FOUND = dict(
 
 
 @pytest.fixture(name="gpu")
-def import_script(checkout, monkeypatch):
-    monkeypatch.syspath_prepend(str(checkout / "scripts"))
-    return pytest.importorskip("gpu_check")
+def import_script(script):
+    return script("gpu_check")
 
 
 @pytest.fixture(name="called")

@@ -1,6 +1,5 @@
 """The ladder: how runs become a table, and that what is there is not run again."""
 
-import importlib.util
 import json
 import sys
 
@@ -10,13 +9,9 @@ from rmc_rl.command_line.help import group_options
 from rmc_rl.envs import WORLDS
 
 
-@pytest.fixture(name="ladder", scope="module")
-def load_ladder(checkout):
-    spec = importlib.util.spec_from_file_location("ladder", checkout / "scripts" / "ladder.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["ladder"] = module
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="module")
+def ladder(script):
+    return script("ladder")
 
 
 def result(steps, best, length=1000.0):

@@ -20,23 +20,22 @@ GOOD = dict(
 )
 
 
-@pytest.fixture(name="script")
-def import_script(checkout, monkeypatch):
-    monkeypatch.syspath_prepend(str(checkout / "scripts"))
-    return importlib.import_module("benchmark_peers")
+@pytest.fixture(name="peers")
+def import_script(script):
+    return script("benchmark_peers")
 
 
 @pytest.fixture(name="called")
-def call_script(script, monkeypatch, capsys, tmp_path):
+def call_script(peers, monkeypatch, capsys, tmp_path):
     """Call the script in an empty folder: exit status, standard output, standard error."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(script, "pin", lambda _threads: None)
+    monkeypatch.setattr(peers, "pin", lambda _threads: None)
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["benchmark_peers.py", *map(str, arguments)])
         status = 0
         try:
-            script.main()
+            peers.main()
         except SystemExit as end:
             status = end.code
         return (status, *capsys.readouterr())
@@ -45,9 +44,8 @@ def call_script(script, monkeypatch, capsys, tmp_path):
 
 
 @pytest.fixture(name="worlds")
-def import_worlds(checkout, monkeypatch):
-    monkeypatch.syspath_prepend(str(checkout / "scripts"))
-    return importlib.import_module("peers.worlds")
+def import_worlds(script):
+    return script("peers.worlds")
 
 
 # The table
@@ -83,11 +81,11 @@ def test_rows_are_sorted_by_seconds_and_a_seed_that_never_got_there_is_infinitel
     )
 
 
-def test_the_page_shows_what_was_measured(script, tmp_path):
-    assert script.page(tmp_path) == "Not measured yet.\n"
+def test_the_page_shows_what_was_measured(peers, tmp_path):
+    assert peers.page(tmp_path) == "Not measured yet.\n"
     (tmp_path / "a.json").write_text(json.dumps({"copy/matched/ours/0": GOOD}))
     (tmp_path / "b.json").write_text(json.dumps({"copy/matched/torchrl/0": GOOD}))
-    page = script.page(tmp_path)
+    page = peers.page(tmp_path)
     assert "| ours |" in page
     assert "| torchrl 1.2 |" in page
 
@@ -115,22 +113,22 @@ def test_a_bad_argument_gets_one_line(called, arguments, says):
     assert says in err
 
 
-def test_what_is_stored_is_not_run_again_and_what_failed_is(script, called, monkeypatch, tmp_path):
+def test_what_is_stored_is_not_run_again_and_what_failed_is(peers, called, monkeypatch, tmp_path):
     played = []
 
     def play(key, _python, steps, _threads, _limit):
         played.append(key)
         if key.startswith("copy/matched/rl_games"):
-            raise script.FailedError("ended with status 1: ImportError: no")
+            raise peers.FailedError("ended with status 1: ImportError: no")
         return GOOD | dict(asked=steps)
 
     def environment(name, _folder):
         if name == "memorax":
-            raise script.FailedError("cannot be installed: ERROR: no matching distribution")
+            raise peers.FailedError("cannot be installed: ERROR: no matching distribution")
         return Path(sys.executable)
 
-    monkeypatch.setattr(script, "play", play)
-    monkeypatch.setattr(script, "environment", environment)
+    monkeypatch.setattr(peers, "play", play)
+    monkeypatch.setattr(peers, "environment", environment)
     command = ["--peers", "ours", "rl_games", "memorax", "--tasks", "copy", "--settings", "matched", "--rounds", "2"]
     status, out, err = called(*command)
     assert status == 0
@@ -146,7 +144,7 @@ def test_what_is_stored_is_not_run_again_and_what_failed_is(script, called, monk
     assert played == ["copy/matched/rl_games/0", "copy/matched/rl_games/1"]
 
 
-def test_a_peer_that_cannot_be_installed_gives_pips_reason(script, monkeypatch, tmp_path):
+def test_a_peer_that_cannot_be_installed_gives_pips_reason(peers, monkeypatch, tmp_path):
     commands = []
 
     def run(command, stdout, **_keywords):
@@ -156,35 +154,35 @@ def test_a_peer_that_cannot_be_installed_gives_pips_reason(script, monkeypatch, 
             stdout.flush()
         return subprocess.CompletedProcess(command, 1 if "pip" in command else 0)
 
-    monkeypatch.setattr(script.subprocess, "run", run)
-    with pytest.raises(script.FailedError, match=r"^cannot be installed: ERROR: No matching distribution found$"):
-        script.environment("rl_games", tmp_path)
+    monkeypatch.setattr(peers.subprocess, "run", run)
+    with pytest.raises(peers.FailedError, match=r"^cannot be installed: ERROR: No matching distribution found$"):
+        peers.environment("rl_games", tmp_path)
     assert commands == [["-m", "venv"], ["-m", "pip"]]
     assert not (tmp_path / "rl_games" / "installed.txt").exists()
 
 
-def test_a_run_is_read_from_its_lines_and_its_memory_measured(script, monkeypatch, tmp_path):
+def test_a_run_is_read_from_its_lines_and_its_memory_measured(peers, monkeypatch, tmp_path):
     package = tmp_path / "peers"
     package.mkdir()
     (package / "__init__.py").touch()
     good = 'import json\nprint(json.dumps({"versions": {"x": "1"}}))\nprint(json.dumps({"progress": [5, 0.1, None]}))\n'
     (package / "rl_games.py").write_text(good + 'print(json.dumps({"result": {"steps": 10, "mean_return": None}}))\n')
     (package / "torchrl.py").write_text('import sys\nprint("first", file=sys.stderr)\nsys.exit("ValueError: no")\n')
-    monkeypatch.setattr(script, "HERE", tmp_path)
-    found = script.play("copy/matched/rl_games/0", Path(sys.executable), 10, 1, 60)
+    monkeypatch.setattr(peers, "HERE", tmp_path)
+    found = peers.play("copy/matched/rl_games/0", Path(sys.executable), 10, 1, 60)
     assert found["versions"] == {"x": "1"}
     assert (found["steps"], found["asked"], found["curve"]) == (10, 10, [[5, 0.1, None]])
     assert 1 < found["peak_mib"] < 10_000
-    with pytest.raises(script.FailedError, match=r"^ended with status 1: ValueError: no$"):
-        script.play("copy/matched/torchrl/0", Path(sys.executable), 10, 1, 60)
+    with pytest.raises(peers.FailedError, match=r"^ended with status 1: ValueError: no$"):
+        peers.play("copy/matched/torchrl/0", Path(sys.executable), 10, 1, 60)
 
 
-def test_adapters_are_there_and_their_tasks_are_those_of_the_script(script, checkout):
+def test_adapters_are_there_and_their_tasks_are_those_of_the_script(peers, checkout):
     common = importlib.import_module("peers.common")
     assert {name: (task.steps, task.threshold) for name, task in common.TASKS.items()} == {
-        name: (task.steps, task.threshold) for name, task in script.TASKS.items()
+        name: (task.steps, task.threshold) for name, task in peers.TASKS.items()
     }
-    for peer in script.PEERS.values():
+    for peer in peers.PEERS.values():
         assert (checkout / "scripts" / "peers" / f"{peer.module}.py").exists()
 
 

@@ -10,21 +10,14 @@ import pytest
 import torch
 
 
-@pytest.fixture
-def scripts(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Imports a script by its name."""
-    monkeypatch.syspath_prepend(str(checkout / "scripts"))
-    return importlib.import_module
-
-
 def call(module: Any, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     """Run a script in this process."""
     monkeypatch.setattr(sys, "argv", ["script", *arguments])
     return int(importlib.import_module("supervised").main(module.TASK, None))
 
 
-def test_balls_are_drawn_as_asked(scripts: Any) -> None:
-    balls = scripts("bouncing_balls")
+def test_balls_are_drawn_as_asked(script: Any) -> None:
+    balls = script("bouncing_balls")
     frames = balls.draw(3, 20, balls.TESTED["4"], 24, torch.Generator().manual_seed(0))
     assert frames.shape == (20, 3, 24 * 24)
     assert set(frames.unique().tolist()) == {0.0, 1.0}
@@ -38,8 +31,8 @@ def test_balls_are_drawn_as_asked(scripts: Any) -> None:
     assert hidden[:, :, 16:].any()
 
 
-def test_perfect_and_empty_predictions(scripts: Any) -> None:
-    balls = scripts("bouncing_balls")
+def test_perfect_and_empty_predictions(script: Any) -> None:
+    balls = script("bouncing_balls")
     true = balls.draw(4, 5, balls.TESTED["4"], 24, torch.Generator().manual_seed(0))
     ce, f1 = balls.measure(true, true)
     assert f1 == 1
@@ -47,8 +40,8 @@ def test_perfect_and_empty_predictions(scripts: Any) -> None:
     assert balls.measure(torch.zeros_like(true), true)[1] == 0
 
 
-def test_a_prediction_alone_reads_no_later_frame(scripts: Any) -> None:
-    balls = scripts("bouncing_balls")
+def test_a_prediction_alone_reads_no_later_frame(script: Any) -> None:
+    balls = script("bouncing_balls")
     model = balls.Predictor(balls.ROWS["gru"], 24**2, 16, 20_000)
     frames = balls.draw(2, balls.SEEN + balls.ALONE, balls.TESTED["4"], 24, torch.Generator().manual_seed(0))
     found = model.alone(frames)
@@ -60,8 +53,8 @@ def test_a_prediction_alone_reads_no_later_frame(scripts: Any) -> None:
     assert not torch.equal(model.alone(changed), found)
 
 
-def test_a_text_is_read_side_by_side(scripts: Any, tmp_path: Path) -> None:
-    language = scripts("language_model")
+def test_a_text_is_read_side_by_side(script: Any, tmp_path: Path) -> None:
+    language = script("language_model")
     path = tmp_path / "text.txt"
     path.write_text("abcabcabcx")
     text, kinds = language.read(path)
@@ -70,8 +63,8 @@ def test_a_text_is_read_side_by_side(scripts: Any, tmp_path: Path) -> None:
     assert language.in_rows(text, 3).T.tolist() == [[0, 1, 2], [0, 1, 2], [0, 1, 2]]
 
 
-def test_cross_entropy_does_not_depend_on_the_parts(scripts: Any) -> None:
-    language = scripts("language_model")
+def test_cross_entropy_does_not_depend_on_the_parts(script: Any) -> None:
+    language = script("language_model")
     text = torch.randint(0, 5, (41, 2), generator=torch.Generator().manual_seed(0))
     model = language.Model(language.ROWS["rmc-4"], 5, 8, 4000)
     whole = model.cross_entropy(text, 40)
@@ -79,9 +72,9 @@ def test_cross_entropy_does_not_depend_on_the_parts(scripts: Any) -> None:
 
 
 def test_a_model_learns_what_a_memoryless_one_cannot(
-    scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    language = scripts("language_model")
+    language = script("language_model")
     (tmp_path / "text.txt").write_text("aabbabab" * 800)  # after one character the next is a coin, after three it is certain
     out = tmp_path / "results.json"
     arguments = [
@@ -102,9 +95,9 @@ def test_a_model_learns_what_a_memoryless_one_cannot(
 
 
 def test_a_size_that_no_core_has_is_one_line(
-    scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    balls = scripts("bouncing_balls")
+    balls = script("bouncing_balls")
     with pytest.raises(SystemExit) as stopped:
         call(balls, ["--params", "3", "--out", str(tmp_path / "found.json")], monkeypatch)
     assert stopped.value.code == 2
@@ -120,7 +113,7 @@ def test_a_size_that_no_core_has_is_one_line(
     ],
 )
 def test_wrong_arguments_are_one_line(
-    scripts: Any,
+    script: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -129,6 +122,6 @@ def test_wrong_arguments_are_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
-        call(scripts("language_model"), arguments, monkeypatch)
+        call(script("language_model"), arguments, monkeypatch)
     assert stopped.value.code == 2
     assert line in capsys.readouterr().err.splitlines()[-1]
