@@ -7,7 +7,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
 
 class PlainVecEnv(VecEnv):
-    """A subclass adds ``reset``, ``step_async`` and ``step_wait``, and sets ``render_mode`` before it calls our constructor."""
+    """A subclass adds ``reset``, ``step_async`` and ``step_wait``, and sets ``render_mode`` before calling the constructor."""
 
     def close(self) -> None:
         pass
