@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import warnings
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -315,6 +316,23 @@ def test_other_versions_of_packages_get_a_warning(stopped: Path, tmp_path: Path)
     edit(tmp_path / "128", made_with=dict(torch="1.0"))
     with pytest.warns(UserWarning, match=r"torch 1\.0"):
         load_checkpoint(tmp_path / "128", resumable.CASES["copy lstm"]())
+
+
+def test_a_checkout_that_is_not_installed_is_saved_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = metadata.version
+
+    def version(package: str) -> str:
+        if package == "rmc-rl":
+            raise metadata.PackageNotFoundError(package)
+        return known(package)
+
+    monkeypatch.setattr(metadata, "version", version)
+    module._versions.cache_clear()
+    model = resumable.CASES["copy lstm"]()
+    model.learn(128)
+    save_checkpoint(tmp_path, model)
+    load_checkpoint(tmp_path / "128", resumable.CASES["copy lstm"]())
+    module._versions.cache_clear()
 
 
 def test_a_write_that_fails_leaves_the_older_checkpoints_and_no_partial_folder(

@@ -217,6 +217,7 @@ def test_inspect_shows_what_forward_computes(core, data):
 
 
 @pytest.mark.cuda
+@pytest.mark.filterwarnings("ignore:kernel=native is unavailable. there is no native kernel for cuda")  # all but the RMC
 def test_cuda_copy(core, data):
     outputs, _ = copy.deepcopy(core).cuda()(*(tensor.cuda() for tensor in data))
     torch.testing.assert_close(outputs.cpu(), core(*data)[0], rtol=0, atol=1e-9)

@@ -34,7 +34,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -48,7 +47,7 @@ from rmc_rl import compat
 from rmc_rl.agents import parallel
 from rmc_rl.errors import UsageError, require, require_whole
 from rmc_rl.runs.environment import EnvironmentState, put_state, take_state
-from rmc_rl.runs.folder import sync_folder
+from rmc_rl.runs.folder import sync_folder, versions
 from rmc_rl.runs.generators import read_exploration, read_generators, set_exploration, set_generators
 from rmc_rl.runs.plain import from_plain, to_plain
 
@@ -491,5 +490,6 @@ def _made_with(model: Any) -> dict[str, str]:
 
 @cache
 def _versions() -> dict[str, str]:
-    """The versions of the packages that decide how numbers are computed."""
-    return {package: metadata.version(package) for package in PACKAGES}
+    """The versions of the packages that decide how numbers are computed. A checkout that runs without being installed has none."""
+    found = versions()
+    return {package: found[package] or "not installed" for package in PACKAGES}
