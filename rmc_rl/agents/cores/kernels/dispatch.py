@@ -5,7 +5,7 @@ A core with a kernel has an argument ``kernel``:
 
 * "native": the fused kernel if there is one for the device, otherwise eager torch with a warning;
 * "eager": plain torch, the reference;
-* "auto": the fused kernel where its speed was measured (the CPU), otherwise eager torch without a warning.
+* "auto": the fused kernel if there is one for the device, otherwise eager torch without a warning.
 
 All of them compute the same values, and a saved model does not depend on the choice.
 
@@ -41,8 +41,6 @@ MODULES = {
     ("rnn", "cpu"): "cpu.rnn",
     ("rims", "cpu"): "cpu.rims",
 }
-# types of device on which the kernels were timed, so that "auto" uses them
-TIMED = ("cpu",)
 
 
 class Decisions:
@@ -176,8 +174,6 @@ def _choose(kernel: str, family: str, device: str) -> ModuleType | str:
     """The kernel's module, or the reason for eager torch."""
     if kernel == "eager":
         return "as requested"
-    if kernel == "auto" and (family, device) in MODULES and device not in TIMED:
-        return f"the kernel for {device} was not timed; kernel=native uses it"
     return _find(family, device)
 
 
