@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -202,6 +203,14 @@ def test_without_triton_it_is_eager_and_says_why():
     assert done.returncode == 0, done.stderr
 
 
-def test_auto_takes_the_kernel_where_it_is_available():
-    assert dispatch.fused("auto", "rmc", "cuda") is (triton_rmc if NEEDED is None else None)
-    assert dispatch.report("auto", "rmc", "cuda").startswith("native (Triton" if NEEDED is None else "eager (no native kernel")
+@pytest.mark.parametrize(("capability", "timed"), [((9, 0), True), ((8, 0), False), ((12, 0), False), (None, False)])
+def test_auto_takes_the_kernel_only_where_it_was_timed(capability, timed, monkeypatch):
+    kernel = SimpleNamespace(about=lambda: "Triton")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(dispatch, "_find", lambda *_: kernel)
+    dispatch._was_timed.cache_clear()
+    assert dispatch.fused("auto", "rmc", "cuda") is (kernel if timed else None)
+    assert dispatch.fused("native", "rmc", "cuda") is kernel
+    assert ("not timed" in dispatch.report("auto", "rmc", "cuda")) != timed
+    dispatch._was_timed.cache_clear()

@@ -5,7 +5,8 @@ A core with a kernel has an argument ``kernel``:
 
 * "native": the fused kernel if there is one for the device, otherwise eager torch with a warning;
 * "eager": plain torch, the reference;
-* "auto": the fused kernel if there is one for the device, otherwise eager torch without a warning.
+* "auto": the fused kernel where its speed was measured (CPUs, and GPUs of NVIDIA's Hopper generation), otherwise eager torch
+  without a warning.
 
 All of them compute the same values, and a saved model does not depend on the choice.
 
@@ -41,6 +42,7 @@ MODULES = {
     ("rnn", "cpu"): "cpu.rnn",
     ("rims", "cpu"): "cpu.rims",
 }
+TIMED_CAPABILITY = 9  # major number of the compute capability of the CUDA devices on which kernels were timed: an H100
 
 
 class Decisions:
@@ -174,7 +176,17 @@ def _choose(kernel: str, family: str, device: str) -> ModuleType | str:
     """The kernel's module, or the reason for eager torch."""
     if kernel == "eager":
         return "as requested"
+    if kernel == "auto" and (family, device) in MODULES and not _was_timed(device):
+        return f"the kernel for {device} was not timed on such a device; kernel=native uses it"
     return _find(family, device)
+
+
+@functools.cache
+def _was_timed(device: str) -> bool:
+    """Whether kernels for a type of device were timed on what this machine has of it."""
+    if device != "cuda":
+        return True
+    return torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == TIMED_CAPABILITY
 
 
 @functools.cache
