@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import gymnasium
@@ -53,6 +54,8 @@ def fork(work, folder: Path, size: int = 2) -> list[int]:
             status = 0
         except SystemExit as end:
             status = end.code
+        except BaseException:  # which the parent shows; nothing else would
+            traceback.print_exc()
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
