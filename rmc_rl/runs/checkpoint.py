@@ -490,6 +490,6 @@ def _made_with(model: Any) -> dict[str, str]:
 
 @cache
 def _versions() -> dict[str, str]:
-    """The versions of the packages that decide how numbers are computed; a checkout need not be installed."""
+    """The versions of the packages that decide how numbers are computed."""
     found = versions()
     return {package: found[package] or "not installed" for package in PACKAGES}

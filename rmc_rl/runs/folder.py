@@ -43,6 +43,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 if sys.platform != "win32":
     import fcntl
 
+import rmc_rl
 from rmc_rl.errors import UsageError, require, require_choice
 from rmc_rl.runs import signature
 from rmc_rl.runs.normalization import normalization_path, statistics
@@ -457,7 +458,9 @@ def git_commit() -> str | None:
         return None
 
 
-def _version(package: str) -> Any:
+def _version(package: str) -> str | None:
+    if package == "rmc-rl":  # which also runs from a checkout that is not installed
+        return rmc_rl.__version__
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
