@@ -42,7 +42,7 @@ SMALL = dict(
     gtrxl=dict(num_layers=1, num_heads=2, head_size=4, memory_length=3),
 )
 SCALING = Scaling(np.array([100.0, 0, 0, -5, 1]), np.array([1.0, 3, 0.01, 2, 1]), 3.0)
-MASKED = "Masked-v0"
+MASKED = "ExportedMasked-v0"
 
 
 class Masked(gymnasium.Env):

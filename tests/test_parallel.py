@@ -153,7 +153,7 @@ class Stop(BaseCallback):
         return self.n_calls < 10 or parallel.is_first()
 
 
-gymnasium.register("Masked-v0", Masked)
+gymnasium.register("ParallelMasked-v0", Masked)
 CASES = {
     "rows of unequal length": dict(env="CartPole-v1", core="gru", batch_size=40, sequence_length=7),
     "normalised": dict(env="CartPole-v1", core="lstm", normalize=True, clip_range_vf=0.2),
@@ -163,7 +163,7 @@ CASES = {
         env="Pendulum-v1", core="rmc", env_kwargs=dict(max_episode_steps=9), use_sde=True, sde_sample_freq=4, critic="separate"
     ),
     "Box": dict(env="Pendulum-v1", core="gtrxl", env_kwargs=dict(max_episode_steps=9), critic="memoryless"),
-    "masks": dict(env="Masked-v0", core="gru"),
+    "masks": dict(env="ParallelMasked-v0", core="gru"),
     "images": dict(env="ALE/Boxing-v5", core="gru", n_steps=16, n_epochs=1),
     "imitation": dict(env="CartPole-v1", core="gru", algorithm=Imitation, wrapper=Answering),
     "stopped by one process": dict(env="CartPole-v1", core="gru", callback=Stop()),
