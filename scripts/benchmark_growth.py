@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from arguments import at_least_one
 from benchmark_cores import peak
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -161,8 +162,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--axes", nargs="+", default=list(AXES), choices=list(AXES), metavar="AXIS", help=", ".join(AXES))
     parser.add_argument("--cores", nargs="+", default=list(CORES), choices=CORES, metavar="CORE", help=", ".join(CORES))
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=at_least_one, default=3)
+    parser.add_argument("--threads", type=at_least_one, default=1)
     parser.add_argument(
         "--out", type=Path, default=Path("runs/growth.json"), help="the results; what is there is not run again"
     )
@@ -170,8 +171,6 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="two sizes of each axis, one round")
     parser.add_argument("--table", action="store_true", help="print the table of what is there and measure nothing")
     arguments = parser.parse_args()
-    if min(arguments.rounds, arguments.threads) < 1:
-        parser.error("--rounds and --threads must be at least 1")
     found: dict[str, dict[str, Any]] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     for axis in [] if arguments.table else arguments.axes:
         for size in AXES[axis][1:3] if arguments.quick else AXES[axis]:

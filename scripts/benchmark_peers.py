@@ -36,6 +36,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from arguments import at_least_one
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 TORCH = "torch==2.13.0"
@@ -396,22 +398,15 @@ class Parser(argparse.ArgumentParser):
         refuse(message)
 
 
-def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got '{text}'")
-    return int(text)
-
-
 def main() -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=list(PEERS))
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
-    parser.add_argument("--rounds", type=positive, default=3, help="seeds, from 0; default: 3")
-    parser.add_argument("--threads", type=positive, default=1, help="of each process; default: 1")
-    parser.add_argument("--steps", type=positive, help="default: those of each task")
-    parser.add_argument("--limit", type=positive, default=1800, help="seconds of a run; default: 1800")
+    parser.add_argument("--rounds", type=at_least_one, default=3, help="seeds, from 0; default: 3")
+    parser.add_argument("--threads", type=at_least_one, default=1, help="of each process; default: 1")
+    parser.add_argument("--steps", type=at_least_one, help="default: those of each task")
+    parser.add_argument("--limit", type=at_least_one, default=1800, help="seconds of a run; default: 1800")
     parser.add_argument("--quick", action="store_true", help="few steps and one round, to see that everything runs")
     parser.add_argument("--environments", type=Path, default=Path("runs/peers/environments"), help="their folder")
     parser.add_argument("--out", type=Path, help="default: runs/peers/results.json, with --quick runs/peers/quick.json")

@@ -31,6 +31,7 @@ from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
+from arguments import at_least_one
 
 from rmc_rl.command_line.help import group_options
 from rmc_rl.errors import UsageError
@@ -197,8 +198,8 @@ def main() -> int:
     cores = group_options("core")
     parser.add_argument("--rungs", nargs="+", default=list(RUNGS), choices=list(RUNGS), metavar="RUNG", help=", ".join(RUNGS))
     parser.add_argument("--cores", nargs="+", default=cores, choices=cores, metavar="CORE", help=", ".join(cores))
-    parser.add_argument("--seeds", type=int, default=5, help="how many, from 0")
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, each on one core of the processor")
+    parser.add_argument("--seeds", type=at_least_one, default=5, help="how many, from 0")
+    parser.add_argument("--jobs", type=at_least_one, default=1, help="runs side by side, each on one core of the processor")
     parser.add_argument("--keys", nargs="*", default=[], help="keys of all runs, as in params=60000; they change the results")
     parser.add_argument("--runs", type=Path, default=Path("runs/ladder"), help="folder of the runs")
     parser.add_argument("--out", type=Path, default=Path("runs/ladder/results.json"), help="the results")
@@ -206,8 +207,6 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a few steps of each run, to see whether the ladder works")
     parser.add_argument("--table", action="store_true", help="print the table of what is there and train nothing")
     arguments = parser.parse_args()
-    if arguments.seeds < 1 or arguments.jobs < 1:
-        parser.error("--seeds and --jobs must be at least 1")
     for key in arguments.keys:
         if "=" not in key:
             parser.error(f"--keys must be key=value, got {key!r}")

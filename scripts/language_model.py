@@ -19,7 +19,8 @@ from pydoc_data.topics import topics
 
 import torch
 import torch.nn.functional as F
-from supervised import Result, Row, Task, at_least_one, main, sized_core, step
+from arguments import at_least_one
+from supervised import Result, Row, Task, main, sized_core, step
 from torch import Tensor, nn
 
 from rmc_rl.errors import UsageError

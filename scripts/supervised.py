@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from arguments import at_least_one
 from gymnasium import spaces
 from torch import nn
 
@@ -83,13 +84,6 @@ def make_parser(task: Task, description: str | None) -> argparse.ArgumentParser:
     task.add_own_arguments(parser)
     parser.set_defaults(**task.defaults)
     return parser
-
-
-def at_least_one(text: str) -> int:
-    """A whole number of at least 1, for argparse."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got '{text}'")
-    return int(text)
 
 
 def table(task: Task, found: dict[str, dict[str, Any]], rows: list[str]) -> list[str]:
