@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 
 from rmc_rl.agents import parallel
+from rmc_rl.agents.adam import Adam
 from rmc_rl.agents.cores import Core, make_core
 from rmc_rl.agents.encoder import SMALLEST_CNN_IMAGE, DictExtractor, EncodedFeatures, check_spaces, fits_cnn
 from rmc_rl.agents.packing import Layout, Unroll, unroll_packed, unroll_sequences
@@ -181,7 +182,11 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
         self.critic = nn.Linear(features_dim, self.core.output_size) if critic == "memoryless" else None
         self.lstm_output_dim = self.core.output_size
         self.lstm_hidden_state_shape = (self.state_layers, 1, (self.core.state_size + 1) // 2 // self.state_layers)
+        optimizer_class = self.optimizer_class
+        if optimizer_class is torch.optim.Adam and not self.optimizer_kwargs.get("differentiable"):
+            self.optimizer_class = Adam  # saved models name torch's
         super()._build(lr_schedule)
+        self.optimizer_class = optimizer_class
         if self._core_arguments.channels_last:
             self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if (mode := self._core_arguments.compile_mode) is not None:

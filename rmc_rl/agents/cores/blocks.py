@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rmc_rl.agents.cores.base import Core
+from rmc_rl.agents.cores.layers import COMPUTING
 from rmc_rl.agents.cores.scan import steps_since_start
 
 MLP_FACTOR = 2  # hidden units of the MLP, relative to the width
@@ -99,7 +100,8 @@ class BlockCore(Core):
         )
         self.norm = nn.LayerNorm(width)
         self.positions = positions
-        self.register_buffer("waves", LONGEST_WAVE ** (-torch.arange(0, width, 2) / width), persistent=False)
+        halves = torch.arange(0, width, 2, device=COMPUTING)
+        self.register_buffer("waves", LONGEST_WAVE ** (-halves / width), persistent=False)
 
     def initial_state(self, batch_size: int) -> Tensor:
         like = self.embedding.weight

@@ -13,6 +13,9 @@ from rmc_rl.errors import require_choice
 
 INITIAL_STATES = ("learned", "zeros")
 FIRST_GATES = ("standard", "uniform")
+# Where initial values are computed. Cores are also built on the "meta" device, without memory, to know their sizes. There
+# arithmetic would import torch's compiler, which takes two seconds.
+COMPUTING = torch.device("cpu")
 
 
 def linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
@@ -50,7 +53,7 @@ def uniform_gate_bias(size: int) -> Tensor:
     :param size: ``n``, number of gates
     :return: ``(n,)``
     """
-    return torch.logit(torch.empty(size).uniform_(1 / (size + 1), size / (size + 1)))
+    return torch.logit(torch.empty(size, device=COMPUTING).uniform_(1 / (size + 1), size / (size + 1)))
 
 
 class GroupLinear(nn.Module):

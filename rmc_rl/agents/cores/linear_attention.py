@@ -6,12 +6,15 @@ Paper: Katharopoulos et al., "Transformers are RNNs", 2020, https://arxiv.org/ab
 Shapes: ``B`` batch, ``T`` time, ``F`` features read per step, ``L`` layers, ``W`` width, ``H`` heads, ``V`` head size.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from rmc_rl.agents.cores.base import Axis
 from rmc_rl.agents.cores.blocks import BlockCore, Mixer, RMSNorm, layer_names, split_last
+from rmc_rl.agents.cores.layers import COMPUTING
 from rmc_rl.agents.cores.registry import register_core
 from rmc_rl.agents.cores.scan import matrix_scan
 from rmc_rl.errors import require_truth, require_whole
@@ -118,9 +121,12 @@ class _DeltaNet(Mixer):
         self.norm = RMSNorm(head_size)
         if gated:
             self.rate = nn.Linear(width, num_heads, bias=False)
-            self.log_rate_factor = nn.Parameter(torch.empty(num_heads).uniform_(1, 16).log())  # A, as in Mamba-2
+            self.log_rate_factor = nn.Parameter(
+                torch.empty(num_heads, device=COMPUTING).uniform_(1, 16).log()
+            )  # A, as in Mamba-2
             # softplus(bias) is between SLOWEST and FASTEST, log-uniform
-            rates = torch.exp(torch.empty(num_heads).uniform_(0, 1) * torch.log(torch.tensor(FASTEST / SLOWEST))) * SLOWEST
+            uniform = torch.empty(num_heads, device=COMPUTING).uniform_(0, 1)
+            rates = torch.exp(uniform * math.log(FASTEST / SLOWEST)) * SLOWEST
             self.rate_bias = nn.Parameter(rates + torch.log(-torch.expm1(-rates)))
             self.gate = nn.Linear(width, size, bias=False)
         self.out = nn.Linear(size, width, bias=False)
