@@ -19,7 +19,7 @@ import torch
 from rmc_rl import MlpMemoryPolicy, RecurrentPPO, make_vec
 from rmc_rl.agents.cores import core_names
 env = make_vec("rmc_rl/Copy-v0", 2, env_kwargs=dict(n_symbols=2, length=1, delay=1))
-model = RecurrentPPO("MlpMemoryPolicy", env, n_steps=8, batch_size=16, policy_kwargs=dict(core="gru", core_kwargs=dict(width=4)))
+model = RecurrentPPO("MlpMemoryPolicy", env, n_steps=8, batch_size=16, policy_kwargs=dict(core="gru"))
 model.learn(32)
 model.save(sys.argv[1])
 RecurrentPPO.load(sys.argv[1], env=env).learn(16)
