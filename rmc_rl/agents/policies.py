@@ -256,18 +256,18 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
             RNNStates(actor_states, critic_states),
         )
 
-    def _distribution(self, latent: Tensor, action_masks: Tensor | None = None, sampled: bool = False) -> Distribution:
+    def _distribution(self, latent: Tensor, action_masks: Tensor | None = None, unchecked: bool = False) -> Distribution:
         """
         The distribution of actions.
 
         :param latent: the actor's last hidden layer, ``(B, H)``
         :param action_masks: see :meth:`forward`
-        :param sampled: whether actions are sampled from it. On the CPU ``torch.multinomial`` then refuses what is not finite,
-            so that torch need not look at the parameters of the distribution as well
+        :param unchecked: torch need not look for parameters that are not finite, because something else does: on the CPU
+            ``torch.multinomial``, which samples, refuses them, and an update is undone if its loss is not finite
         """
         if action_masks is None:
             usual = type(self)._get_action_dist_from_latent is ActorCriticPolicy._get_action_dist_from_latent
-            if sampled and usual and type(self.action_dist) is CategoricalDistribution and latent.is_cpu:
+            if unchecked and usual and type(self.action_dist) is CategoricalDistribution and latent.is_cpu:
                 self.action_dist.distribution = Categorical(logits=self.action_net(latent), validate_args=False)
                 return self.action_dist
             return self._get_action_dist_from_latent(latent)
@@ -306,7 +306,7 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
         own = parallel.own_rows(len(latent_pi))
         if action_masks is not None:
             action_masks = parallel.among_all(action_masks, filling=True)
-        distribution = self._distribution(parallel.among_all(latent_pi), action_masks, sampled=not deterministic)
+        distribution = self._distribution(parallel.among_all(latent_pi), action_masks, unchecked=not deterministic)
         actions = distribution.get_actions(deterministic=deterministic)
         log_prob = distribution.log_prob(actions)[own]
         actions = actions.reshape(-1, *(self.action_space.shape or ()))[own]
@@ -394,7 +394,7 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
         self, obs: PyTorchObs, actions: Tensor, states: RNNStates, unroll: Unroll, action_masks: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         latent_pi, latent_vf, _ = self._latents(obs, states, unroll)
-        distribution = self._distribution(latent_pi, action_masks)
+        distribution = self._distribution(latent_pi, action_masks, unchecked=self.training)
         if isinstance(self.action_space, spaces.Discrete):
             actions = actions.long().flatten()
         else:  # one dimension after the batch, as the distributions have it

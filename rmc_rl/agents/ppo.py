@@ -323,7 +323,7 @@ class RecurrentPPO(RolloutCollector):
         clip_range_vf = None
         if self.clip_range_vf is not None:
             clip_range_vf = self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
-        before = weights_of(self)
+        before, parameters = weights_of(self), list(self.policy.parameters())
         # kept on the device: reading a number at each update would wait for the device each time
         logs: dict[str, list[Tensor]] = {}
         continue_training = True
@@ -346,8 +346,8 @@ class RecurrentPPO(RolloutCollector):
                         break
                 self.policy.optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
-                parallel.add_gradients(self.policy.parameters(), batch.counts)
-                norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+                parallel.add_gradients(parameters, batch.counts)
+                norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
                 logs.setdefault("gradient_norm", []).append(norm)
                 self.policy.optimizer.step()
             self._n_updates += 1
