@@ -31,8 +31,8 @@ def main() -> None:
         if run.variant != "rmc":  # whose width is 64 as well: 4 slots of 64
             policy_kwargs |= dict(core_kwargs=dict(width=width))
     elif run.task == "copy":
-        arguments = dict(learning_rate=LinearSchedule(3e-3, 0.0, 1.0), n_steps=128, batch_size=512, n_epochs=4)
-        arguments |= dict(gamma=0.0, ent_coef=LinearSchedule(0.2, 0.0, 1.0))
+        arguments = dict(learning_rate=LinearSchedule(4e-3, 0.0, 1.0), n_steps=128, batch_size=1024, n_epochs=8)
+        arguments |= dict(gamma=0.0, clip_range=0.1, ent_coef=LinearSchedule(0.5, 0.0, 1.0))
     else:
         arguments = dict(learning_rate=LinearSchedule(1e-3, 0.0, 1.0), n_steps=128, batch_size=256, n_epochs=10)
         arguments |= dict(gae_lambda=0.98, max_grad_norm=1.0, target_kl=0.03)
