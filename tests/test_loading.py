@@ -27,8 +27,8 @@ from rmc_rl.runs.signature import is_own, sign
 CONFIG: dict[str, Any] = dict(
     env="rmc_rl/Copy-v0",
     env_kwargs=dict(n_symbols=3, length=2, delay=2),
-    core=dict(name="rmc", num_slots=2, num_heads=2, head_size=4, kernel="auto"),
-    policy=dict(previous_action_reward=False, critic="separate", encoder=[8], compile_mode="default", log_std_init=0.0),
+    core=dict(name="rmc", num_slots=9, num_heads=2, head_size=4, kernel="auto"),
+    policy=dict(previous_action_reward=False, critic="separate", encoder=[8], scale_output=True, log_std_init=0.0),
     algo=dict(name="ppo", use_sde=False),
 )
 
@@ -42,7 +42,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write_run(folder: Path, config: dict[str, Any]) -> Path:
     folder.mkdir()
     core = dict(config["core"])
-    policy = {key: config["policy"][key] for key in ("critic", "encoder") if key in config["policy"]}
+    policy = {key: config["policy"][key] for key in ("critic", "encoder", "scale_output") if key in config["policy"]}
     env = make_vec(config["env"], 2, env_kwargs=config["env_kwargs"])
     model = RecurrentPPO(
         "MlpMemoryPolicy",

@@ -404,6 +404,35 @@ def test_a_core_of_ones_own():
     assert model.policy.core.scale.item() != 0.5
 
 
+@pytest.mark.parametrize("critic", CRITICS)
+@pytest.mark.parametrize(("core", "scale"), [("rmc", 0.25), ("gru", 1)])
+def test_large_outputs_are_scaled_for_the_layers_that_read_them(critic, core, scale, tmp_path):
+    kwargs = dict(core=core, critic=critic, net_arch=[], scale_output=True)
+    model = RecurrentPPO(MlpMemoryPolicy, make_vec("CartPole-v1", 3, seed=0), policy_kwargs=kwargs, n_steps=8, batch_size=24)
+    scaled = model.policy
+    plain = MlpMemoryPolicy(scaled.observation_space, scaled.action_space, lambda _: 0.1, core, critic=critic, net_arch=[])
+    plain.load_state_dict(scaled.state_dict())
+    obs, starts = torch.randn(3, 4), torch.ones(3)
+    with torch.no_grad():
+        for heads, factor in ((plain, scale), (scaled, 1)):  # the same numbers from smaller weights
+            heads.action_net.weight.mul_(factor)
+            heads.value_net.weight.mul_(factor)
+        expected, found = (
+            policy.get_distribution(obs, policy.initial_states(3).pi, starts)[0].distribution.logits
+            for policy in (plain, scaled)
+        )
+    torch.testing.assert_close(found, expected)
+    values = [policy.predict_values(obs, policy.initial_states(3).vf, starts) for policy in (plain, scaled)]
+    torch.testing.assert_close(*values)
+    model.learn(24)
+    model.save(tmp_path / "model")
+    loaded = RecurrentPPO.load(tmp_path / "model").policy
+    before, after = (policy.predict(obs.numpy(), deterministic=True)[1][0] for policy in (model.policy, loaded))
+    np.testing.assert_array_equal(before, after)
+    assert scaled.core.output_scale == scale
+    assert type(loaded.mlp_extractor) is type(scaled.mlp_extractor)
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
@@ -414,6 +443,7 @@ def test_a_core_of_ones_own():
         (dict(compile_mode="fast"), "compile_mode must be one of None, default, reduce-overhead, max-autotune, got 'fast'"),
         (dict(amp="fp8"), "amp must be 'bf16' or None, got 'fp8'"),
         (dict(channels_last=1), "channels_last must be true or false, got 1"),
+        (dict(scale_output="auto"), "scale_output must be true or false, got 'auto'"),
         (dict(critic="share"), "unknown critic 'share'; did you mean 'shared'"),
     ],
 )

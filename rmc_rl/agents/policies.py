@@ -18,7 +18,7 @@ from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.distributions import CategoricalDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor, NatureCNN
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor, MlpExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 from torch.distributions import Categorical
@@ -47,6 +47,29 @@ class CoreArguments(NamedTuple):
     channels_last: bool
     amp: str | None
     compile_mode: str | None
+    scale_output: bool
+
+
+class ScaledMlpExtractor(MlpExtractor):
+    """
+    SB3's layers after the core, which read its output times a factor.
+
+    :param scale: the factor
+    :param args: see SB3's ``MlpExtractor``
+    :param kwargs: see SB3's ``MlpExtractor``
+    """
+
+    def __init__(self, scale: float, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.scale = scale
+
+    def forward_actor(self, features: Tensor) -> Tensor:
+        """The actor's last hidden layer: ``(B, O)`` -> ``(B, H)``."""
+        return super().forward_actor(self.scale * features)
+
+    def forward_critic(self, features: Tensor) -> Tensor:
+        """The critic's last hidden layer: ``(B, O)`` -> ``(B, H)``."""
+        return super().forward_critic(self.scale * features)
 
 
 class MlpMemoryPolicy(RecurrentActorCriticPolicy):
@@ -76,6 +99,8 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
         bfloat16 instructions; None: in single precision
     :param compile_mode: run features extractors and the layers after the core through ``torch.compile`` in this mode:
         "default", "reduce-overhead" (CUDA graphs on a GPU) or "max-autotune"; None: no compilation. It needs a C++ compiler
+    :param scale_output: the layers after a core multiply its output by its ``output_scale``, which is less than 1 for the RMC:
+        its output is wide and large, so that each step of Adam changes the actions much more than with other cores
     :param net_arch: layers after the core, as in SB3. Default: two layers of 64 each for actor and critic,
         none after a ``NatureCNN``
     :param activation_fn: Activation function
@@ -114,6 +139,7 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
         channels_last: bool = True,
         amp: str | None = None,
         compile_mode: str | None = None,
+        scale_output: bool = False,
         net_arch: list[int] | dict[str, list[int]] | None = None,
         activation_fn: type[nn.Module] = nn.Tanh,
         ortho_init: bool = True,
@@ -141,11 +167,12 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
         for size in encoder or ():
             require_whole("each size in encoder", size)
         require_truth("channels_last", channels_last)
+        require_truth("scale_output", scale_output)
         require(amp in AMP, "amp must be 'bf16' or None", amp)
         self.amp = AMP[amp]  # dtype of the features extractors; None: float32
         require(compile_mode in COMPILE, f"compile_mode must be one of {', '.join(map(str, COMPILE))}", compile_mode)
         self._core_arguments = CoreArguments(
-            core, dict(core_kwargs or {}), critic, list(encoder or ()), channels_last, amp, compile_mode
+            core, dict(core_kwargs or {}), critic, list(encoder or ()), channels_last, amp, compile_mode, scale_output
         )
         if optimizer_class is torch.optim.Adam:
             optimizer_kwargs = dict(eps=1e-5) if optimizer_kwargs is None else dict(optimizer_kwargs)
@@ -195,6 +222,13 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
                 parts.append(self.vf_features_extractor)
             for part in (*parts, self.mlp_extractor.policy_net, self.mlp_extractor.value_net):
                 part.compile(mode=mode)
+
+    def _build_mlp_extractor(self) -> None:
+        if not self._core_arguments.scale_output or self.core.output_scale == 1:
+            super()._build_mlp_extractor()
+            return
+        layers = dict(net_arch=self.net_arch, activation_fn=self.activation_fn, device=self.device)
+        self.mlp_extractor = ScaledMlpExtractor(self.core.output_scale, self.lstm_output_dim, **layers)
 
     @property
     def lstm_actor(self) -> Any:  # type: ignore[override]

@@ -28,6 +28,7 @@ class PolicyKeys:
     channels_last: bool
     amp: str | None
     compile_mode: str | None
+    scale_output: bool
     net_arch: Any
     ortho_init: bool
     log_std_init: float

@@ -37,7 +37,8 @@ OVERHEAD_PER_TENSOR = 1 << 10  # for each of them
 LARGEST_DATA = 1 << 24  # bytes of a zip's JSON
 # packages whose modules a run may name
 TRUSTED = ("rmc_rl", "gymnasium", "ale_py", "minigrid", "minatar")
-POLICY_KEYS = ("critic", "encoder", "channels_last", "amp", "net_arch", "log_std_init")  # those that acting depends on
+# those that acting depends on
+POLICY_KEYS = ("critic", "encoder", "channels_last", "amp", "scale_output", "net_arch", "log_std_init")
 
 
 class LoadedPolicy(NamedTuple):

@@ -27,7 +27,7 @@ HARMLESS = frozenset({
     *("__module__", "__qualname__", "__doc__", "__init__", "__annotations__", "__annotate__", "__annotate_func__"),
     *("__annotations_cache__", "__firstlineno__", "__static_attributes__", "__parameters__", "__orig_bases__"),
     *("__type_params__", "__abstractmethods__", "_abc_impl", "__dict__", "__weakref__"),
-    *("size_arguments", "extra_repr", "initial_state", "axes", "memory_parts"),
+    *("size_arguments", "output_scale", "extra_repr", "initial_state", "axes", "memory_parts"),
 })  # fmt: skip
 
 # names of the packages whose modules a kernel knows
@@ -58,6 +58,16 @@ class Core(nn.Module, ABC):
         self.output_size = output_size
         self.state_size = state_size
         self._looks: dict[str, list[Tensor]] | None = None
+
+    @property
+    def output_scale(self) -> float:
+        """
+        The factor by which layers that read the output multiply it with ``MlpMemoryPolicy(scale_output=True)``.
+
+        Less than 1 for a core with a large output. A step of Adam changes each weight by about the learning rate, so it
+        changes what a layer computes in proportion to the sum of what the layer reads.
+        """
+        return 1.0
 
     @abstractmethod
     def initial_state(self, batch_size: int) -> Tensor:

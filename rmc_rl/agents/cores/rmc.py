@@ -174,6 +174,10 @@ class RMC(Core):
         if readout == "attention":
             self.read_query = nn.Parameter(torch.randn(num_heads, head_size) / math.sqrt(head_size))
 
+    @property
+    def output_scale(self) -> float:
+        return 1 / self.num_slots if self.readout == "flatten" else 1.0  # the sum of the slots becomes their mean
+
     def initial_state(self, batch_size: int) -> Tensor:
         weight = self.project.weight
         memory = torch.eye(self.num_slots, self.width, dtype=weight.dtype, device=weight.device)
