@@ -147,7 +147,7 @@ def draw(found: Results, path: Path) -> None:
         place.set(xscale="log", title=family, xlabel="steps of waiting", ylim=(0, 1.04))
         place.set_xticks(DELAYS, [str(delay) for delay in DELAYS], fontsize="x-small")
         place.minorticks_off()
-        place.legend(fontsize="x-small", loc="lower left")
+        place.legend(fontsize="x-small", loc=(0.02, 0.18))
     places[0].set_ylabel("return")
     figure.tight_layout()
     figure.savefig(path, dpi=90)

@@ -36,7 +36,7 @@ def main() -> None:
     else:
         arguments = dict(learning_rate=LinearSchedule(1e-3, 0.0, 1.0), n_steps=128, batch_size=256, n_epochs=10)
         arguments |= dict(gae_lambda=0.98, max_grad_norm=1.0, target_kl=0.03)
-        policy_kwargs |= dict(encoder=[64], net_arch=dict(pi=[], vf=[64]))
+        policy_kwargs |= dict(encoder=[64], scale_output=True, net_arch=dict(pi=[], vf=[64]))
     run.clock.rollout = arguments["n_steps"] * run.num_envs
     env: Any = ClockedVecEnv(run.make())
     if run.task == "cartpole":
