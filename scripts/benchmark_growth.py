@@ -151,6 +151,8 @@ def draw(found: dict[str, dict[str, Any]], axes: list[str], cores: list[str], pa
             bounds = [rate / each["share of the bound"] for rate, (_, each) in zip(rates, points, strict=True)]
             place.plot(sizes, bounds, color=colour, linestyle="--", linewidth=1)
         place.set(xscale="log", yscale="log", xlabel=axis)
+        place.set_xticks(AXES[axis], [str(size) for size in AXES[axis]], fontsize="small")
+        place.minorticks_off()
         place.grid(alpha=0.3)
     figure.axes[0].set_ylabel("steps per second")
     figure.axes[0].legend()
