@@ -297,7 +297,7 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
         :param latent: the actor's last hidden layer, ``(B, H)``
         :param action_masks: see :meth:`forward`
         :param unchecked: torch need not look for parameters that are not finite, because something else does: on the CPU
-            ``torch.multinomial``, which samples, refuses them, and an update is undone if its loss is not finite
+            ``torch.multinomial``, which samples, refuses them, and our algorithm undoes an update whose loss is not finite
         """
         if action_masks is None:
             usual = type(self)._get_action_dist_from_latent is ActorCriticPolicy._get_action_dist_from_latent
@@ -422,13 +422,19 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
         :param action_masks: ``(n, number of actions)``, see :meth:`forward`
         :return: values, log-probabilities and entropies, ``(n,)`` each; the entropies are None for gSDE with squashed output
         """
-        return self._evaluate(obs, actions, states, partial(unroll_packed, layout=layout), action_masks)
+        return self._evaluate(obs, actions, states, partial(unroll_packed, layout=layout), action_masks, unchecked=True)
 
     def _evaluate(
-        self, obs: PyTorchObs, actions: Tensor, states: RNNStates, unroll: Unroll, action_masks: Tensor | None
+        self,
+        obs: PyTorchObs,
+        actions: Tensor,
+        states: RNNStates,
+        unroll: Unroll,
+        action_masks: Tensor | None,
+        unchecked: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         latent_pi, latent_vf, _ = self._latents(obs, states, unroll)
-        distribution = self._distribution(latent_pi, action_masks, unchecked=self.training)
+        distribution = self._distribution(latent_pi, action_masks, unchecked)
         if isinstance(self.action_space, spaces.Discrete):
             actions = actions.long().flatten()
         else:  # one dimension after the batch, as the distributions have it

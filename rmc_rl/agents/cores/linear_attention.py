@@ -121,9 +121,8 @@ class _DeltaNet(Mixer):
         self.norm = RMSNorm(head_size)
         if gated:
             self.rate = nn.Linear(width, num_heads, bias=False)
-            self.log_rate_factor = nn.Parameter(
-                torch.empty(num_heads, device=COMPUTING).uniform_(1, 16).log()
-            )  # A, as in Mamba-2
+            factors = torch.empty(num_heads, device=COMPUTING).uniform_(1, 16)  # A, as in Mamba-2
+            self.log_rate_factor = nn.Parameter(factors.log())
             # softplus(bias) is between SLOWEST and FASTEST, log-uniform
             uniform = torch.empty(num_heads, device=COMPUTING).uniform_(0, 1)
             rates = torch.exp(uniform * math.log(FASTEST / SLOWEST)) * SLOWEST
