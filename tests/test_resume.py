@@ -19,11 +19,12 @@ from typing import Any
 import gymnasium
 import pytest
 import torch
+from omegaconf import OmegaConf
 from tiny_runs import curve
 
 from rmc_rl import evaluate, load_policy, train
 from rmc_rl.agents.ppo import RecurrentPPO
-from rmc_rl.command_line import signals
+from rmc_rl.command_line import resuming, signals
 from rmc_rl.errors import UsageError
 from rmc_rl.runs import checkpoint, folder
 from rmc_rl.runs.checkpoint import find_checkpoints
@@ -123,6 +124,27 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(call, wh
     status, _, err = call(train, f"resume={RUN}", "total_timesteps=1000")
     assert status == 0, err
     assert_equal_runs(RUN, whole)
+
+
+def test_a_run_of_an_older_version_goes_on_without_the_keys_that_are_new(call):
+    assert call(train, *TINY, "total_timesteps=88", "algo.learning_rate_schedule=constant")[0] == 0
+    config = OmegaConf.load(RUN / "config.yaml")
+    for key, value in resuming._with_defaults(OmegaConf.create()).items():
+        if OmegaConf.is_dict(value) and key != "evaluation" and len(value):
+            for name in value:
+                config[key].pop(name)
+        else:
+            config.pop(key)
+    (RUN / "config.yaml").write_text(OmegaConf.to_yaml(config))
+    status, _, err = call(train, f"resume={RUN}", "total_timesteps=176")
+    assert status == 0, err
+    assert [row["time/total_timesteps"] for row in curve(RUN)] == ["88", "176"]
+    # a key that every version has is still missed
+    config.policy.pop("critic")
+    (RUN / "config.yaml").write_text(OmegaConf.to_yaml(config))
+    status, _, err = call(train, f"resume={RUN}", "total_timesteps=264")
+    assert status == 2
+    assert "policy.critic" in err
 
 
 def test_a_run_goes_on_for_longer_and_says_what_that_does_to_the_schedule(call):
