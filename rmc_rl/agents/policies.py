@@ -18,7 +18,7 @@ from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.distributions import CategoricalDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor, MlpExtractor, NatureCNN
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 from torch.distributions import Categorical
@@ -27,6 +27,7 @@ from rmc_rl.agents import parallel
 from rmc_rl.agents.adam import Adam
 from rmc_rl.agents.cores import Core, make_core
 from rmc_rl.agents.encoder import SMALLEST_CNN_IMAGE, DictExtractor, EncodedFeatures, check_spaces, fits_cnn
+from rmc_rl.agents.heads import ScaledMlpExtractor
 from rmc_rl.agents.packing import Layout, Unroll, unroll_packed, unroll_sequences
 from rmc_rl.agents.sequences import ActedOn
 from rmc_rl.agents.state import StatePair, StateShape, check_state, join_state, split_state
@@ -48,28 +49,6 @@ class CoreArguments(NamedTuple):
     amp: str | None
     compile_mode: str | None
     scale_output: bool
-
-
-class ScaledMlpExtractor(MlpExtractor):
-    """
-    SB3's layers after the core, which read its output times a factor.
-
-    :param scale: the factor
-    :param args: see SB3's ``MlpExtractor``
-    :param kwargs: see SB3's ``MlpExtractor``
-    """
-
-    def __init__(self, scale: float, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.scale = scale
-
-    def forward_actor(self, features: Tensor) -> Tensor:
-        """The actor's last hidden layer: ``(B, O)`` -> ``(B, H)``."""
-        return super().forward_actor(self.scale * features)
-
-    def forward_critic(self, features: Tensor) -> Tensor:
-        """The critic's last hidden layer: ``(B, O)`` -> ``(B, H)``."""
-        return super().forward_critic(self.scale * features)
 
 
 class MlpMemoryPolicy(RecurrentActorCriticPolicy):
