@@ -25,8 +25,9 @@ TINY += ["algo.n_epochs=1", "env_kwargs.n_symbols=2", "env_kwargs.length=2"]
 CONSTANT = ["algo.learning_rate_schedule=constant", "algo.ent_coef_schedule=constant"]
 
 
-def test_a_run_through_a_curriculum_is_resumed_exactly_and_evaluated_at_the_end(call):
-    keys = [*TINY, *CONSTANT, "curriculum.delay=[1,4]", "curriculum_return=0.2"]
+@pytest.mark.parametrize("draw", ["present", "range"])
+def test_a_run_through_a_curriculum_is_resumed_exactly_and_evaluated_at_the_end(call, draw):
+    keys = [*TINY, *CONSTANT, "curriculum.delay=[1,4]", "curriculum_return=0.2", f"curriculum_draw={draw}"]
     status, out, err = call(train, *keys, "total_timesteps=2600", "name=whole")
     assert status == 0, err
     rows = curve(RUN / "whole")
@@ -73,6 +74,26 @@ def test_the_rule():
     assert curriculum.is_over
 
 
+@pytest.mark.parametrize(("stage", "first", "second"), [([1, 9, 5], (1, 1), (1, 6)), ([9, 1, 5], (9, 9), (4, 9))])
+def test_draws_from_all_values_so_far(stage, first, second):
+    env = make_vec("rmc_rl/Copy-v0", 400, seed=0, env_kwargs=dict(n_symbols=2, length=2, delay=[1, 9]))
+    model = RecurrentPPO(MlpMemoryPolicy, env, n_steps=4, device="cpu", policy_kwargs=dict(core="memoryless"))
+    curriculum = Curriculum({"delay": stage}, model, draw="range")
+    curriculum.init_callback(model)
+    assert env.get_attr("delay")[0] == first
+    model.ep_info_buffer = deque([{"r": 1.0}] * 100, maxlen=100)
+    curriculum.locals["dones"] = np.ones(400, dtype=bool)
+    for _ in range(2):
+        curriculum._on_step()
+    curriculum._on_rollout_start()
+    assert env.get_attr("delay")[0] == second
+    env.reset()
+    waits = {int(recall) - 2 for recall in env.get_attr("recall_steps")}
+    assert waits == set(range(second[0], second[1] + 1))
+    with pytest.raises(UsageError, match="unknown curriculum_draw 'all'"):
+        Curriculum({"delay": stage}, model, draw="all")
+
+
 def test_values():
     def values(curriculum):
         (stage,) = read_curriculum({"key": curriculum}).values()
@@ -91,6 +112,7 @@ MISTAKES = [
     ("curriculum.delay=[5,5]", "curriculum.delay must have two different numbers, got [5, 5]"),
     ("curriculum.delay=[5,a]", "each number of curriculum.delay must be a finite number, got 'a'"),
     ("curriculum.delay=[1,5,9]", "the step of curriculum.delay must not be larger than its way"),
+    ("curriculum.delay=[1,5] curriculum_draw=rang", "unknown curriculum_draw 'rang'; did you mean 'range'?"),
     ("curriculum.delay=[0,5]", "delay must be a whole number or a range [low, high] of whole numbers of at least 1"),
     ("curriculum.n_symbols=[2,3]", "unknown keyword in curriculum for rmc_rl/Copy-v0 'n_symbols'"),
     ("env_kwargs.delay=3 curriculum.delay=[1,5]", "delay must be in curriculum or in env_kwargs, not in both, got 3"),

@@ -38,7 +38,7 @@ class RunCallbacks:
         require(config.patience is None or config.evaluate_every is not None, "patience needs evaluate_every", config.patience)
         self.config, self.model = config, model
         self.users = make_callbacks(config.callbacks)
-        self.curriculum = Curriculum(plain(config.curriculum), model, config.curriculum_return)
+        self.curriculum = Curriculum(plain(config.curriculum), model, config.curriculum_return, config.curriculum_draw)
         self.progress: RunCallback | None = None
         self.evaluations: Evaluations | None = None
         self.picture: MemoryPicture | None = None

@@ -2,7 +2,7 @@
 Curricula: keywords of a world that rise as the training return allows.
 
 Bengio et al., "Curriculum learning", 2009; Zaremba and Sutskever, "Learning to execute", 2014, https://arxiv.org/abs/1410.4615,
-raise the length of programs in the same way.
+raise the length of programs in the same way; their "mixed" strategy, which goes on with the easier programs, is ``draw="range"``.
 """
 
 from collections.abc import Mapping
@@ -18,9 +18,10 @@ from rmc_rl.agents import parallel
 from rmc_rl.command_line.advice import find_world_of
 from rmc_rl.command_line.progress import EPISODES_FOR_BEST, episode_returns, say
 from rmc_rl.envs.base import BatchedWorld
-from rmc_rl.errors import UsageError, require, require_number, unknown
+from rmc_rl.errors import UsageError, require, require_choice, require_number, unknown
 
 STEPS = 10  # in which a keyword goes from the first value to the last, unless its step is given
+DRAWS = ("present", "range")
 SHARE = 0.8  # of the way from play without memory to perfect play, at which keywords rise
 
 
@@ -125,9 +126,9 @@ class Curriculum(BaseCallback):
     Raises keywords of a world while an agent learns.
 
     The rule: at the start of a rollout, all keywords go one step further if the last ``EPISODES_FOR_BEST`` (100) training
-    episodes, all of which began at the present values, have a mean return of at least ``threshold``. The statistics of
+    episodes, all of which began since the last step, have a mean return of at least ``threshold``. The statistics of
     episodes start afresh with each step, so that the returns that are logged, and by which the best model is chosen, are those
-    at the present values. Episodes that run when a keyword changes go on with the old value.
+    at the present difficulty. Episodes that run when a keyword changes go on with the old value.
 
     ``curriculum/<keyword>`` and ``curriculum/threshold`` are logged.
 
@@ -135,12 +136,18 @@ class Curriculum(BaseCallback):
     :param model: the agent; its world gets the first values
     :param threshold: mean return at which keywords rise; None: ``SHARE`` (80 %) of the way from the return without memory
         (from that of random play if it is not known) to that of perfect play, with the present values
-    :raises UsageError: if the world refuses a value, or does not know these returns and there is no ``threshold``
+    :param draw: "present": all episodes have the present values; "range": each episode draws its own, for each keyword evenly
+        from those between the first value and the present one
+    :raises UsageError: if the world refuses a value, or does not know these returns and there is no ``threshold``, or for
+        another ``draw``
     """
 
-    def __init__(self, curriculum: Mapping[str, Any], model: BaseAlgorithm, threshold: float | None = None):
+    def __init__(
+        self, curriculum: Mapping[str, Any], model: BaseAlgorithm, threshold: float | None = None, draw: str = "present"
+    ):
+        require_choice("curriculum_draw", draw, DRAWS)
         super().__init__()
-        self.stages, self.fixed_threshold = read_curriculum(curriculum), threshold
+        self.stages, self.fixed_threshold, self.draw = read_curriculum(curriculum), threshold, draw
         self.world, n_envs = find_world_of(model), model.n_envs
         self.index = 0  # steps taken so far
         self.ended = torch.zeros(n_envs, dtype=torch.long)  # episodes of each copy since the last step
@@ -172,7 +179,8 @@ class Curriculum(BaseCallback):
 
     def _set(self) -> None:
         for keyword, value in self.values.items():
-            setattr(self.world, keyword, value)
+            first = self.stages[keyword].first
+            setattr(self.world, keyword, value if self.draw == "present" else tuple(sorted([first, value])))
 
     def _threshold(self) -> float:
         """The mean return at which the keywords rise."""

@@ -127,6 +127,7 @@ def _with_defaults(saved: DictConfig) -> DictConfig:
         "evaluation": {"episodes": 20, "deterministic": True, "env_kwargs": {}, "n_envs": 8, "seed": 2_000_000},
         "curriculum": {},
         "curriculum_return": None,
+        "curriculum_draw": "present",
         "policy": {"scale_output": False},
         "partial": {"hide": None, "flicker": 0.0, "noise": 0.0, "drop_sensors": 0.0, "delay": 0},
     }

@@ -90,6 +90,7 @@ class TrainKeys:
     env_kwargs: dict[str, Any]
     curriculum: dict[str, Any]
     curriculum_return: float | None
+    curriculum_draw: str
     partial: PartialKeys
     n_envs: int = field(metadata=FROM_1)
     processes: bool
