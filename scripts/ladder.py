@@ -43,7 +43,6 @@ CONTROL = "memoryless"
 LOOK_EVERY = 5.0  # seconds between two looks at a run's progress
 STOPPED = (128 + signal.SIGTERM, -signal.SIGTERM)  # status of a run that was asked to stop: once it trains, and before
 QUICK = "n_envs=4 algo.n_steps=16 algo.batch_size=32 algo.n_epochs=1 total_timesteps=512"
-MINIGRID = "n_envs=64 algo.learning_rate=0.001 algo.learning_rate_schedule=linear algo.batch_size=512 algo.n_epochs=4"
 
 
 class Rung(NamedTuple):
@@ -70,8 +69,8 @@ RUNGS = {
     "sequential-digits": Rung("env=rmc_rl/SequentialDigits-v0", 0.8, 3_000_000),
     "cart-pole": Rung("env=rmc_rl/CartPolePositions-v0", 475, 150_000),
     "pendulum": Rung("env=rmc_rl/PendulumAngle-v0", -250, 300_000),
-    "memory-s7": Rung(f"env=MiniGrid-MemoryS7-v0 {MINIGRID}", 0.9, 1_000_000),
-    "memory-s11": Rung(f"env=MiniGrid-MemoryS11-v0 {MINIGRID}", 0.9, 3_000_000),
+    "memory-s7": Rung("env=MiniGrid-MemoryS7-v0", 0.9, 1_000_000),
+    "memory-s11": Rung("env=MiniGrid-MemoryS11-v0", 0.9, 3_000_000),
 }
 
 

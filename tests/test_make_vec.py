@@ -37,7 +37,7 @@ from rmc_rl.errors import UsageError
         ("rmc_rl/TMaze-v0", SameStepVecEnv, "rmc_rl"),
         ("rmc_rl:rmc_rl/Copy-v0", SameStepVecEnv, "recall"),
         ("CartPole-v1", DummyVecEnv, "gymnasium"),
-        ("MiniGrid-MemoryS7-v0", DummyVecEnv, "gymnasium"),
+        ("MiniGrid-MemoryS7-v0", DummyVecEnv, "minigrid"),
         ("MinAtar/Breakout-v1", DummyVecEnv, "minatar"),
     ],
 )

@@ -17,7 +17,7 @@ from rmc_rl.command_line.agent import ALGORITHMS
 from rmc_rl.command_line.schema import TrainKeys, check_keys
 from rmc_rl.envs import WORLDS
 
-FAMILIES = ["atari", "control", "gymnasium", "minatar", "pendulum", "recall", "rmc_rl"]
+FAMILIES = ["atari", "control", "gymnasium", "minatar", "minigrid", "pendulum", "recall", "rmc_rl"]
 
 
 def test_the_wheel_holds_one_package_with_its_yaml_files(checkout, tmp_path):

@@ -205,7 +205,7 @@ def _try(env: VecEnv, config: DictConfig) -> None:
 
     Worlds of rmc_rl/* and Atari check their keywords themselves.
     """
-    if env_family(config.env) not in ("gymnasium", "minatar"):
+    if env_family(config.env) not in ("gymnasium", "minatar", "minigrid"):
         return
     try:
         env.reset()

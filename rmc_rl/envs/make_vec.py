@@ -101,7 +101,7 @@ def env_family(env_id: str) -> str:
     The family of environments of an id, which decides its route and its default configuration.
 
     :param env_id: any registered Gymnasium id
-    :return: "atari", "minatar"; for our worlds that of :attr:`rmc_rl.envs.BatchedWorld.family`, as in "recall"; otherwise
+    :return: "atari", "minatar", "minigrid"; for our worlds that of :attr:`rmc_rl.envs.BatchedWorld.family`, as in "recall"; otherwise
         "gymnasium"
     :raises UsageError: for an unknown id
     """
@@ -110,6 +110,8 @@ def env_family(env_id: str) -> str:
         return "atari"
     if is_minatar(spec):
         return "minatar"
+    if is_minigrid(spec):
+        return "minigrid"
     world = find_world(env_id)
     return "gymnasium" if world is None else world.family
 
