@@ -6,7 +6,8 @@ likeliest answers, the same new episodes for all. Chance is 0.125. The tasks:
 
 * symbol: one symbol, for a delay that each episode draws from 5 to 50 steps; tested up to 1,000 steps;
 * copy: ten symbols, the copying task of the RIMs paper (Goyal et al. 2019, section 4.1), for 1 to 50 steps; tested up to 200,
-  as there. A curriculum raises length and delay together, and each episode draws from those so far.
+  as there. A curriculum raises length and delay together, and each episode draws from those so far. All cores have 40,000
+  parameters.
 
 Results go to --out as soon as they are there, and are not computed again; a run that was stopped goes on. --table prints what
 is there and trains nothing; --picture draws it.
@@ -70,10 +71,11 @@ TASKS = {
     ),
     "copy": Task(
         "curriculum.length=[1,10] curriculum.delay=[1,50] curriculum_draw=range n_envs=16 algo.n_steps=140 "
-        "algo.batch_size=1120 algo.n_epochs=1 algo.learning_rate=0.008 total_timesteps=4000000",
+        "algo.batch_size=560 algo.n_epochs=1 algo.learning_rate=0.006 total_timesteps=3000000 params_of=core params=40000",
         50,
         (5, 20, 50, 100, 200),
         ("rmc", "rims", "lstm", "gru", "mingru", "gtrxl", "ntm", "memoryless"),
+        {"memoryless": "params=null"},
     ),
 }
 
