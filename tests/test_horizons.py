@@ -9,7 +9,6 @@ from PIL import Image
 from rmc_rl.command_line.help import group_options
 from rmc_rl.runs.folder import Run
 
-
 CONFIG = "env: rmc_rl/Copy-v0\nenv_kwargs: {}\ncore: {name: gru}\nrun: {git_commit: abc}\n"
 
 

@@ -2,7 +2,7 @@
 Curricula: keywords of a world that rise as the training return allows.
 
 Bengio et al., "Curriculum learning", 2009; Zaremba and Sutskever, "Learning to execute", 2014, https://arxiv.org/abs/1410.4615,
-raise the length of programs in the same way; their "mixed" strategy, which goes on with the easier programs, is ``draw="range"``.
+raise the length of programs in the same way; their "mixed" strategy, which goes on with easier programs, is ``draw="range"``.
 """
 
 from collections.abc import Mapping

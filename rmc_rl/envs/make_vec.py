@@ -101,8 +101,8 @@ def env_family(env_id: str) -> str:
     The family of environments of an id, which decides its route and its default configuration.
 
     :param env_id: any registered Gymnasium id
-    :return: "atari", "minatar", "minigrid"; for our worlds that of :attr:`rmc_rl.envs.BatchedWorld.family`, as in "recall"; otherwise
-        "gymnasium"
+    :return: "atari", "minatar", "minigrid"; for our worlds that of :attr:`rmc_rl.envs.BatchedWorld.family`, as in "recall";
+        otherwise "gymnasium"
     :raises UsageError: for an unknown id
     """
     spec = find_spec(env_id)
