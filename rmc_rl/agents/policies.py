@@ -79,8 +79,7 @@ class MlpMemoryPolicy(RecurrentActorCriticPolicy):
     :param compile_mode: run features extractors and the layers after the core through ``torch.compile`` in this mode:
         "default", "reduce-overhead" (CUDA graphs on a GPU) or "max-autotune"; None: no compilation. It needs a C++ compiler
     :param scale_output: the layers after a core multiply its output by its ``output_scale``, which is less than 1 for the RMC:
-        its output is wide and large, so that each step of Adam changes the actions much more than with other cores. It is more
-        than 1 for RIMs, whose output is small
+        its output is wide and large, so that each step of Adam changes the actions much more than with other cores
     :param net_arch: layers after the core, as in SB3. Default: two layers of 64 each for actor and critic,
         none after a ``NatureCNN``
     :param activation_fn: Activation function

@@ -64,8 +64,8 @@ class Core(nn.Module, ABC):
         """
         The factor by which layers that read the output multiply it with ``MlpMemoryPolicy(scale_output=True)``.
 
-        Less than 1 for a core with a large output, more for a small one. A step of Adam changes each weight by about the
-        learning rate, so it changes what a layer computes in proportion to the sum of what the layer reads.
+        Less than 1 for a core with a large output. A step of Adam changes each weight by about the learning rate, so it
+        changes what a layer computes in proportion to the sum of what the layer reads.
         """
         return 1.0
 

@@ -76,10 +76,6 @@ class RIMs(ModuleStack):
         """
         super().__init__(input_size, arguments, arguments.layers())
 
-    @property
-    def output_scale(self) -> float:
-        return 2.0  # the sum of its numbers is half that of a GRU's
-
     def advance(self, keys: Tensor, values: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         state, _, shown = self.layer(0)(state, keys, values)
         self.show_layer(0, shown)
