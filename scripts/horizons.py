@@ -12,15 +12,13 @@ likeliest answers, the same new episodes for all. Chance is 0.125. The tasks:
 Results go to --out as soon as they are there, and are not computed again; a run that was stopped goes on. --table prints what
 is there and trains nothing; --picture draws it.
 
-The table has a row for each core: the mean return over seeds at each delay, with that of the worst and of the best seed; and
-the steps and seconds of training until 100 training episodes (answers are sampled) had a mean return of 0.95 at the end of the
-curriculum, where there is one: the median over seeds, of an even number the slower of the two in the middle.
+The table has a row for each core: the seconds of training (the median over seeds), and the mean return over seeds at each
+delay, with that of the worst and of the best seed. Seconds of an interrupted run count from its last start.
 """
 
 import argparse
 import csv
 import json
-import math
 import shlex
 import statistics
 import subprocess
@@ -31,7 +29,6 @@ from typing import Any, NamedTuple
 
 from arguments import at_least_one
 
-from rmc_rl.command_line.curriculum import read_curriculum
 from rmc_rl.runs.folder import Run, written_whole
 
 ENV = "rmc_rl/Copy-v0"
@@ -50,8 +47,7 @@ class Task(NamedTuple):
 
 EPISODES = 128
 CHANCE = 1 / 8
-SOLVED = 0.95  # training return
-RETURN, STEPS, SECONDS = "rollout/ep_rew_mean", "time/total_timesteps", "time/time_elapsed"
+SECONDS = "time/time_elapsed"
 QUICK = ("total_timesteps=2048",)
 FAMILIES = {  # a panel of the picture each
     "slots and modules": ("rmc", "rims", "brims", "ntm"),
@@ -124,22 +120,17 @@ def collect(run: Run, task: Task) -> dict[str, Any]:
 
     :param run: the run
     :param task: its task
-    :return: mean return by delay; the steps of its training, and steps and seconds until it had solved the task, None: never;
-        and the commit
+    :return: mean return by delay; the steps and seconds of its training, and the commit
     """
     tests = [json.loads(path.read_text()) for path in sorted(run.path.glob("evaluations/*.json"))]
     returns = {str(test["env_kwargs"]["delay"]): test["return"]["mean"] for test in tests if test["episodes"] == EPISODES}
-    config = run.read_config()
-    last = {f"curriculum/{keyword}": stage.last for keyword, stage in read_curriculum(config.curriculum).items()}
     with (run.path / "progress.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row.get(RETURN)]
-    solved = [row for row in rows if float(row[RETURN]) >= SOLVED and all(float(row[key]) == last[key] for key in last)][:1]
+        seconds = [float(row[SECONDS]) for row in csv.DictReader(file) if row.get(SECONDS)][-1]
     return dict(
         returns={str(delay): returns[str(delay)] for delay in task.delays},
         steps=tests[-1]["timesteps_trained"],
-        solved_steps=int(solved[0][STEPS]) if solved else None,
-        solved_seconds=round(float(solved[0][SECONDS])) if solved else None,
-        git_commit=config.run.git_commit,
+        seconds=round(seconds),
+        git_commit=run.read_config().run.git_commit,
     )
 
 
@@ -155,8 +146,8 @@ def table(found: Results, task: Task) -> list[str]:
     :param found: the results
     :param task: their task
     """
-    timed = ("solved_steps", "solved_seconds") if all("solved_steps" in result for result in found.values()) else ()
-    head = ["core", "seeds", *(key.removeprefix("solved_") for key in timed), *(f"{delay:,}" for delay in task.delays)]
+    is_timed = all("seconds" in result for result in found.values())  # not in results of earlier versions
+    head = ["core", "seeds", *(["seconds"] if is_timed else []), *(f"{delay:,}" for delay in task.delays)]
     lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
     rows = {}
     for core in CORES:
@@ -164,9 +155,8 @@ def table(found: Results, task: Task) -> list[str]:
         if not seeds:
             continue
         cells, means = [], []
-        for key in timed:
-            median = statistics.median_high(math.inf if seed[key] is None else seed[key] for seed in seeds)
-            cells.append("never" if math.isinf(median) else f"{median:,}")
+        if is_timed:
+            cells.append(f"{statistics.median(seed['seconds'] for seed in seeds):,.0f}")
         for delay in task.delays:
             values = [seed["returns"][str(delay)] for seed in seeds]
             means.append(statistics.mean(values))

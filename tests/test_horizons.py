@@ -9,8 +9,6 @@ from PIL import Image
 from rmc_rl.command_line.help import group_options
 from rmc_rl.runs.folder import Run
 
-CONFIG = "env: rmc_rl/Copy-v0\nenv_kwargs: {}\ncore: {name: gru}\nrun: {git_commit: abc}\n"
-
 
 @pytest.fixture(scope="module")
 def horizons(script):
@@ -49,41 +47,30 @@ def test_the_core_that_waits_longest_comes_first(horizons, task, tmp_path):
     assert len(picture.getcolors()) > 10
 
 
-def test_a_seed_that_did_not_learn_is_slower_than_all_others(horizons):
+def test_seconds_are_shown_where_all_results_have_them(horizons):
     task = horizons.TASKS["copy"]
     found = {
-        f"{core}/seed{seed}": result(task, 1, 1, 1, 1, 0.5, solved_steps=steps, solved_seconds=steps and steps // 1000)
-        for core, all_steps in [("rmc", [2000, 1000, None]), ("gru", [3000, None])]
-        for seed, steps in enumerate(all_steps)
+        f"rmc/seed{seed}": result(task, 1, 1, 1, 1, 0.5, seconds=seconds) for seed, seconds in enumerate((2000, 10, 1234))
     }
     assert horizons.table(found, task) == [
-        "| core | seeds | steps | seconds | 5 | 20 | 50 | 100 | 200 |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-        "| `rmc` | 3 | 2,000 | 2 | 1.00 | 1.00 | 1.00 | 1.00 | 0.50 |",
-        "| `gru` | 2 | never | never | 1.00 | 1.00 | 1.00 | 1.00 | 0.50 |",
+        "| core | seeds | seconds | 5 | 20 | 50 | 100 | 200 |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| `rmc` | 3 | 1,234 | 1.00 | 1.00 | 1.00 | 1.00 | 0.50 |",
     ]
+    del found["rmc/seed0"]["seconds"]
+    assert "seconds" not in horizons.table(found, task)[0]
 
 
-def test_a_task_counts_as_solved_at_the_end_of_its_curriculum(horizons, tmp_path):
-    run = Run(tmp_path)
+def test_what_is_collected_from_a_run(horizons, tmp_path):
     (tmp_path / "evaluations").mkdir()
     for delay in (5, 9):
         test = dict(env_kwargs=dict(delay=delay), episodes=horizons.EPISODES, timesteps_trained=60)
         (tmp_path / f"evaluations/{delay}.json").write_text(json.dumps(test | {"return": dict(mean=delay / 10)}))
-    rows = ["", "1,0.99,10,1", "5,0.9,20,2.6", "9,0.94,30,3", "9,0.96,40,4.6", "9,0.97,50,5"]
-    columns = f"curriculum/delay,{horizons.RETURN},{horizons.STEPS},{horizons.SECONDS}"
-    (tmp_path / "progress.csv").write_text("\n".join([columns, *rows]) + "\n")
-    (tmp_path / "config.yaml").write_text(f"{CONFIG}curriculum: {{delay: [1, 9, 4]}}\n")
-    task = horizons.Task("", 9, (5, 9), ())
-    assert horizons.collect(run, task) == {
-        "returns": {"5": 0.5, "9": 0.9},
-        "steps": 60,
-        "solved_steps": 40,
-        "solved_seconds": 5,
-        "git_commit": "abc",
-    }
-    (tmp_path / "config.yaml").write_text(f"{CONFIG}curriculum: {{delay: [1, 10, 9]}}\n")
-    assert horizons.collect(run, task)["solved_steps"] is None
+    (tmp_path / "progress.csv").write_text(f"time/iterations,{horizons.SECONDS}\n1,1\n2,4.6\n")
+    config = "env: rmc_rl/Copy-v0\nenv_kwargs: {}\ncore: {name: gru}\nrun: {git_commit: abc}\n"
+    (tmp_path / "config.yaml").write_text(config)
+    found = horizons.collect(Run(tmp_path), horizons.Task("", 9, (5, 9), ()))
+    assert found == {"returns": {"5": 0.5, "9": 0.9}, "steps": 60, "seconds": 5, "git_commit": "abc"}
 
 
 @pytest.mark.parametrize("name", ["symbol", "copy"])
