@@ -109,8 +109,8 @@ def play(task: Task, core: str, seed: int, folder: Path, more: Sequence[str]) ->
     keys = [f"core={core}", f"seed={seed}", *f"{IMITATION} {task.keys} {task.more.get(core, '')}".split(), *more]
     keys = list(dict((key.partition("=")[0], key) for key in keys).values())
     call("train", *keys, f"runs_dir={folder}", f"name={run.path.name}", "resume=auto")
-    for delay in task.delays:
-        call("evaluate", f"run={run.path}", f"env_kwargs.delay={delay}", f"episodes={EPISODES}", f"n_envs={EPISODES}")
+    delays = ",".join(map(str, task.delays))
+    call("evaluate", "-m", f"run={run.path}", f"env_kwargs.delay={delays}", f"episodes={EPISODES}", f"n_envs={EPISODES}")
     return collect(run, task) | dict(keys=keys)
 
 
