@@ -1,19 +1,21 @@
 """
 How much longer than in training can each memory wait? python scripts/horizons.py [--task copy] [--cores rmc gru] ...
 
-Trains every core by imitation to remember symbols of eight kinds, then tests it at longer delays than those of training:
-likeliest answers, the same new episodes for all. Chance is 0.125. The tasks:
+Trains every core by imitation, then tests it with longer episodes than those of training: likeliest answers, the same new
+episodes for all. The tasks:
 
-* symbol: one symbol, for a delay that each episode draws from 5 to 50 steps; tested up to 1,000 steps;
-* copy: ten symbols, the copying task of the RIMs paper (Goyal et al. 2019, section 4.1), for 1 to 50 steps; tested up to 200,
-  as there. A curriculum raises length and delay together, and each episode draws from those so far. All cores have 40,000
-  parameters.
+* symbol: one symbol of eight kinds, for a delay that each episode draws from 5 to 50 steps; tested up to 1,000 steps;
+* copy: ten such symbols, the copying task of the RIMs paper (Goyal et al. 2019, section 4.1), for 1 to 50 steps; tested up to
+  200, as there. A curriculum raises length and delay together, and each episode draws from those so far. All cores have
+  40,000 parameters;
+* digits: name a handwritten digit of 8x8 pixels, seen pixel by pixel; tested with other digits, of up to 14x14 pixels. The
+  sizes grow in the proportions of that paper, which has 14x14 pixels in training and up to 24x24 in tests.
 
 Results go to --out as soon as they are there, and are not computed again; a run that was stopped goes on. --table prints what
 is there and trains nothing; --picture draws it.
 
 The table has a row for each core: the seconds of training (the median over seeds), and the mean return over seeds at each
-delay, with that of the worst and of the best seed. Seconds of an interrupted run count from its last start.
+delay or size, with that of the worst and of the best seed. Seconds of an interrupted run count from its last start.
 """
 
 import argparse
@@ -31,22 +33,25 @@ from arguments import at_least_one
 
 from rmc_rl.runs.folder import Run, written_whole
 
-ENV = "rmc_rl/Copy-v0"
-IMITATION = f"algo=imitation env={ENV} env_kwargs.n_symbols=8 num_threads=1"
+IMITATION = "algo=imitation num_threads=1"
 
 
 class Task(NamedTuple):
-    """What is trained, and at which delays it is tested."""
+    """What is trained, and at which values of a world's keyword it is tested."""
 
     keys: str  # of the command line
-    learned: int  # the longest delay of training
-    delays: tuple[int, ...]
+    learned: int  # the largest value of training
+    tested: tuple[int, ...]  # values
     cores: tuple[str, ...]  # those that are trained unless --cores says otherwise
     more: dict[str, str] = {}  # keys of a core
+    env: str = "rmc_rl/Copy-v0"
+    keyword: str = "delay"
+    test_keys: tuple[str, ...] = ()  # of the command line of a test
+    episodes: int = 128  # of a test
+    label: str = "steps of waiting"  # of the keyword
+    chance: float = 1 / 8
 
 
-EPISODES = 128
-CHANCE = 1 / 8
 SECONDS = "time/time_elapsed"
 QUICK = ("total_timesteps=2048",)
 FAMILIES = {  # a panel of the picture each
@@ -59,19 +64,32 @@ FAMILIES = {  # a panel of the picture each
 CORES = tuple(core for cores in FAMILIES.values() for core in cores)
 TASKS = {
     "symbol": Task(
-        "env_kwargs.length=1 env_kwargs.delay=[5,50] n_envs=32 algo.n_steps=64 algo.batch_size=1024 algo.n_epochs=2 "
-        "algo.learning_rate=0.004 total_timesteps=200000",
+        "env_kwargs.n_symbols=8 env_kwargs.length=1 env_kwargs.delay=[5,50] n_envs=32 algo.n_steps=64 algo.batch_size=1024 "
+        "algo.n_epochs=2 algo.learning_rate=0.004 total_timesteps=200000",
         50,
         (5, 20, 50, 100, 200, 500, 1000),
         CORES,
     ),
     "copy": Task(
-        "curriculum.length=[1,10] curriculum.delay=[1,50] curriculum_draw=range n_envs=16 algo.n_steps=140 "
-        "algo.batch_size=560 algo.n_epochs=1 algo.learning_rate=0.006 total_timesteps=3000000 params_of=core params=40000",
+        "env_kwargs.n_symbols=8 curriculum.length=[1,10] curriculum.delay=[1,50] curriculum_draw=range n_envs=16 "
+        "algo.n_steps=140 algo.batch_size=560 algo.n_epochs=1 algo.learning_rate=0.006 total_timesteps=3000000 "
+        "params_of=core params=40000",
         50,
         (5, 20, 50, 100, 200),
         ("rmc", "rims", "lstm", "gru", "mingru", "gtrxl", "ntm", "memoryless"),
         {"memoryless": "params=null"},
+    ),
+    "digits": Task(
+        "n_envs=64 algo.n_steps=130 algo.batch_size=1040 algo.n_epochs=2 algo.learning_rate=0.004 total_timesteps=1500000",
+        8,
+        (8, 9, 11, 14),
+        ("rmc", "rims", "lstm", "gru", "memoryless"),
+        env="rmc_rl/SequentialDigits-v0",
+        keyword="size",
+        test_keys=("env_kwargs.split=test",),
+        episodes=512,
+        label="pixels along a side",
+        chance=1 / 10,
     ),
 }
 
@@ -105,12 +123,14 @@ def play(task: Task, core: str, seed: int, folder: Path, more: Sequence[str]) ->
     :return: what goes into the table
     :raises RuntimeError: if a command failed
     """
-    run = Run.named(folder, ENV, core, f"seed{seed}")
-    keys = [f"core={core}", f"seed={seed}", *f"{IMITATION} {task.keys} {task.more.get(core, '')}".split(), *more]
+    run = Run.named(folder, task.env, core, f"seed{seed}")
+    common = f"{IMITATION} env={task.env} {task.keys} {task.more.get(core, '')}"
+    keys = [f"core={core}", f"seed={seed}", *common.split(), *more]
     keys = list(dict((key.partition("=")[0], key) for key in keys).values())
     call("train", *keys, f"runs_dir={folder}", f"name={run.path.name}", "resume=auto")
-    delays = ",".join(map(str, task.delays))
-    call("evaluate", "-m", f"run={run.path}", f"env_kwargs.delay={delays}", f"episodes={EPISODES}", f"n_envs={EPISODES}")
+    values = ",".join(map(str, task.tested))
+    each = (f"env_kwargs.{task.keyword}={values}", f"episodes={task.episodes}", f"n_envs={task.episodes}")
+    call("evaluate", "-m", f"run={run.path}", *each, *task.test_keys)
     return collect(run, task) | dict(keys=keys)
 
 
@@ -120,14 +140,15 @@ def collect(run: Run, task: Task) -> dict[str, Any]:
 
     :param run: the run
     :param task: its task
-    :return: mean return by delay; the steps and seconds of its training, and the commit
+    :return: mean return by value; the steps and seconds of its training, and the commit
     """
     tests = [json.loads(path.read_text()) for path in sorted(run.path.glob("evaluations/*.json"))]
-    returns = {str(test["env_kwargs"]["delay"]): test["return"]["mean"] for test in tests if test["episodes"] == EPISODES}
+    tests = [test for test in tests if test["episodes"] == task.episodes]
+    returns = {str(test["env_kwargs"][task.keyword]): test["return"]["mean"] for test in tests}
     with (run.path / "progress.csv").open(newline="") as file:
         seconds = [float(row[SECONDS]) for row in csv.DictReader(file) if row.get(SECONDS)][-1]
     return dict(
-        returns={str(delay): returns[str(delay)] for delay in task.delays},
+        returns={str(value): returns[str(value)] for value in task.tested},
         steps=tests[-1]["timesteps_trained"],
         seconds=round(seconds),
         git_commit=run.read_config().run.git_commit,
@@ -141,13 +162,13 @@ def of_core(found: Results, core: str) -> list[dict[str, Any]]:
 
 def table(found: Results, task: Task) -> list[str]:
     """
-    A Markdown table of what was found, the core that is best at the longest delays first.
+    A Markdown table of what was found, the core that is best at the largest values first.
 
     :param found: the results
     :param task: their task
     """
     is_timed = all("seconds" in result for result in found.values())  # not in results of earlier versions
-    head = ["core", "seeds", *(["seconds"] if is_timed else []), *(f"{delay:,}" for delay in task.delays)]
+    head = ["core", "seeds", *(["seconds"] if is_timed else []), *(f"{value:,}" for value in task.tested)]
     lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
     rows = {}
     for core in CORES:
@@ -157,8 +178,8 @@ def table(found: Results, task: Task) -> list[str]:
         cells, means = [], []
         if is_timed:
             cells.append(f"{statistics.median(seed['seconds'] for seed in seeds):,.0f}")
-        for delay in task.delays:
-            values = [seed["returns"][str(delay)] for seed in seeds]
+        for value in task.tested:
+            values = [seed["returns"][str(value)] for seed in seeds]
             means.append(statistics.mean(values))
             spread = f" [{min(values):.2f}, {max(values):.2f}]" if round(min(values), 2) < round(max(values), 2) else ""
             cells.append(f"{means[-1]:.2f}{spread}")
@@ -168,7 +189,7 @@ def table(found: Results, task: Task) -> list[str]:
 
 def draw(found: Results, task: Task, path: Path) -> None:
     """
-    Draw the returns over the delays: a panel for each family of cores, a line for each core, a band from the worst to the best
+    Draw the returns over the values: a panel for each family of cores, a line for each core, a band from the worst to the best
     seed.
 
     :param found: the results
@@ -183,15 +204,15 @@ def draw(found: Results, task: Task, path: Path) -> None:
     figure = Figure(figsize=(3 * len(shown), 3.2))
     places = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     for place, (family, cores) in zip(places, shown.items(), strict=True):
-        place.axvspan(task.delays[0], task.learned, color="0.92")
-        place.axhline(CHANCE, color="0.5", linewidth=1, linestyle=":")
+        place.axvspan(task.tested[0], task.learned, color="0.92")
+        place.axhline(task.chance, color="0.5", linewidth=1, linestyle=":")
         for core, marker in zip(cores, "osD^v", strict=False):
             seeds = of_core(found, core)
-            values = [[seed["returns"][str(delay)] for seed in seeds] for delay in task.delays]
-            (line,) = place.plot(task.delays, list(map(statistics.mean, values)), marker=marker, markersize=4, label=core)
-            place.fill_between(task.delays, list(map(min, values)), list(map(max, values)), color=line.get_color(), alpha=0.15)
-        place.set(xscale="log", title=family, xlabel="steps of waiting", ylim=(0, 1.04))
-        place.set_xticks(task.delays, [str(delay) for delay in task.delays], fontsize="x-small")
+            values = [[seed["returns"][str(value)] for seed in seeds] for value in task.tested]
+            (line,) = place.plot(task.tested, list(map(statistics.mean, values)), marker=marker, markersize=4, label=core)
+            place.fill_between(task.tested, list(map(min, values)), list(map(max, values)), color=line.get_color(), alpha=0.15)
+        place.set(xscale="log", title=family, xlabel=task.label, ylim=(0, 1.04))
+        place.set_xticks(task.tested, [str(value) for value in task.tested], fontsize="x-small")
         place.minorticks_off()
         place.legend(fontsize="x-small", loc=(0.02, 0.18))
     places[0].set_ylabel("return")

@@ -21,7 +21,7 @@ def task(horizons):
 
 
 def result(task, *returns, **more):
-    return {"returns": dict(zip(map(str, task.delays), returns, strict=True))} | more
+    return {"returns": dict(zip(map(str, task.tested), returns, strict=True))} | more
 
 
 def test_every_core_has_a_panel(horizons):
@@ -64,7 +64,7 @@ def test_seconds_are_shown_where_all_results_have_them(horizons):
 def test_what_is_collected_from_a_run(horizons, tmp_path):
     (tmp_path / "evaluations").mkdir()
     for delay in (5, 9):
-        test = dict(env_kwargs=dict(delay=delay), episodes=horizons.EPISODES, timesteps_trained=60)
+        test = dict(env_kwargs=dict(delay=delay), episodes=128, timesteps_trained=60)
         (tmp_path / f"evaluations/{delay}.json").write_text(json.dumps(test | {"return": dict(mean=delay / 10)}))
     (tmp_path / "progress.csv").write_text(f"time/iterations,{horizons.SECONDS}\n1,1\n2,4.6\n")
     config = "env: rmc_rl/Copy-v0\nenv_kwargs: {}\ncore: {name: gru}\nrun: {git_commit: abc}\n"
@@ -73,17 +73,18 @@ def test_what_is_collected_from_a_run(horizons, tmp_path):
     assert found == {"returns": {"5": 0.5, "9": 0.9}, "steps": 60, "seconds": 5, "git_commit": "abc"}
 
 
-@pytest.mark.parametrize("name", ["symbol", "copy"])
+@pytest.mark.parametrize("name", ["symbol", "copy", "digits"])
 def test_a_quick_study_is_not_run_again(horizons, monkeypatch, tmp_path, capsys, name):
-    monkeypatch.setitem(horizons.TASKS, name, horizons.TASKS[name]._replace(delays=(5, 50)))
-    monkeypatch.setattr(horizons, "EPISODES", 8)
+    monkeypatch.setitem(
+        horizons.TASKS, name, horizons.TASKS[name]._replace(tested=horizons.TASKS[name].tested[:2], episodes=8)
+    )
     command = ["horizons.py", "--task", name, "--quick", "--cores", "memoryless", "--seeds", "1"]
     monkeypatch.setattr(sys, "argv", command)
     monkeypatch.chdir(tmp_path)
     assert horizons.main() == 0
     (found,) = json.loads((tmp_path / f"runs/horizons/{name}.json").read_text()).values()
-    assert found["returns"].keys() == {"5", "50"}
-    assert 2048 <= found["steps"] <= 2240  # whole rollouts
+    assert list(found["returns"]) == list(map(str, horizons.TASKS[name].tested))
+    assert 2048 <= found["steps"] <= 8320  # whole rollouts
     assert "total_timesteps=2048" in found["keys"]
     assert "| `memoryless` | 1 |" in capsys.readouterr().out
     monkeypatch.setattr(horizons, "call", lambda *_: pytest.fail("it was run again"))
