@@ -8,7 +8,8 @@ median seconds that training took: on the clock, and of the processor, which do 
 Every seed's numbers go to --out as JSON as soon as they are there, and what is found there is not run again.
 
 Tasks: "copy", rmc_rl/Copy-v0 with n_symbols=4, length=3, delay=5 (at most 1; without memory 0.25); "cartpole", CartPole-v1
-without velocities (at most 500); "minigrid", MiniGrid-MemoryS7-v0 (at most just under 1; half of that without memory).
+without velocities (at most 500); "minigrid", MiniGrid-MemoryS7-v0 (at most just under 1; all objects are visible from the
+crossing, so that it hardly needs memory).
 """
 
 import argparse
