@@ -86,6 +86,8 @@ def test_a_quick_study_is_not_run_again(horizons, monkeypatch, tmp_path, capsys,
     assert list(found["returns"]) == list(map(str, horizons.TASKS[name].tested))
     assert 2048 <= found["steps"] <= 8320  # whole rollouts
     assert "total_timesteps=2048" in found["keys"]
+    tests = [json.loads(path.read_text())["env_kwargs"] for path in tmp_path.glob("runs/horizons/**/evaluations/*.json")]
+    assert [test.get("split") for test in tests] == ["test" if name == "digits" else None] * 2
     assert "| `memoryless` | 1 |" in capsys.readouterr().out
     monkeypatch.setattr(horizons, "call", lambda *_: pytest.fail("it was run again"))
     assert horizons.main() == 0
