@@ -25,7 +25,7 @@ TINY += ["algo.n_epochs=1", "env_kwargs.n_symbols=2", "env_kwargs.length=2"]
 CONSTANT = ["algo.learning_rate_schedule=constant", "algo.ent_coef_schedule=constant"]
 
 
-@pytest.mark.parametrize("draw", ["present", "range"])
+@pytest.mark.parametrize("draw", ["present", "range", "combined"])
 def test_a_run_through_a_curriculum_is_resumed_exactly_and_evaluated_at_the_end(call, draw):
     keys = [*TINY, *CONSTANT, "curriculum.delay=[1,4]", "curriculum_return=0.2", f"curriculum_draw={draw}"]
     status, out, err = call(train, *keys, "total_timesteps=2600", "name=whole")
@@ -92,6 +92,44 @@ def test_draws_from_all_values_so_far(stage, first, second):
     assert waits == set(range(second[0], second[1] + 1))
     with pytest.raises(UsageError, match="unknown curriculum_draw 'all'"):
         Curriculum({"delay": stage}, model, draw="all")
+
+
+def test_half_of_the_episodes_have_all_present_values_and_the_others_draw():
+    env = make_vec("rmc_rl/Copy-v0", 4000, seed=0, env_kwargs=dict(n_symbols=2, length=[1, 2], delay=[1, 10]))
+    model = RecurrentPPO(MlpMemoryPolicy, env, n_steps=4, device="cpu", policy_kwargs=dict(core="memoryless"))
+    curriculum = Curriculum({"length": [1, 2], "delay": [1, 10, 9]}, model, draw="combined")
+    curriculum.init_callback(model)
+    assert env.get_attr("often")[0] == {"length": 1, "delay": 1}
+    curriculum.index = 1
+    curriculum._set()
+    env.reset()
+    world = curriculum.world
+    lengths, delays = world.lengths, world.recall_steps - world.lengths
+    hardest = (lengths == 2) & (delays == 10)
+    assert hardest.float().mean().item() == pytest.approx(0.5 + 0.5 * 0.5 * 0.1, abs=0.03)
+    assert (lengths == 1).float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert set(delays[~hardest].tolist()) == set(range(1, 11))
+    assert (world.length, world.delay) == ((1, 2), (1, 10))  # as before the draw
+    for _ in range(30):  # all copies have begun a new episode
+        env.step(np.zeros(4000, dtype=np.int64))
+    assert (world.recall_steps - world.lengths == 10).float().mean().item() > 0.5
+
+
+def test_the_returns_of_a_world_count_what_half_of_the_episodes_have():
+    world = load_world(WORLDS["rmc_rl/TMaze-v0"])(2, length=[2, 8])
+    drawn = world.present_returns()
+    assert drawn == world.returns()
+    world.often = {"length": 8}
+    hardest = load_world(WORLDS["rmc_rl/TMaze-v0"])(2, length=8).returns()
+    assert world.present_returns().random == pytest.approx((drawn.random + hardest.random) / 2)
+    assert world.length == (2, 8)
+    state = world.reset(seed=0) and world.state_dict()
+    other = load_world(WORLDS["rmc_rl/TMaze-v0"])(2, length=[2, 8])
+    other.load_state_dict(state)
+    assert other.often == {"length": 8}
+    del state["often"]  # as in checkpoints of before
+    other.load_state_dict(state)
+    assert other.often == {}
 
 
 def test_values():

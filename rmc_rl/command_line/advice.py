@@ -68,7 +68,7 @@ class EntropyWarning(BaseCallback):
         returns = episode_returns(self.model)
         if self.world is None or self.most is None or loss is None or len(returns) < EPISODES_FOR_BEST:
             return
-        known = self.world.returns()
+        known = self.world.present_returns()
         chance = known.random if known.memoryless is None else known.memoryless
         if chance is None:
             return

@@ -2,7 +2,8 @@
 Curricula: keywords of a world that rise as the training return allows.
 
 Bengio et al., "Curriculum learning", 2009; Zaremba and Sutskever, "Learning to execute", 2014, https://arxiv.org/abs/1410.4615,
-raise the length of programs in the same way; their "mixed" strategy, which goes on with easier programs, is ``draw="range"``.
+raise the length of programs in the same way; their "mix" strategy, which goes on with easier programs, is ``draw="range"``,
+and the "combined" one, which joins it with the present length, is ``draw="combined"``.
 """
 
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from rmc_rl.envs.base import BatchedWorld
 from rmc_rl.errors import UsageError, require, require_choice, require_number, unknown
 
 STEPS = 10  # in which a keyword goes from the first value to the last, unless its step is given
-DRAWS = ("present", "range")
+DRAWS = ("present", "range", "combined")
 SHARE = 0.8  # of the way from play without memory to perfect play, at which keywords rise
 
 
@@ -137,7 +138,8 @@ class Curriculum(BaseCallback):
     :param threshold: mean return at which keywords rise; None: ``SHARE`` (80 %) of the way from the return without memory
         (from that of random play if it is not known) to that of perfect play, with the present values
     :param draw: "present": all episodes have the present values; "range": each episode draws its own, for each keyword evenly
-        from those between the first value and the present one
+        from those between the first value and the present one; "combined": half of the episodes have the present values, and
+        the others draw
     :raises UsageError: if the world refuses a value, or does not know these returns and there is no ``threshold``, or for
         another ``draw``
     """
@@ -178,16 +180,19 @@ class Curriculum(BaseCallback):
         self.index, self.ended = int(state["index"]), state["ended"]
 
     def _set(self) -> None:
+        assert self.world is not None
         for keyword, value in self.values.items():
             first = self.stages[keyword].first
             setattr(self.world, keyword, value if self.draw == "present" else tuple(sorted([first, value])))
+        if self.draw == "combined":
+            self.world.often = self.values
 
     def _threshold(self) -> float:
         """The mean return at which the keywords rise."""
         if self.fixed_threshold is not None:
             return self.fixed_threshold
         assert self.world is not None
-        returns = self.world.returns()
+        returns = self.world.present_returns()
         low = returns.random if returns.memoryless is None else returns.memoryless
         if low is None or returns.perfect is None:
             raise UsageError(

@@ -6,7 +6,8 @@ Shapes: ``B`` copies of a world (``num_envs``).
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple
 
 import gymnasium
@@ -110,6 +111,8 @@ class BatchedWorld(VectorEnv[Tensor, Tensor | np.ndarray, Tensor], ABC):
         self.generator = torch.Generator(self.device)
         self._is_seeded = self._is_reset = False
         self._state_names: tuple[str, ...] = ()  # attributes that hold the copies' state
+        self.often: dict[str, Any] = {}
+        """Numbers of keywords of :attr:`ranges` that half of the new episodes have, whatever the present ranges are."""
 
     @abstractmethod
     def _draw(self, count: int) -> dict[str, Tensor]:
@@ -164,6 +167,15 @@ class BatchedWorld(VectorEnv[Tensor, Tensor | np.ndarray, Tensor], ABC):
         """Mean returns of random, memoryless and perfect play with this world's keywords."""
         return Returns()
 
+    def present_returns(self) -> Returns:
+        """As :meth:`returns`, for episodes as they are drawn now: half of them with the numbers of :attr:`often`."""
+        drawn = self.returns()
+        if not self.often:
+            return drawn
+        with self._numbers(self.often):
+            pairs = zip(drawn, self.returns(), strict=True)
+            return Returns(*(None if one is None or other is None else (one + other) / 2 for one, other in pairs))
+
     def memory_demand(self) -> int | None:
         """
         The largest number of steps between seeing a fact and using it; None if it is unknown.
@@ -184,7 +196,7 @@ class BatchedWorld(VectorEnv[Tensor, Tensor | np.ndarray, Tensor], ABC):
         if seed is not None or not self._is_seeded:
             self.generator.manual_seed(int(self.np_random.integers(2**62)))
             self._is_seeded = True
-        state = self._draw(self.num_envs)
+        state = self._draw_episodes(self.num_envs)
         for name, drawn in state.items():
             setattr(self, name, drawn)
         self._state_names = tuple(state)
@@ -223,6 +235,7 @@ class BatchedWorld(VectorEnv[Tensor, Tensor | np.ndarray, Tensor], ABC):
         return {
             "copies": {name: getattr(self, name) for name in self._state_names},
             "ranges": {name: getattr(self, name) for name in self.ranges},
+            "often": dict(self.often),
             "generator": self.generator.get_state(),
             "numpy": self.np_random.bit_generator.state,
         }
@@ -244,6 +257,7 @@ class BatchedWorld(VectorEnv[Tensor, Tensor | np.ndarray, Tensor], ABC):
             setattr(self, name, part.to(self.device, getattr(self, name).dtype, copy=True))
         for name in self.ranges:
             setattr(self, name, state["ranges"][name])
+        self.often = dict(state.get("often", {}))  # not in states of before it existed
         self.generator.set_state(state["generator"].cpu())
         self.np_random.bit_generator.state = state["numpy"]
 
@@ -269,7 +283,38 @@ class BatchedWorld(VectorEnv[Tensor, Tensor | np.ndarray, Tensor], ABC):
 
         :param rows: ``(B,)`` bool
         """
-        self._replace(rows, lambda copies: self._draw(len(copies)))
+        self._replace(rows, lambda copies: self._draw_episodes(len(copies)))
+
+    def _draw_episodes(self, count: int) -> dict[str, Tensor]:
+        """
+        Draw the state of new episodes, half of them with the numbers of :attr:`often`.
+
+        :param count: number of episodes
+        :return: as :meth:`_draw`
+        """
+        state = self._draw(count)
+        if self.often:
+            is_often = torch.rand(count, generator=self.generator, device=self.device) < 0.5
+            with self._numbers(self.often):
+                for name, drawn in self._draw(count).items():
+                    state[name] = torch.where(is_often.view(-1, *[1] * (drawn.dim() - 1)), drawn, state[name])
+        return state
+
+    @contextmanager
+    def _numbers(self, numbers: Mapping[str, Any]) -> Iterator[None]:
+        """
+        Give keywords other numbers for a while.
+
+        :param numbers: keyword -> its number inside the ``with`` block
+        """
+        before = {name: getattr(self, name) for name in numbers}
+        for name, number in numbers.items():
+            setattr(self, name, number)
+        try:
+            yield
+        finally:
+            for name, number in before.items():
+                setattr(self, name, number)
 
     def _replace(self, rows: Tensor, draw: Callable[[Tensor], dict[str, Tensor]]) -> None:
         """
