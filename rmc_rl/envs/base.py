@@ -172,7 +172,7 @@ class BatchedWorld(VectorEnv[Tensor, Tensor | np.ndarray, Tensor], ABC):
         drawn = self.returns()
         if not self.often:
             return drawn
-        with self._numbers(self.often):
+        with self._temporarily(self.often):
             pairs = zip(drawn, self.returns(), strict=True)
             return Returns(*(None if one is None or other is None else (one + other) / 2 for one, other in pairs))
 
@@ -295,13 +295,13 @@ class BatchedWorld(VectorEnv[Tensor, Tensor | np.ndarray, Tensor], ABC):
         state = self._draw(count)
         if self.often:
             is_often = torch.rand(count, generator=self.generator, device=self.device) < 0.5
-            with self._numbers(self.often):
+            with self._temporarily(self.often):
                 for name, drawn in self._draw(count).items():
                     state[name] = torch.where(is_often.view(-1, *[1] * (drawn.dim() - 1)), drawn, state[name])
         return state
 
     @contextmanager
-    def _numbers(self, numbers: Mapping[str, Any]) -> Iterator[None]:
+    def _temporarily(self, numbers: Mapping[str, Any]) -> Iterator[None]:
         """
         Give keywords other numbers for a while.
 
