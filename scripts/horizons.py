@@ -230,6 +230,8 @@ def main() -> int:
     parser.add_argument("--seeds", type=at_least_one, default=5, help="how many, from 0")
     parser.add_argument("--runs", type=Path, help="folder of the runs; default: runs/horizons/<task>")
     parser.add_argument("--out", type=Path, help="the results; default: runs/horizons/<task>.json")
+    more = "further keys of the command line of each training run; they win. Results with other keys need another --out"
+    parser.add_argument("--keys", nargs="+", default=[], metavar="KEY=VALUE", help=more)
     parser.add_argument("--picture", type=Path, help="a PNG")
     parser.add_argument("--quick", action="store_true", help="a few steps of each run, to see whether the study works")
     parser.add_argument("--table", action="store_true", help="print the table of what is there and train nothing")
@@ -240,13 +242,20 @@ def main() -> int:
         arguments.out or Path(f"runs/horizons/{arguments.task}.json"),
     )
     found: Results = json.loads(out.read_text()) if out.exists() else {}
+    other = [name for name, result in found.items() if not set(arguments.keys) <= set(result["keys"])]
+    if other:
+        parser.error(
+            f"{out} holds results without the keys {' '.join(arguments.keys)}, as {other[0]}: give another --out and --runs"
+        )
     failed = False
     for seed in () if arguments.table else range(arguments.seeds):
         for core in arguments.cores or task.cores:
             if f"{core}/seed{seed}" in found:
                 continue
             try:
-                found[f"{core}/seed{seed}"] = play(task, core, seed, runs, QUICK if arguments.quick else ())
+                found[f"{core}/seed{seed}"] = play(
+                    task, core, seed, runs, [*arguments.keys, *(QUICK if arguments.quick else ())]
+                )
             except RuntimeError as error:
                 failed = True
                 print(f"error: {error}", file=sys.stderr, flush=True)

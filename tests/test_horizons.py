@@ -102,3 +102,17 @@ def test_a_command_that_fails_is_told_and_the_others_go_on(horizons, task, monke
     assert horizons.main() == 1
     assert "n_steps must be a whole number" in capsys.readouterr().err
     assert not (tmp_path / "results.json").exists()
+
+
+def test_results_with_other_keys_are_not_mixed(horizons, task, monkeypatch, tmp_path, capsys):
+    out, given = tmp_path / "results.json", []
+    monkeypatch.setattr(horizons, "play", lambda *args: given.append(args[-1]) or result(task, *[1] * 7, keys=["a=1", "b=2"]))
+    command = ["horizons.py", "--cores", "gru", "--seeds", "1", "--out", str(out), "--keys"]
+    for keys in (["b=2"], ["b=2", "a=1"]):
+        monkeypatch.setattr(sys, "argv", [*command, *keys])
+        assert horizons.main() == 0
+    assert given == [["b=2"]]  # once
+    monkeypatch.setattr(sys, "argv", [*command, "a=2"])
+    with pytest.raises(SystemExit, match="2"):
+        horizons.main()
+    assert "holds results without the keys a=2, as gru/seed0: give another --out and --runs" in capsys.readouterr().err
