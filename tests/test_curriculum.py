@@ -208,6 +208,17 @@ def test_a_range_is_drawn_within_its_bounds_in_every_world():
     assert 1.3 < boxes.float().mean() / 2 < 2.5
 
 
+@pytest.mark.parametrize("world_id", [name for name, path in WORLDS.items() if load_world(path).ranges])
+def test_every_world_draws_half_of_its_episodes_with_given_numbers(world_id):
+    world = load_world(WORLDS[world_id])(6)
+    world.reset(seed=0)
+    shapes = {name: (part.shape, part.dtype) for name, part in world.state_dict()["copies"].items()}
+    world.often = {name: getattr(world, name) for name in world.ranges if not isinstance(getattr(world, name), tuple)}
+    world.reset(seed=0)
+    assert {name: (part.shape, part.dtype) for name, part in world.state_dict()["copies"].items()} == shapes
+    world.step(np.stack([world.single_action_space.sample() for _ in range(6)]))
+
+
 def agent(**arguments):
     env = make_vec("rmc_rl/Copy-v0", 2, seed=0, env_kwargs=dict(length=3, delay=7))
     return RecurrentPPO(MlpMemoryPolicy, env, device="cpu", policy_kwargs=dict(core="lstm"), **arguments)
