@@ -111,6 +111,13 @@ def call(verb: str, *keys: str) -> None:
         raise RuntimeError(f"{shlex.join(command[1:])} ended with status {done.returncode}: {''.join(last)}")
 
 
+def keys_of(task: Task, core: str, seed: int, more: Sequence[str]) -> list[str]:
+    """The keys of the command line with which :func:`play` trains; later ones win."""
+    common = f"{IMITATION} env={task.env} {task.keys} {task.more.get(core, '')}"
+    keys = [f"core={core}", f"seed={seed}", *common.split(), *more]
+    return list({key.partition("=")[0]: key for key in keys}.values())
+
+
 def play(task: Task, core: str, seed: int, folder: Path, more: Sequence[str]) -> dict[str, Any]:
     """
     Train a core with a seed, or go on with it, and test it.
@@ -124,9 +131,7 @@ def play(task: Task, core: str, seed: int, folder: Path, more: Sequence[str]) ->
     :raises RuntimeError: if a command failed
     """
     run = Run.named(folder, task.env, core, f"seed{seed}")
-    common = f"{IMITATION} env={task.env} {task.keys} {task.more.get(core, '')}"
-    keys = [f"core={core}", f"seed={seed}", *common.split(), *more]
-    keys = list(dict((key.partition("=")[0], key) for key in keys).values())
+    keys = keys_of(task, core, seed, more)
     call("train", *keys, f"runs_dir={folder}", f"name={run.path.name}", "resume=auto")
     values = ",".join(map(str, task.tested))
     each = (f"env_kwargs.{task.keyword}={values}", f"episodes={task.episodes}", f"n_envs={task.episodes}")
@@ -230,8 +235,8 @@ def main() -> int:
     parser.add_argument("--seeds", type=at_least_one, default=5, help="how many, from 0")
     parser.add_argument("--runs", type=Path, help="folder of the runs; default: runs/horizons/<task>")
     parser.add_argument("--out", type=Path, help="the results; default: runs/horizons/<task>.json")
-    more = "further keys of the command line of each training run; they win. Results with other keys need another --out"
-    parser.add_argument("--keys", nargs="+", default=[], metavar="KEY=VALUE", help=more)
+    keys = "further keys of the command line of each training run; they win. Results with other keys need another --out"
+    parser.add_argument("--keys", nargs="+", default=[], metavar="KEY=VALUE", help=keys)
     parser.add_argument("--picture", type=Path, help="a PNG")
     parser.add_argument("--quick", action="store_true", help="a few steps of each run, to see whether the study works")
     parser.add_argument("--table", action="store_true", help="print the table of what is there and train nothing")
@@ -242,20 +247,18 @@ def main() -> int:
         arguments.out or Path(f"runs/horizons/{arguments.task}.json"),
     )
     found: Results = json.loads(out.read_text()) if out.exists() else {}
-    other = [name for name, result in found.items() if not set(arguments.keys) <= set(result["keys"])]
-    if other:
-        parser.error(
-            f"{out} holds results without the keys {' '.join(arguments.keys)}, as {other[0]}: give another --out and --runs"
-        )
+    more = [*arguments.keys, *(QUICK if arguments.quick else ())]
+    for name, result in found.items():
+        core, number = name.split("/seed")
+        if other := set(result["keys"]) ^ set(keys_of(task, core, int(number), more)):
+            parser.error(f"{out} holds {name} with other keys ({' '.join(sorted(other))}): give another --out and --runs")
     failed = False
     for seed in () if arguments.table else range(arguments.seeds):
         for core in arguments.cores or task.cores:
             if f"{core}/seed{seed}" in found:
                 continue
             try:
-                found[f"{core}/seed{seed}"] = play(
-                    task, core, seed, runs, [*arguments.keys, *(QUICK if arguments.quick else ())]
-                )
+                found[f"{core}/seed{seed}"] = play(task, core, seed, runs, more)
             except RuntimeError as error:
                 failed = True
                 print(f"error: {error}", file=sys.stderr, flush=True)

@@ -104,15 +104,23 @@ def test_a_command_that_fails_is_told_and_the_others_go_on(horizons, task, monke
     assert not (tmp_path / "results.json").exists()
 
 
-def test_results_with_other_keys_are_not_mixed(horizons, task, monkeypatch, tmp_path, capsys):
+def test_results_with_other_keys_are_not_mixed(horizons, monkeypatch, tmp_path, capsys):
     out, given = tmp_path / "results.json", []
-    monkeypatch.setattr(horizons, "play", lambda *args: given.append(args[-1]) or result(task, *[1] * 7, keys=["a=1", "b=2"]))
-    command = ["horizons.py", "--cores", "gru", "--seeds", "1", "--out", str(out), "--keys"]
-    for keys in (["b=2"], ["b=2", "a=1"]):
-        monkeypatch.setattr(sys, "argv", [*command, *keys])
+
+    def play(task, core, seed, _, more):
+        given.append(more)
+        return result(task, *[1] * 7, keys=horizons.keys_of(task, core, seed, more))
+
+    monkeypatch.setattr(horizons, "play", play)
+    command = ["horizons.py", "--cores", "gru", "--seeds", "1", "--out", str(out)]
+    for _ in range(2):
+        monkeypatch.setattr(sys, "argv", [*command, "--keys", "algo.n_epochs=9"])
         assert horizons.main() == 0
-    assert given == [["b=2"]]  # once
-    monkeypatch.setattr(sys, "argv", [*command, "a=2"])
-    with pytest.raises(SystemExit, match="2"):
-        horizons.main()
-    assert "holds results without the keys a=2, as gru/seed0: give another --out and --runs" in capsys.readouterr().err
+    assert given == [["algo.n_epochs=9"]]  # once
+    capsys.readouterr()
+    for keys, other in (([], "2 algo.n_epochs=9"), (["--keys", "algo.n_epochs=8"], "8 algo.n_epochs=9")):
+        monkeypatch.setattr(sys, "argv", [*command, *keys])
+        with pytest.raises(SystemExit, match="2"):
+            horizons.main()
+        expected = f"holds gru/seed0 with other keys (algo.n_epochs={other}): give another --out and --runs"
+        assert expected in capsys.readouterr().err

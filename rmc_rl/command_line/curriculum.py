@@ -136,7 +136,7 @@ class Curriculum(BaseCallback):
     :param curriculum: see :func:`read_curriculum`; empty: nothing happens
     :param model: the agent; its world gets the first values
     :param threshold: mean return at which keywords rise; None: ``SHARE`` (80 %) of the way from the return without memory
-        (from that of random play if it is not known) to that of perfect play, with the present values
+        (from that of random play if it is not known) to that of perfect play, for episodes as they are drawn now
     :param draw: "present": all episodes have the present values; "range": each episode draws its own, for each keyword evenly
         from those between the first value and the present one; "combined": half of the episodes have the present values, and
         the others draw

@@ -297,7 +297,7 @@ class BatchedWorld(VectorEnv[Tensor, Tensor | np.ndarray, Tensor], ABC):
             is_often = torch.rand(count, generator=self.generator, device=self.device) < 0.5
             with self._temporarily(self.often):
                 for name, drawn in self._draw(count).items():
-                    state[name] = torch.where(is_often.view(-1, *[1] * (drawn.dim() - 1)), drawn, state[name])
+                    state[name] = _choose(is_often, drawn, state[name])
         return state
 
     @contextmanager
@@ -331,14 +331,17 @@ class BatchedWorld(VectorEnv[Tensor, Tensor | np.ndarray, Tensor], ABC):
                 getattr(self, name)[copies] = drawn
             return
         for name, drawn in draw(torch.arange(self.num_envs, device=self.device)).items():
-            # (B,) -> (B, 1, ...)
-            chosen = rows.view(-1, *[1] * (drawn.dim() - 1))
-            setattr(self, name, torch.where(chosen, drawn, getattr(self, name)))
+            setattr(self, name, _choose(rows, drawn, getattr(self, name)))
 
     def _has_defaults(self, *names: str) -> bool:
         """Whether these keywords have their default values. They must be kept in attributes of the same names."""
         parameters = inspect.signature(type(self)).parameters
         return all(getattr(self, name) == parameters[name].default for name in names)
+
+
+def _choose(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """The rows of ``new`` ``(n, ...)`` where ``rows`` ``(n,)`` is true, and those of ``old`` elsewhere."""
+    return torch.where(rows.view(-1, *[1] * (new.dim() - 1)), new, old)
 
 
 def check_world_keywords(kind: str, world: type[BatchedWorld], keywords: Mapping[str, Any], given: Iterable[str]) -> None:
