@@ -120,7 +120,7 @@ def keys_page() -> str:
     """All keys of the command line, as ``--help-all`` prints them."""
     parts = ["# All keys", "Each file as it is in the package. Later files win, and the command line wins over all of them."]
     folder = ROOT / "rmc_rl" / "configs"
-    groups = ("family", "algo", "tune")
+    groups = ("family", "family_core", "algo", "tune")
     for path in [
         *sorted(folder.glob("*.yaml")),
         *(each for group in groups for each in sorted((folder / group).rglob("*.yaml"))),

@@ -704,6 +704,21 @@ def test_the_default_environment_has_the_defaults_of_its_family(call):
     assert yaml.safe_load(silent)["algo"]["gamma"] == 0
 
 
+def test_a_family_changes_keys_of_a_core(call):
+    def gates(*arguments):
+        return yaml.safe_load(call(train, "family=minigrid", *arguments, "--cfg", "job")[1])["core"].get("first_gates")
+
+    assert gates("core=rmc") == "uniform"
+    assert gates("core=rmc", "core.first_gates=standard") == "standard"
+    assert gates("core=rims") is None
+    assert yaml.safe_load(call(train, "core=rmc", "--cfg", "job")[1])["core"]["first_gates"] == "standard"
+    changes = "family=minigrid changes these keys of core=rmc:"
+    assert changes in call(train, "--help-all", "family=minigrid", "core=rmc")[1]
+    assert "changes these keys" not in call(train, "--help-all", "family=minigrid", "core=lstm")[1]
+    status, _, err = call(train, "family_core=minigrid_rmc")
+    assert (status, err.startswith("error: family_core follows from family and core;")) == (2, True)
+
+
 def test_the_list_of_verbs_has_colours_on_a_terminal_alone(call, monkeypatch):
     assert "\033" not in call(rmc_rl.__main__)[1]
     monkeypatch.setattr(rmc_rl.__main__, "has_colours", lambda: True)

@@ -18,6 +18,7 @@ from rmc_rl.command_line.schema import TrainKeys, check_keys
 from rmc_rl.envs import WORLDS
 
 FAMILIES = ["atari", "control", "gymnasium", "minatar", "minigrid", "pendulum", "recall", "rmc_rl"]
+FAMILY_CORES = {("minigrid", "rmc"): dict(first_gates="uniform")}  # keys of a core that differ in a family
 
 
 def test_the_wheel_holds_one_package_with_its_yaml_files(checkout, tmp_path):
@@ -55,7 +56,8 @@ def test_every_yaml_file_is_used(checkout):
     # what tune searches, of every core and of the families that need it
     spaces = {"tune/space.yaml", *(f"tune/core/{name}.yaml" for name in core_names())}
     spaces |= {f"tune/{name}" for name in families if f"tune/{name}" in found}
-    assert found == {"common.yaml", *(f"{verb}.yaml" for verb in VERBS)} | cores | families | algorithms | spaces
+    both = {f"family_core/{family}_{core}.yaml" for family, core in FAMILY_CORES}
+    assert found == {"common.yaml", *(f"{verb}.yaml" for verb in VERBS)} | cores | families | both | algorithms | spaces
 
 
 @pytest.mark.parametrize("core", core_names())
@@ -65,9 +67,8 @@ def test_configurations_compose_and_agree_with_the_code(core, family):
         config = compose("train", overrides=[f"core={core}", f"family={family}"])
     check_keys(TrainKeys, config)
     defaults = {name: p.default for name, p in inspect.signature(core_class(core)).parameters.items() if name != "input_size"}
-    assert OmegaConf.to_container(config.core) == dict(name=core) | {
-        name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()
-    }
+    lists = {name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()}
+    assert OmegaConf.to_container(config.core) == dict(name=core) | lists | FAMILY_CORES.get((family, core), {})
 
 
 def readme(checkout):

@@ -58,6 +58,9 @@ def help_text(
             of = "" if group == "family" else f" of {group}"
             title = f"{group}={choices[group]} sets these keys{of} ({group} is one of {', '.join(group_options(group))})"
             files[title] = f"{group}/{choices[group]}.yaml"
+    of_both = f"family_core/{choices.get('family')}_{choices.get('core')}.yaml"
+    if (_folder() / of_both).is_file():
+        files[f"family={choices['family']} changes these keys of core={choices['core']}"] = of_both
     texts = {title: _shown((_folder() / name).read_text()) for title, name in files.items()}
     parts = [description.strip(), *(f"{title}:\n\n{text}" for title, text in texts.items()), listed, ENDING]
     return "\n\n".join(part for part in parts if part)

@@ -230,6 +230,8 @@ def _check_job(
     overrides = [_parse(parser, line) for line in lines]
     choices: dict[str, str] = {}
     for each in overrides:
+        rule = "family_core follows from family and core; set the keys of core instead"
+        require(own_files or each.key_or_group != "family_core", rule, each.input_line)
         options = group_options(each.key_or_group)
         if not options or each.is_delete():
             continue
