@@ -77,6 +77,8 @@ def main() -> None:
         policy = load_policy(arguments.run)
     except (UsageError, gymnasium.error.Error) as error:
         parser.error(str(error))
+    if policy.observation_space != env.observation_space:
+        parser.error(f"--run must be an agent of {arguments.env}, one that reads the view alone, got '{arguments.run}'")
     seeds = range(arguments.seed, arguments.seed + arguments.episodes)
     print("\n".join(table([play(policy, env, seed, not arguments.sampled) for seed in seeds])))
 

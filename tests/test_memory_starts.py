@@ -13,8 +13,9 @@ TURN_LEFT, FORWARD = 0, 2  # MiniGrid's actions
 class Player:
     """Repeats a list of actions, each as often as it says, and its last action for the rest of the episode."""
 
-    def __init__(self, *actions):
+    def __init__(self, *actions, observation_space=None):
         self.actions = actions
+        self.observation_space = observation_space
 
     def predict(self, observation, state, episode_start, deterministic):
         step = 0 if episode_start.all() else state
@@ -46,8 +47,9 @@ def test_where_it_starts_looks_and_ends(starts, env):
     assert not any(episode.looked_left for episode in up)
 
 
-def test_the_table_has_a_row_for_each_start(starts, monkeypatch, capsys):
-    monkeypatch.setattr(starts, "load_policy", lambda _: Player(TURN_LEFT, TURN_LEFT, FORWARD))
+def test_the_table_has_a_row_for_each_start(starts, env, monkeypatch, capsys):
+    player = Player(TURN_LEFT, TURN_LEFT, FORWARD, observation_space=env.observation_space)
+    monkeypatch.setattr(starts, "load_policy", lambda _: player)
     monkeypatch.setattr(sys, "argv", ["memory_starts.py", "--run", "any", "--episodes", "12"])
     starts.main()
     rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
@@ -71,3 +73,12 @@ def test_mistakes_get_one_line(starts, monkeypatch, capsys, arguments, says):
         starts.main()
     assert ended.value.code == 2
     assert says in capsys.readouterr().err
+
+
+def test_an_agent_of_another_world_is_refused(starts, monkeypatch, capsys):
+    monkeypatch.setattr(starts, "load_policy", lambda _: Player(FORWARD, observation_space=gymnasium.spaces.Discrete(3)))
+    monkeypatch.setattr(sys, "argv", ["memory_starts.py", "--run", "runs/any"])
+    with pytest.raises(SystemExit) as ended:
+        starts.main()
+    assert ended.value.code == 2
+    assert "--run must be an agent of MiniGrid-MemoryS7-v0" in capsys.readouterr().err
